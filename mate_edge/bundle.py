@@ -1,0 +1,176 @@
+"""The bundle: the folder `NAME.mate` that a device needs. It never changes after export.
+
+`manifest.json` (this schema), `segments/1.onnx` ..., `unsplit.onnx`, `golden.npz`,
+`calibration.npz`. The bundle's id is the SHA-256 of its manifest, and the manifest holds the
+SHA-256 and the size of every other file; the bytes that are checked are the bytes that are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from mate_edge import files
+from mate_edge.errors import BundleError
+from mate_edge.images import Preprocessing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SCHEMA = 1
+BUNDLES = Path("bundles")
+MANIFEST = "manifest.json"
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of the bundle, by its path inside it."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or output of a segment; `shape` is without the leading batch axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "float16"]
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """The backbone between two exits and the head of the exit that it ends in.
+
+    `outputs` are the features for the next segment (none after the last one), then the logits.
+    """
+
+    file: File
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True):
+    """What one exit costs and how good it is. FLOPs: fvcore's, one multiply-add = 1."""
+
+    flops: int
+    """Of its segment alone, at batch 1."""
+    cumulative_flops: int
+    """Of all segments up to this one."""
+    parameters: int
+    border_bytes: int
+    """What the segment hands to the next one, at batch 1; 0 after the last."""
+    val_accuracy: float
+    test_accuracy: float
+    temperature: float
+
+
+class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy with its parameters, and what it did on the validation images when it was chosen."""
+
+    policy: str
+    parameters: dict[str, Any]
+    val_accuracy: float
+    val_mean_flops: float
+    val_exit_shares: tuple[float, ...]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`manifest.json`."""
+
+    schema: int = SCHEMA
+    name: str
+    target: str
+    precision: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    segments: tuple[Segment, ...]
+    exits: tuple[Exit, ...]
+    operating_points: dict[str, OperatingPoint]
+    unsplit: File
+    unsplit_flops: int
+    golden: File
+    calibration: File
+    provenance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.segments) == len(self.exits):
+            raise ValueError("there must be one segment for each exit")
+        if len(self.classes) < 2:
+            raise ValueError("there must be two classes or more")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder, its manifest and its id."""
+
+    folder: Path
+    manifest: Manifest
+    id: str
+
+    def read(self, file: File) -> bytes:
+        """Return the bytes of a file, after checking path, size and SHA-256.
+
+        Raises:
+            BundleError: a path that leaves the folder, a missing or an altered file.
+        """
+        path = files.inside(self.folder, file.path, BundleError)
+        data = files.read_bytes(path, max(file.bytes, 0), BundleError)
+        if len(data) != file.bytes:
+            raise BundleError(
+                f"{path} is truncated: {len(data)} of {file.bytes} bytes; copy the bundle again"
+            )
+        if files.sha256(data) != file.sha256:
+            raise BundleError(f"{path} was altered (SHA-256 differs); copy the bundle again")
+        return data
+
+    def arrays(self, file: File) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays of `golden.npz` or `calibration.npz`, checked like `read`."""
+        return files.bytes_to_arrays(self.read(file), self.folder / file.path, BundleError)
+
+
+def find_bundle(path: Path | None) -> Path:
+    """Return the bundle that the user means.
+
+    That is `path`, or the newest under `bundles/`, or a lone `*.mate` in the working folder.
+
+    Raises:
+        BundleError: there is none, or more than one and nothing tells which.
+    """
+    if path is not None:
+        return path
+    latest = files.read_latest(BUNDLES)
+    if latest is not None:
+        return latest
+    here = sorted(Path().glob("*.mate"))
+    if len(here) == 1:
+        return here[0]
+    if here:
+        raise BundleError(f"{len(here)} bundles are here: choose one, such as --bundle {here[0]}")
+    raise BundleError("there is no bundle under bundles/ yet: type mate-edge export, or name one")
+
+
+def read_bundle(folder: str | Path) -> Bundle:
+    """Open a bundle and validate its manifest; the other files are checked when they are read.
+
+    Raises:
+        BundleError: missing, damaged, or of a newer schema.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"there is no bundle folder {folder}: check the path")
+    data = files.read_bytes(path, files.MAX_JSON_BYTES, BundleError)
+    manifest = files.decode_json(data, Manifest, path, SCHEMA, BundleError)
+    return Bundle(folder, manifest, files.sha256(data))
+
+
+def add_file(folder: Path, path: str, data: bytes) -> File:
+    """Write one file of a bundle in the making and return its entry for the manifest."""
+    target = folder / path
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(data)
+    return File(path=path, bytes=len(data), sha256=files.sha256(data))

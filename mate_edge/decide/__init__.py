@@ -1,0 +1,1 @@
+"""What to do with the logits of an exit: policies, temperatures, simulation; numpy only."""

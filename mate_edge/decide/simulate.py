@@ -1,0 +1,57 @@
+"""Replay a policy on cached logits: what the runtime would do, sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mate_edge.decide.policy import Logits, Policy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy did with n samples.
+
+    Attributes:
+        exits: int64 [n], from 1 to K.
+        predictions: int64 [n], the class indices answered.
+        confidences: float32 [n], the largest probability at the exit taken.
+    """
+
+    exits: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    confidences: NDArray[np.float32]
+
+    def accuracy(self, labels: NDArray[np.int64]) -> float:
+        """Return the share of right answers."""
+        return float(np.mean(self.predictions == labels))
+
+    def mean_flops(self, cumulative_flops: tuple[int, ...]) -> float:
+        """Return the mean FLOPs a sample, given those of each exit with all segments before it."""
+        return float(np.asarray(cumulative_flops, np.float64)[self.exits - 1].mean())
+
+    def exit_shares(self, num_exits: int) -> tuple[float, ...]:
+        """Return the share of samples that left at each exit."""
+        counts = np.bincount(self.exits - 1, minlength=num_exits)
+        return tuple(float(share) for share in counts / max(len(self.exits), 1))
+
+
+def simulate(policy: Policy, logits: Logits) -> Outcome:
+    """Apply `policy` to cached logits, float32 [n, K, C], exit by exit as the runtime does."""
+    n, num_exits, _ = logits.shape
+    exits = np.full(n, num_exits)
+    predictions = np.zeros(n, np.int64)
+    confidences = np.zeros(n, np.float32)
+    rows = np.arange(n)
+    for k in range(1, num_exits + 1):
+        leave, probabilities = policy.decide(logits[rows, :k])
+        if k == num_exits:
+            leave = np.ones(len(rows), np.bool_)
+        left = rows[leave]
+        exits[left] = k
+        predictions[left] = probabilities[leave].argmax(axis=-1)
+        confidences[left] = probabilities[leave].max(axis=-1)
+        rows = rows[~leave]
+    return Outcome(exits, predictions, confidences)

@@ -1,0 +1,35 @@
+"""Temperature scaling (Guo et al., arXiv:1706.04599): one number that calibrates an exit."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mate_edge.decide.policy import Logits, softmax
+
+LOWEST, HIGHEST = 0.05, 20.0
+
+
+def fit_temperature(logits: Logits, labels: NDArray[np.int64]) -> float:
+    """Return the T that minimises the negative log-likelihood of softmax(logits / T).
+
+    The loss is convex in 1/T, with the derivative mean(E_p[z] - z_y): its root is found by
+    bisection.
+
+    Args:
+        logits: float32 [n, C] of one exit.
+        labels: int64 [n].
+
+    Returns:
+        T in [0.05, 20]; a bound when the data push past it (for example, no mistakes at all).
+    """
+    right = logits[np.arange(len(labels)), labels]
+    low, high = 1 / HIGHEST, 1 / LOWEST
+    for _ in range(50):
+        inverse = (low * high) ** 0.5
+        expected = (softmax(logits, 1 / inverse) * logits).sum(axis=-1)
+        if np.mean(expected - right, dtype=np.float64) > 0:
+            high = inverse
+        else:
+            low = inverse
+    return float(1 / (low * high) ** 0.5)

@@ -1,0 +1,43 @@
+"""Errors meant for users: one line that says what was wrong, with which value, and what to do.
+
+The command line prints them and exits with code 2. Any other exception is a bug and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+
+class MateEdgeError(Exception):
+    """The base of every error that a user can mend."""
+
+
+class UsageError(MateEdgeError):
+    """An option, a name or a combination of them that makes no sense."""
+
+
+class DataError(MateEdgeError):
+    """A data set that is missing, empty or malformed."""
+
+
+class ImageError(MateEdgeError):
+    """An image that cannot be read."""
+
+
+class RunError(MateEdgeError):
+    """A run folder that is missing, unfinished, altered or of a newer schema."""
+
+
+class BundleError(MateEdgeError):
+    """A bundle that is missing, altered, truncated or of a newer schema."""
+
+
+class ExportError(MateEdgeError):
+    """An exported segment that does not compute what the network computes."""
+
+
+class EngineError(MateEdgeError):
+    """An engine that cannot be had on this device, or that failed."""
+
+
+class EngineNotBuilt(EngineError):  # noqa: N818 - the state of the engine, named as users see it
+    """An engine that must be built on this device first."""

@@ -1,0 +1,232 @@
+"""Files that are written whole or not at all, and read without trust.
+
+A file goes to a temporary name beside its place, is synced and then renamed; a folder likewise, so
+that a killed process leaves nothing or everything. Reading never unpickles, and never follows a
+path or believes a size out of a manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from mate_edge.errors import MateEdgeError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+MAX_JSON_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 16 * 2**30
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a crash leaves the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends well, and vanishes when not.
+
+    Raises:
+        UsageError: `path` exists already, or its parent cannot be written.
+    """
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} exists already: remove it or choose another --out")
+    make_folder(path.parent)
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        publish(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Sync all that is in the folder `temporary`, then rename it to `path`."""
+    for entry in (*temporary.rglob("*"), temporary):
+        _sync(entry)
+    os.rename(temporary, path)
+    _sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make `path` and its parents.
+
+    Raises:
+        UsageError: the folder cannot be made, for example because a file is in its place.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {path}: {error.strerror}") from None
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of earlier attempts at `path`."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        process = leftover.name.rsplit(".", 2)[-2]
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unused(path: Path) -> Path:
+    """Return `path`, or the first of `path-2`, `path-3`, ... that does not exist (suffix kept)."""
+    candidate, number = path, 2
+    while candidate.exists() or candidate.is_symlink():
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return candidate
+
+
+def write_json(path: Path, value: object) -> bytes:
+    """Write `value` as readable JSON, whole or not at all; return the bytes."""
+    data = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    write_whole(path, data)
+    return data
+
+
+def decode_json(data: bytes, kind: type[T], what: Path, schema: int, error: type[MateEdgeError]) -> T:
+    """Decode and validate a JSON document that carries a `schema` number.
+
+    Raises:
+        error: not JSON, of a newer schema, or not of the expected shape.
+    """
+    try:
+        found = msgspec.json.decode(data, type=_Versioned).schema
+        if found > schema:
+            raise error(
+                f"{what} has schema {found}, this mate-edge reads up to {schema}: upgrade mate-edge"
+            )
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as reason:
+        raise error(f"{what} is damaged: {reason}") from None
+
+
+class _Versioned(msgspec.Struct):
+    schema: int
+
+
+def read_bytes(path: Path, limit: int, error: type[MateEdgeError]) -> bytes:
+    """Read a file of at most `limit` bytes.
+
+    Raises:
+        error: the file is missing, unreadable or larger.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        raise error(f"{path} is missing") from None
+    except OSError as reason:
+        raise error(f"cannot read {path}: {reason.strerror}") from None
+    if len(data) > limit:
+        raise error(f"{path} is larger than the {limit} bytes that it should have")
+    return data
+
+
+def inside(folder: Path, name: str, error: type[MateEdgeError]) -> Path:
+    """Return the path of `name` in `folder`.
+
+    Raises:
+        error: the path leaves the folder, by itself or through a symbolic link.
+    """
+    plain = re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) is not None
+    path = folder / name
+    if not plain or not path.resolve().is_relative_to(folder.resolve()):
+        raise error(f"{folder} names a file outside itself: {name!r}; do not use it")
+    return path
+
+
+def arrays_to_bytes(arrays: dict[str, NDArray[np.generic]]) -> bytes:
+    """Pack arrays as a compressed npz."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def bytes_to_arrays(
+    data: bytes, what: Path, error: type[MateEdgeError]
+) -> dict[str, NDArray[np.generic]]:
+    """Unpack an npz, never unpickling.
+
+    Raises:
+        error: not an npz, objects inside, or more than `MAX_FILE_BYTES` when unpacked.
+    """
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > MAX_FILE_BYTES:
+            raise error(f"{what} would unpack to {unpacked} bytes: it is damaged or hostile")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as reason:
+        raise error(f"{what} is damaged: {reason}") from None
+
+
+def write_latest(path: Path) -> None:
+    """Note `path` as the newest of its folder, in the text file `latest` beside it."""
+    write_whole(path.parent / "latest", f"{path.name}\n".encode())
+
+
+def read_latest(folder: Path) -> Path | None:
+    """Return the newest entry of `folder`, or None when there is none."""
+    try:
+        name = (folder / "latest").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    path = folder / name
+    return path if name and name == Path(name).name and path.is_dir() else None

@@ -1,0 +1,180 @@
+"""Decode and preprocess images: the one implementation, for evaluation and for the runtime.
+
+Training's evaluation and the runtime both call `decode`, `crop` and `normalize`, so the network
+sees the same numbers in both by construction.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from mate_edge.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO")
+"""Pillow's decoders that are tried; the others (EPS starts a program) never see a user's file."""
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+)
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte as RGB
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
+    """How an image becomes a network's input.
+
+    The shorter side is scaled to `resize` pixels (bilinear with antialiasing, as Pillow does), the
+    centre `size` x `size` is cut out, and each channel becomes `(value / 255 - mean) / std`.
+    """
+
+    channels: Literal[1, 3]
+    size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not (len(self.mean) == len(self.std) == self.channels):
+            raise ValueError(f"mean and std need {self.channels} values each")
+        if not 1 <= self.size <= self.resize <= 8192:
+            raise ValueError(f"size {self.size} and resize {self.resize} do not fit together")
+        if not all(0 < value < float("inf") for value in self.std):
+            raise ValueError("std must be positive")
+
+
+def decode(source: str | Path | bytes) -> Image.Image:
+    """Decode an image file to an upright 8-bit picture of mode L or RGB.
+
+    EXIF rotation is applied; 16-bit gray is cut to its upper 8 bits; palettes, CMYK and the like
+    become RGB; what is transparent shows white.
+
+    Args:
+        source: a path, or the encoded bytes.
+
+    Raises:
+        ImageError: missing, empty, truncated, not an image, or larger than `MAX_PIXELS`.
+    """
+    if isinstance(source, bytes):
+        name, data = "the image", source
+    else:
+        name = str(source)
+        try:
+            data = Path(source).read_bytes()
+        except FileNotFoundError:
+            raise ImageError(f"{name} does not exist") from None
+        except OSError as reason:
+            raise ImageError(f"cannot read {name}: {reason.strerror}") from None
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+            picture = _to_8_bits(image, name)
+            return picture if turn is None else picture.transpose(turn)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name} has more than {MAX_PIXELS} pixels: scale it down first") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image in a known format") from None
+    except ImageError:
+        raise
+    except Exception as reason:  # Pillow's decoders raise a dozen types on malformed data
+        raise ImageError(f"{name} is damaged: {reason}") from None
+
+
+def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("L", "RGB") and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):  # 16 bits; older Pillow calls them 32
+        values = np.asarray(image).astype(np.int64)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
+            raise ImageError(f"{name} has 32 bits a pixel: convert it to 8 or 16 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ImageError(f"{name} holds floating-point pixels: convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        white = Image.new("RGBA", seen.size, "white")
+        return Image.alpha_composite(white, seen).convert("RGB")
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def from_array(frame: NDArray[np.uint8], color: Literal["rgb", "bgr"] = "rgb") -> Image.Image:
+    """Wrap a frame, uint8 [H, W], [H, W, 1] or [H, W, 3], without decoding anything.
+
+    Raises:
+        ImageError: another dtype or shape, or an empty frame.
+    """
+    if frame.dtype != np.uint8:
+        raise ImageError(f"a frame must be uint8 in 0..255, not {frame.dtype}")
+    if frame.ndim == 3 and frame.shape[2] == 1:
+        frame = frame[:, :, 0]
+    if frame.size == 0 or not (frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)):
+        raise ImageError(f"a frame must have the shape [H, W, 3], [H, W, 1] or [H, W], not {frame.shape}")
+    if frame.ndim == 3 and color == "bgr":
+        frame = frame[:, :, ::-1]
+    return Image.fromarray(np.ascontiguousarray(frame))
+
+
+def crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Scale and cut an image of any size: uint8 [size, size, channels].
+
+    The arithmetic of the sizes is torchvision's `Resize(resize)` then `CenterCrop(size)`.
+    """
+    mode = "RGB" if preprocessing.channels == 3 else "L"
+    if image.mode != mode:
+        image = image.convert(mode)
+    width, height = image.size
+    short, size = preprocessing.resize, preprocessing.size
+    if min(width, height) != short:
+        if width <= height:
+            width, height = short, max(short, int(short * height / width))
+        else:
+            width, height = max(short, int(short * width / height)), short
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    if (width, height) != (size, size):
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image).reshape(size, size, preprocessing.channels)
+
+
+def normalize(
+    pixels: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Turn pixels uint8 [n, H, W, C] into a network's input, float32 [n, C, H, W].
+
+    Args:
+        pixels: from `crop`, stacked.
+        preprocessing: whose `mean` and `std` are applied.
+        out: where to write, allocated when None.
+    """
+    n, height, width, channels = pixels.shape
+    if out is None:
+        out = np.empty((n, channels, height, width), np.float32)
+    for c in range(channels):
+        scale = np.float32(1 / (255 * preprocessing.std[c]))
+        shift = np.float32(preprocessing.mean[c] / preprocessing.std[c])
+        plane = out[:, c]
+        np.multiply(pixels[..., c], scale, out=plane, dtype=np.float32, casting="unsafe")
+        plane -= shift
+    return out

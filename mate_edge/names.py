@@ -1,0 +1,26 @@
+"""Look a name up in a table; a wrong one is answered with the valid ones and the nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from mate_edge.errors import UsageError
+
+T = TypeVar("T")
+
+
+def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Return `table[name]`.
+
+    Raises:
+        UsageError: no such name; the message lists the valid ones and the nearest.
+    """
+    try:
+        return table[name]
+    except KeyError:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, table, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"unknown {kind} {name!r}: choose from {', '.join(table)}.{hint}") from None

@@ -1,0 +1,148 @@
+"""The run folder: what training leaves, and what export reads.
+
+`run.json` (this schema), `model.safetensors`, `metrics.csv`, `outputs.npz` (each exit's logits and
+the labels, validation and test, and a few validation images), `profile.json`, `state/` (resume).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from mate_edge import files
+from mate_edge.errors import RunError
+from mate_edge.images import Preprocessing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SCHEMA = 1
+RUNS = Path("runs")
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How the weights are fitted.
+
+    SGD; the learning rate is divided by 10 at each of `milestones`, fractions of `epochs`.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    milestones: tuple[float, ...] = (0.375, 0.65, 0.9)
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """Top-1 accuracies in [0, 1]: one an exit, and the mean of all exits' logits."""
+
+    val_accuracy: tuple[float, ...]
+    val_ensemble: float
+    test_accuracy: tuple[float, ...]
+    test_ensemble: float
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """`run.json`: all that is needed to rebuild, resume or repeat a training."""
+
+    schema: int = SCHEMA
+    name: str
+    arch: str
+    head: str
+    exits: int
+    data: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    method: str
+    method_options: dict[str, float] = {}
+    recipe: Recipe
+    seed: int
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    created: str
+    versions: dict[str, str]
+    git_commit: str | None = None
+    results: Results | None = None
+    files: dict[str, str] = {}
+    """SHA-256 of `model.safetensors` and `outputs.npz`, by name."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its last epoch."""
+        return self.results is not None
+
+
+def find_run(path: Path | None) -> Path:
+    """Return the run folder that the user means: `path`, or the newest under `runs/`.
+
+    Raises:
+        RunError: there is none.
+    """
+    if path is not None:
+        if not path.is_dir():
+            raise RunError(f"there is no run folder {path}: check the path, or train one first")
+        return path
+    latest = files.read_latest(RUNS)
+    if latest is None:
+        raise RunError("there is no run under runs/ yet: type mate-edge train, or name a run folder")
+    return latest
+
+
+def read_run(folder: Path) -> Run:
+    """Read and validate `run.json`.
+
+    Raises:
+        RunError: missing, damaged or of a newer schema.
+    """
+    path = folder / "run.json"
+    data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)
+    return files.decode_json(data, Run, path, SCHEMA, RunError)
+
+
+def read_finished_run(folder: Path) -> Run:
+    """Read a run whose training is complete.
+
+    Raises:
+        RunError: as `read_run`, or the training has not finished.
+    """
+    run = read_run(folder)
+    if not run.finished:
+        raise RunError(
+            f"{folder} is not trained to the end: type mate-edge train --resume --out {folder}"
+        )
+    return run
+
+
+def write_run(folder: Path, run: Run) -> None:
+    """Write `run.json`, whole or not at all."""
+    files.write_json(folder / "run.json", run)
+
+
+def read_file(folder: Path, run: Run, name: str) -> bytes:
+    """Return the bytes of one of the run's files, after checking them against `run.json`.
+
+    Raises:
+        RunError: missing, altered or truncated.
+    """
+    path = folder / name
+    data = files.read_bytes(path, files.MAX_FILE_BYTES, RunError)
+    if files.sha256(data) != run.files.get(name):
+        raise RunError(f"{path} is not the file that training wrote (SHA-256 differs): train again")
+    return data
+
+
+def read_outputs(folder: Path, run: Run) -> dict[str, NDArray[np.generic]]:
+    """Read `outputs.npz`.
+
+    Returns:
+        `val_logits` and `test_logits` float32 [n, K, C], `val_labels` and `test_labels` int64 [n],
+        `val_images` uint8 [m, size, size, channels], the first m of validation.
+
+    Raises:
+        RunError: missing, altered or truncated.
+    """
+    name = "outputs.npz"
+    return files.bytes_to_arrays(read_file(folder, run, name), folder / name, RunError)

@@ -1,0 +1,1 @@
+"""From a bundle to predictions: engines, policies at work, deadlines. No torch."""

@@ -1,0 +1,62 @@
+"""Random variations of training images, in numpy and Pillow, driven by numbers given."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mate_edge.images import Preprocessing
+
+Pixels = NDArray[np.uint8]
+PADDING = 4
+
+
+def crop_shifted(pixels: Pixels, x: NDArray[np.float64], y: NDArray[np.float64]) -> Pixels:
+    """Pad by `PADDING` black pixels and cut the old size out, shifted by x and y in [0, 1).
+
+    Args:
+        pixels: uint8 [n, H, W, C].
+        x: [n], from the leftmost to the rightmost cut.
+        y: [n], from the topmost to the lowest cut.
+    """
+    n, height, width, _ = pixels.shape
+    margin = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
+    padded = np.pad(pixels, margin)
+    shifts = 2 * PADDING + 1
+    rows = (y * shifts).astype(np.int64)[:, None] + np.arange(height)
+    columns = (x * shifts).astype(np.int64)[:, None] + np.arange(width)
+    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def flip_some(pixels: Pixels, random: NDArray[np.float64]) -> Pixels:
+    """Mirror the images [n, H, W, C] whose number in [0, 1) is below one half."""
+    return np.where((random < 0.5)[:, None, None, None], pixels[:, :, ::-1], pixels)
+
+
+def crop_resized(
+    image: Image.Image, preprocessing: Preprocessing, random: np.random.Generator
+) -> Pixels:
+    """Cut a random part of 8 to 100 % of the area, aspect 3:4 to 4:3, and scale it to size.
+
+    Szegedy et al., arXiv:1409.4842; the limits are torchvision's `RandomResizedCrop`'s.
+
+    Returns:
+        uint8 [size, size, channels].
+    """
+    mode = "RGB" if preprocessing.channels == 3 else "L"
+    image = image if image.mode == mode else image.convert(mode)
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * random.uniform(0.08, 1.0)
+        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:
+        w = h = min(width, height)
+    left, top = random.integers(width - w + 1), random.integers(height - h + 1)
+    size = (preprocessing.size, preprocessing.size)
+    box = (left, top, left + w, top + h)
+    cut = image.crop(box).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(cut).reshape(*size, preprocessing.channels)

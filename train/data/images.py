@@ -1,0 +1,136 @@
+"""The images of one split: held in memory, or read from files when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mate_edge.errors import ImageError
+from mate_edge.images import Preprocessing, crop, decode
+from mate_edge.train.data.augment import crop_resized, crop_shifted, flip_some
+
+Pixels = NDArray[np.uint8]
+
+
+class Images(Protocol):
+    """A split of a data set."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 [N]."""
+        ...
+
+    def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
+        """Return images as the runtime would see them, uint8 [n, size, size, channels]."""
+        ...
+
+    def augmented(
+        self,
+        indices: Sequence[int],
+        preprocessing: Preprocessing,
+        *,
+        flip: bool,
+        seed: int,
+        epoch: int,
+    ) -> Pixels:
+        """Return images varied at random, each a function of (seed, epoch, index) alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class MemoryImages:
+    """Small images, all of the network's own size, uint8 [N, size, size, channels]."""
+
+    pixels: Pixels
+    labels: NDArray[np.int64]
+
+    def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
+        """See `Images.plain`."""
+        return self.pixels[np.asarray(indices)]
+
+    def augmented(
+        self,
+        indices: Sequence[int],
+        preprocessing: Preprocessing,
+        *,
+        flip: bool,
+        seed: int,
+        epoch: int,
+    ) -> Pixels:
+        """See `Images.augmented`: a crop after padding by 4 pixels, and a flip."""
+        picks = np.asarray(indices)
+        random = _draw(len(self.labels), seed, epoch)[picks]
+        pixels = crop_shifted(self.pixels[picks], random[:, 0], random[:, 1])
+        return flip_some(pixels, random[:, 2]) if flip else pixels
+
+
+@lru_cache(maxsize=1)
+def _draw(count: int, seed: int, epoch: int) -> NDArray[np.float64]:
+    """Draw for a whole split at once, so that each image's numbers depend on its index alone."""
+    return np.random.default_rng([seed, epoch]).random((count, 3))
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Larger images, decoded when they are asked for."""
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+
+    def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
+        """See `Images.plain`.
+
+        Raises:
+            ImageError: one of the files cannot be read.
+        """
+        return np.stack([crop(decode(self.paths[i]), preprocessing) for i in indices])
+
+    def augmented(
+        self,
+        indices: Sequence[int],
+        preprocessing: Preprocessing,
+        *,
+        flip: bool,
+        seed: int,
+        epoch: int,
+    ) -> Pixels:
+        """See `Images.augmented`: a crop of random size and aspect, scaled, and a flip.
+
+        Raises:
+            ImageError: one of the files cannot be read.
+        """
+        pixels = []
+        for i in indices:
+            random = np.random.default_rng([seed, epoch, i])
+            one = crop_resized(decode(self.paths[i]), preprocessing, random)[None]
+            pixels.append(flip_some(one, random.random(1)) if flip else one)
+        return np.concatenate(pixels)
+
+    def in_memory(self, preprocessing: Preprocessing) -> MemoryImages:
+        """Decode all files now.
+
+        Raises:
+            ImageError: some cannot be read; the message counts them and names the first.
+        """
+        failures: list[str] = []
+
+        def load(path: Path) -> Pixels | None:
+            try:
+                return crop(decode(path), preprocessing)
+            except ImageError as error:
+                failures.append(str(error))
+                return None
+
+        with ThreadPoolExecutor() as pool:
+            pixels = list(pool.map(load, self.paths))
+        if failures:
+            more = f", and {len(failures) - 1} more files fail" if len(failures) > 1 else ""
+            raise ImageError(f"{min(failures)}{more}: remove or mend them, then train again")
+        return MemoryImages(np.stack([p for p in pixels if p is not None]), self.labels)

@@ -1,0 +1,78 @@
+"""Batches for training: shuffled, augmented, and the same again for the same seed and epoch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from mate_edge.images import normalize
+from mate_edge.train.data.dataset import Dataset
+from mate_edge.train.data.images import FileImages
+
+Key = tuple[int, int]
+"""(epoch, index): what a batch is made of, so that workers need no state."""
+
+
+class TrainingImages(TorchDataset[tuple[Tensor, int]]):
+    """Augmented training images, fetched a batch at a time."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset.train.labels)
+
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
+        """Return images float32 [B, C, H, W] and labels int64 [B]."""
+        dataset, indices = self.dataset, [index for _, index in keys]
+        pixels = dataset.train.augmented(
+            indices, dataset.preprocessing, flip=dataset.flip, seed=self.seed, epoch=keys[0][0]
+        )
+        images = torch.from_numpy(normalize(pixels, dataset.preprocessing))
+        return images, torch.from_numpy(dataset.train.labels[indices])
+
+
+class EpochOrder(Sampler[Key]):
+    """All indices in an order that depends on the seed and on `epoch`, which the loop sets."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Key]:
+        order = np.random.default_rng([self.seed, self.epoch, self.length]).permutation(self.length)
+        return ((self.epoch, int(index)) for index in order)
+
+
+def make_loader(
+    dataset: Dataset, batch_size: int, seed: int
+) -> tuple[DataLoader[tuple[Tensor, int]], EpochOrder]:
+    """Return a loader of training batches, and its sampler, whose `epoch` must be set.
+
+    Images in memory need no workers; files get one a core.
+    """
+    order = EpochOrder(len(dataset.train.labels), seed)
+    workers = (os.cpu_count() or 1) if isinstance(dataset.train, FileImages) else 0
+    loader = DataLoader(
+        TrainingImages(dataset, seed),
+        batch_size,
+        sampler=order,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=_as_is,
+    )
+    return loader, order
+
+
+def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch

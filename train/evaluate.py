@@ -1,0 +1,53 @@
+"""Run a network over a split and count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mate_edge.images import Preprocessing, normalize
+from mate_edge.train.data.images import Images
+from mate_edge.train.network import MultiExitNet
+
+BATCH = 256
+
+
+@torch.no_grad()
+def compute_logits(
+    network: MultiExitNet,
+    images: Images,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    advance: Callable[[int], object] = lambda count: None,
+) -> NDArray[np.float32]:
+    """Return every exit's logits for a split, float32 [N, K, C].
+
+    Args:
+        network: put into evaluation mode here and left in it.
+        images: the split.
+        preprocessing: the run's.
+        device: where the network is.
+        advance: called with the number of images done, after each batch.
+    """
+    network.eval()
+    parts = []
+    count = len(images.labels)
+    for start in range(0, count, BATCH):
+        indices = range(start, min(start + BATCH, count))
+        batch = normalize(images.plain(indices, preprocessing), preprocessing)
+        inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
+        parts.append(network(inputs).float().cpu().numpy())
+        advance(len(indices))
+    return np.concatenate(parts)
+
+
+def exit_accuracy(
+    logits: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[tuple[float, ...], float]:
+    """Return top-1 of each exit, and of the ensemble (the mean of all exits' logits)."""
+    each = (logits.argmax(axis=-1) == labels[:, None]).mean(axis=0)
+    ensemble = (logits.mean(axis=1).argmax(axis=-1) == labels).mean()
+    return tuple(float(accuracy) for accuracy in each), float(ensemble)

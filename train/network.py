@@ -1,0 +1,118 @@
+"""The multi-exit network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from mate_edge.errors import RunError
+from mate_edge.names import look_up
+from mate_edge.runs import Run, read_file
+from mate_edge.train.backbones import BACKBONES
+from mate_edge.train.heads import HEADS, linear
+
+WEIGHTS = "model.safetensors"
+
+
+class MultiExitNet(nn.Module):
+    """A backbone in stages, with a head after each.
+
+    Segment k is `stages[k]` followed by `heads[k]`.
+
+    Args:
+        stages: features to features, in order.
+        heads: as many, each from its stage's features to logits [B, C].
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if len(stages) != len(heads):
+            raise ValueError(f"{len(stages)} stages need as many heads, not {len(heads)}")
+        self.stages = nn.ModuleList(stages)
+        self.heads = nn.ModuleList(heads)
+
+    @property
+    def num_exits(self) -> int:
+        """K, the number of exits."""
+        return len(self.heads)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images float [B, C, H, W] to the logits of all exits, [B, K, classes]."""
+        features, logits = images, []
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            features = stage(features)
+            logits.append(head(features))
+        return torch.stack(logits, dim=1)
+
+    def keep_exits(self, exits: Sequence[int]) -> MultiExitNet:
+        """Return the network with only these exits (numbered from 1), sharing all weights.
+
+        The segments of the exits left out are merged into the next one; stages after the last
+        exit kept are dropped.
+        """
+        stages, start = [], 0
+        for end in exits:
+            part = list(self.stages[start:end])
+            stages.append(part[0] if len(part) == 1 else nn.Sequential(*part))
+            start = end
+        return MultiExitNet(stages, [self.heads[k - 1] for k in exits])
+
+    def unsplit(self) -> nn.Module:
+        """Return the network without early heads: what the exits are compared with."""
+        return nn.Sequential(*self.stages, self.heads[-1])
+
+
+def build_network(arch: str, head: str, channels: int, size: int, classes: int) -> MultiExitNet:
+    """Build a `MultiExitNet` with an exit at the end of each stage.
+
+    Args:
+        arch: a name in `BACKBONES`.
+        head: a name in `HEADS`, for every exit but the last.
+        channels: of the images.
+        size: of the images, in pixels.
+        classes: how many.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    stages = look_up("--arch", arch, BACKBONES)(channels, size)
+    make_head = look_up("--head", head, HEADS)
+    widths = _widths(stages, channels, size)
+    heads = [make_head(widths[k:], classes) for k in range(len(stages) - 1)]
+    return MultiExitNet(stages, [*heads, linear(widths[-1:], classes)])
+
+
+@torch.no_grad()
+def _widths(stages: Sequence[nn.Module], channels: int, size: int) -> list[int]:
+    """Return each stage's number of output channels, found by looking."""
+    widths, features = [], torch.zeros(1, channels, size, size)
+    for stage in stages:
+        training = stage.training
+        features = stage.eval()(features)
+        stage.train(training)
+        widths.append(features.shape[1])
+    return widths
+
+
+def load_network(folder: Path, run: Run) -> MultiExitNet:
+    """Rebuild a finished run's network with its weights, in evaluation mode.
+
+    Raises:
+        RunError: the weights are missing, altered, or of another architecture.
+    """
+    preprocessing = run.preprocessing
+    network = build_network(
+        run.arch, run.head, preprocessing.channels, preprocessing.size, len(run.classes)
+    )
+    weights = load_safetensors(read_file(folder, run, WEIGHTS))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise RunError(
+            f"{folder / WEIGHTS} does not fit {run.arch} with {run.head} heads as run.json says"
+        ) from None
+    return network.eval()
