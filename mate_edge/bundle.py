@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 BUNDLES = Path("bundles")
 MANIFEST = "manifest.json"
+UNSPLIT_OUTPUT = "logits"
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +111,27 @@ class Bundle:
     folder: Path
     manifest: Manifest
     id: str
+
+    def unsplit(self) -> Bundle:
+        """Return the unsplit network as a bundle of one segment, to be compared with the exits."""
+        last, segments = self.manifest.exits[-1], self.manifest.segments
+        flops = self.manifest.unsplit_flops
+        manifest = msgspec.structs.replace(
+            self.manifest,
+            segments=(
+                Segment(
+                    file=self.manifest.unsplit,
+                    input=segments[0].input,
+                    outputs=(
+                        Tensor(name=UNSPLIT_OUTPUT, shape=(len(self.manifest.classes),),
+                               dtype="float32"),
+                    ),
+                ),
+            ),
+            exits=(msgspec.structs.replace(last, flops=flops, cumulative_flops=flops),),
+            operating_points={},
+        )  # fmt: skip
+        return Bundle(self.folder, manifest, self.id)
 
     def read(self, file: File) -> bytes:
         """Return the bytes of a file, after checking path, size and SHA-256.

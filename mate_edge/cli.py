@@ -26,6 +26,7 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line: exit code 2 and one line on stderr for a mistake of the user."""
     warnings.filterwarnings("error", message="Image size .* exceeds limit")
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
     try:
         sys.exit(app(prog_name="mate-edge", standalone_mode=False))
     except MateEdgeError as error:
@@ -105,3 +106,130 @@ def _pairs(given: list[str] | None) -> dict[str, float]:
         except ValueError:
             raise UsageError(f"--method-option takes NAME=NUMBER, not {pair!r}") from None
     return pairs
+
+
+@app.command()
+def profile(
+    run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
+    arch: Annotated[str | None, typer.Option(help="A backbone, untrained, instead.")] = None,
+    head: Annotated[str, typer.Option(help="With --arch.")] = "sepconv",
+    size: Annotated[int, typer.Option(help="With --arch: input pixels.")] = 224,
+    channels: Annotated[int, typer.Option(help="With --arch: 1 or 3.")] = 3,
+    classes: Annotated[int, typer.Option(help="With --arch.")] = 1000,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count FLOPs, parameters and border bytes of each exit."""
+    if arch is not None and run is not None:
+        raise UsageError("give a run or --arch, not both")
+    with _extra("train"):
+        from mate_edge.export.profile import profile_network
+        from mate_edge.report.text import print_profile
+        from mate_edge.train.network import build_network, load_network
+    from mate_edge import files, runs
+
+    accuracies = None
+    if arch is not None:
+        if size < 16 or channels not in (1, 3) or classes < 2:
+            raise UsageError("--size must be 16 or more, --channels 1 or 3, --classes 2 or more")
+        found = profile_network(build_network(arch, head, channels, size, classes), channels, size)
+        title = f"{arch}, {head} heads, {channels}x{size}x{size}"
+    else:
+        folder = runs.find_run(run)
+        trained = runs.read_finished_run(folder)
+        pre = trained.preprocessing
+        found = profile_network(load_network(folder, trained), pre.channels, pre.size)
+        files.write_json(folder / "profile.json", found)
+        title = f"{folder}: {trained.arch}, {trained.head} heads"
+        accuracies = trained.results.test_accuracy if trained.results else None
+    if json:
+        import msgspec
+
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_profile(title, found, accuracies)
+
+
+@app.command()
+def export(
+    run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
+    target: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    precision: Annotated[str | None, typer.Option(help="fp32.")] = None,
+    exits: Annotated[str | None, typer.Option(help="Keep these, such as 1,3.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The bundle folder, NAME.mate.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cuts.")] = False,
+) -> None:
+    """Export a run: one engine file a segment, in a bundle."""
+    with _extra("train"):
+        from mate_edge.export.export import check_exits, export_run
+        from mate_edge.export.profile import profile_network
+        from mate_edge.export.targets import TARGETS
+        from mate_edge.report.text import print_operating_points, print_profile
+        from mate_edge.train.network import load_network
+    from mate_edge import runs
+    from mate_edge.names import look_up
+
+    look_up("--target", target, TARGETS)
+    try:
+        keep = [int(k) for k in exits.split(",")] if exits is not None else None
+    except ValueError:
+        raise UsageError(f"--exits takes numbers such as 1,3, not {exits!r}") from None
+    folder = runs.find_run(run)
+    trained = runs.read_finished_run(folder)
+    if dry_run:
+        pre = trained.preprocessing
+        network = load_network(folder, trained).keep_exits(check_exits(keep, trained.exits))
+        title = f"{folder} would be cut into these segments"
+        print_profile(title, profile_network(network, pre.channels, pre.size), None)
+        return
+    path, manifest = export_run(folder, trained, target, precision, keep, out, _say)
+    print_operating_points(manifest)
+    print(f"bundle: {path}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@app.command()
+def run(
+    sources: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
+    bundle: Annotated[Path | None, typer.Option(help="Default: the newest.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="The deadline of each image, ms.")] = None,
+    policy: Annotated[str | None, typer.Option(help="fast, balanced, accurate or deepest.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Leave at this confidence, 0 to 1, instead.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="onnxruntime.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of the CPU engine.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Classify images, stopping early under a deadline or a confidence."""
+    if policy is not None and threshold is not None:
+        raise UsageError("give --policy or --threshold, not both")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be 1 or more, not {threads}")
+    from mate_edge.runtime.classify import classify
+
+    code = classify(
+        sources,
+        bundle,
+        policy=policy if threshold is None else threshold,
+        max_ms=max_ms,
+        engine=engine,
+        threads=threads,
+        json=json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Where to put everything; default: demo.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 12,
+) -> None:
+    """Go the whole way on handwritten digits, in about a minute."""
+    with _extra("train"):
+        from mate_edge.demo import run_demo
+    run_demo(out, epochs)

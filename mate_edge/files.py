@@ -135,7 +135,9 @@ def write_json(path: Path, value: object) -> bytes:
     return data
 
 
-def decode_json(data: bytes, kind: type[T], what: Path, schema: int, error: type[MateEdgeError]) -> T:
+def decode_json(
+    data: bytes, kind: type[T], what: Path, schema: int, error: type[MateEdgeError]
+) -> T:
     """Decode and validate a JSON document that carries a `schema` number.
 
     Raises:
@@ -192,7 +194,7 @@ def arrays_to_bytes(arrays: dict[str, NDArray[np.generic]]) -> bytes:
     import numpy as np
 
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

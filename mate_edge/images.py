@@ -128,7 +128,9 @@ def from_array(frame: NDArray[np.uint8], color: Literal["rgb", "bgr"] = "rgb") -
     if frame.ndim == 3 and frame.shape[2] == 1:
         frame = frame[:, :, 0]
     if frame.size == 0 or not (frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)):
-        raise ImageError(f"a frame must have the shape [H, W, 3], [H, W, 1] or [H, W], not {frame.shape}")
+        raise ImageError(
+            f"a frame must have the shape [H, W, 3], [H, W, 1] or [H, W], not {frame.shape}"
+        )
     if frame.ndim == 3 and color == "bgr":
         frame = frame[:, :, ::-1]
     return Image.fromarray(np.ascontiguousarray(frame))

@@ -23,4 +23,6 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
 
         near = get_close_matches(name, table, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"unknown {kind} {name!r}: choose from {', '.join(table)}.{hint}") from None
+        raise UsageError(
+            f"unknown {kind} {name!r}: choose from {', '.join(table)}.{hint}"
+        ) from None

@@ -87,7 +87,9 @@ def find_run(path: Path | None) -> Path:
         return path
     latest = files.read_latest(RUNS)
     if latest is None:
-        raise RunError("there is no run under runs/ yet: type mate-edge train, or name a run folder")
+        raise RunError(
+            "there is no run under runs/ yet: type mate-edge train, or name a run folder"
+        )
     return latest
 
 

@@ -7,6 +7,7 @@ many features as the backbone does. The last exit's head is always `linear`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -25,7 +26,7 @@ def sepconv(widths: Sequence[int], classes: int) -> nn.Module:
     Zhang et al., "Be Your Own Teacher", ICCV 2019, arXiv:1905.08094.
     """
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [
             nn.Conv2d(inputs, inputs, 3, stride=2, padding=1, groups=inputs, bias=False),
             nn.Conv2d(inputs, inputs, 1, bias=False),
@@ -40,7 +41,7 @@ def sepconv(widths: Sequence[int], classes: int) -> nn.Module:
 def bottleneck(widths: Sequence[int], classes: int) -> nn.Module:
     """1x1, 3x3 with stride 2, 1x1, once per remaining stage: the accurate head."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [
             nn.Conv2d(inputs, outputs, 1, bias=False),
             *_normalized(outputs),

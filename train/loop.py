@@ -1,4 +1,4 @@
-"""The training loop: from a data set and a `Run` to a finished run folder, interruptible anywhere."""
+"""The training loop: from a data set and a `Run` to a finished run folder."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _train_epoch(
     objective.train()
     device = accelerator.device
     total = torch.zeros((), device=device)
-    correct: torch.Tensor | float = 0.0
+    correct = torch.zeros((), device=device)
     seen, state = 0, ""
     started = time.perf_counter()
     for step, (images, labels) in enumerate(loader, start=1):

@@ -33,8 +33,8 @@ class Policy(Protocol):
 
 
 def softmax(logits: Logits, temperature: float = 1.0) -> Logits:
-    """Return softmax(logits / temperature) over the last axis, float32."""
-    scaled = logits / np.float32(temperature)
+    """Soften logits and turn them into probabilities over the last axis, float32."""
+    scaled: Logits = logits / np.float32(temperature)
     scaled -= scaled.max(axis=-1, keepdims=True)
     np.exp(scaled, out=scaled)
     scaled /= scaled.sum(axis=-1, keepdims=True)

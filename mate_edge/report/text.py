@@ -1,14 +1,19 @@
-"""Tables on the terminal, for the commands that work for seconds or hours (`run` prints its own)."""
+"""Tables on the terminal, for the commands that take their time (`run` prints its own)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from mate_edge.bundle import Manifest
 from mate_edge.runs import Run
+
+if TYPE_CHECKING:
+    from mate_edge.export.profile import Profile
 
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -19,8 +24,9 @@ def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     console = Console()
-    width = console.measure(table).maximum
-    console.print(table, width=max(width, console.width), soft_wrap=True)
+    # a terminal that is too narrow breaks the lines itself; nothing is ever cut off
+    console.width = max(console.width, Console(width=1000).measure(table).maximum)
+    console.print(table)
 
 
 def percent(share: float) -> str:
@@ -54,3 +60,47 @@ def print_results(folder: Path, run: Run) -> None:
     title = f"{run.arch} on {Path(run.data).name}, {method}, {run.recipe.epochs} epochs, top-1 %"
     print_table(title, ["", "validation", "test"], rows)
     print(f"run: {folder}")
+
+
+def print_profile(title: str, profile: Profile, accuracies: Sequence[float] | None) -> None:
+    """Print what each exit costs, and its test accuracy where it is known."""
+    rows = []
+    for k, cost in enumerate(profile.exits, start=1):
+        shape = "x".join(str(side) for side in cost.border_shape)
+        rows.append(
+            [
+                f"exit {k}",
+                count(cost.flops),
+                count(cost.head_flops),
+                count(cost.cumulative_flops),
+                f"{cost.cumulative_flops / profile.unsplit_flops:.3f}",
+                count(cost.cumulative_parameters),
+                f"{shape}  {count(cost.border_bytes)}B" if shape else "-",
+                percent(accuracies[k - 1]) if accuracies else "-",
+            ]
+        )
+    rows.append(["unsplit", count(profile.unsplit_flops), "-", count(profile.unsplit_flops),
+                 "1.000", count(profile.unsplit_parameters), "-", "-"])  # fmt: skip
+    headers = ["", "segment", "its head", "cumulative", "of unsplit", "parameters",
+               "border", "test %"]  # fmt: skip
+    print_table(title, headers, rows)
+    print("FLOPs as fvcore counts them: one multiply-add = 1; at batch 1.")
+    if profile.uncounted:
+        missing = ", ".join(f"{op} x{n}" for op, n in sorted(profile.uncounted.items()))
+        print(f"Not counted by fvcore, so in none of the figures: {missing}.")
+    print(f"Ceiling of the speed-up (unsplit / segment 1): {profile.ceiling:.2f}")
+
+
+def print_operating_points(manifest: Manifest) -> None:
+    """Print the default operating points as they did on the validation images."""
+    rows = [
+        [
+            name,
+            percent(point.val_accuracy),
+            f"{manifest.unsplit_flops / point.val_mean_flops:.2f}x",
+            " ".join(f"{100 * share:.0f}" for share in point.val_exit_shares),
+        ]
+        for name, point in manifest.operating_points.items()
+    ]
+    headers = ["operating point", "accuracy %", "fewer FLOPs", "exits' shares %"]
+    print_table("on the validation images (no guarantee for others)", headers, rows)

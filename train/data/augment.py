@@ -26,7 +26,8 @@ def crop_shifted(pixels: Pixels, x: NDArray[np.float64], y: NDArray[np.float64])
     shifts = 2 * PADDING + 1
     rows = (y * shifts).astype(np.int64)[:, None] + np.arange(height)
     columns = (x * shifts).astype(np.int64)[:, None] + np.arange(width)
-    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    cut: Pixels = padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return cut
 
 
 def flip_some(pixels: Pixels, random: NDArray[np.float64]) -> Pixels:

@@ -70,7 +70,9 @@ def load(name: str) -> Dataset:
     try:
         classes = tuple((folder / layout.names).read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{folder / layout.names} cannot be read ({error}): unpack it again")
+        raise DataError(
+            f"{folder / layout.names} cannot be read ({error}): unpack it again"
+        ) from None
     train = [_read(folder / file, layout, len(classes)) for file in layout.train]
     return from_arrays(
         classes,

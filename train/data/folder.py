@@ -16,7 +16,7 @@ from mate_edge.errors import DataError, ImageError
 from mate_edge.images import SUFFIXES, Preprocessing, decode
 from mate_edge.runs import Recipe
 from mate_edge.train.data.dataset import Dataset, channel_statistics, split_off
-from mate_edge.train.data.images import FileImages, Images
+from mate_edge.train.data.images import FileImages
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -76,8 +76,17 @@ def _dataset(
     memory = train.in_memory(unscaled)
     mean, std = channel_statistics(memory.pixels)
     preprocessing = Preprocessing(channels=3, size=size, resize=size, mean=mean, std=std)
-    held: list[Images] = [split.in_memory(preprocessing) for split in (val, test)]
-    return Dataset(classes, preprocessing, memory, *held, True, ARCH, Recipe(epochs=200), note)
+    return Dataset(
+        classes,
+        preprocessing,
+        memory,
+        val.in_memory(preprocessing),
+        test.in_memory(preprocessing),
+        True,
+        ARCH,
+        Recipe(epochs=200),
+        note,
+    )
 
 
 def _classes(top: Path) -> tuple[str, ...]:
@@ -100,9 +109,7 @@ def _scan(top: Path, classes: tuple[str, ...]) -> FileImages:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = sorted(
-            file for file in (top / name).rglob("*") if file.suffix.lower() in SUFFIXES
-        )
+        images = sorted(file for file in (top / name).rglob("*") if file.suffix.lower() in SUFFIXES)
         if not any(_is_readable(image) for image in images):
             raise DataError(
                 f"the class folder {top / name} has no readable image (of {len(images)} files): "

@@ -53,7 +53,8 @@ class MemoryImages:
 
     def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
         """See `Images.plain`."""
-        return self.pixels[np.asarray(indices)]
+        picked: Pixels = self.pixels[np.asarray(indices)]
+        return picked
 
     def augmented(
         self,

@@ -1,0 +1,91 @@
+"""Check an exported bundle against the network that it came from, on real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from mate_edge.bundle import read_bundle
+from mate_edge.errors import ExportError
+from mate_edge.export.segments import segment_modules
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from mate_edge.train.network import MultiExitNet
+
+TOLERANCE = 1e-4
+"""The largest difference allowed, as a share of the largest value."""
+
+
+@torch.no_grad()
+def check_bundle(folder: Path, network: MultiExitNet, images: NDArray[np.float32]) -> float:
+    """Compare each segment by itself, the chain of segments and the unsplit network with torch.
+
+    Args:
+        folder: the bundle, complete.
+        network: in evaluation mode.
+        images: float32 [n, C, H, W], preprocessed.
+
+    Returns:
+        The largest difference found, as a share of the largest value of its tensor.
+
+    Raises:
+        ExportError: a difference above `TOLERANCE`, or another top-1 answer that torch's own
+            margin between its two best does not excuse.
+    """
+    bundle = read_bundle(folder)
+    worst = 0.0
+    features = torch.from_numpy(images)
+    expected: list[NDArray[np.float32]] = []
+    for k, module in enumerate(segment_modules(network)):
+        segment = bundle.manifest.segments[k]
+        session = onnxruntime.InferenceSession(
+            bundle.read(segment.file), providers=["CPUExecutionProvider"]
+        )
+        found = session.run(
+            [output.name for output in segment.outputs], {segment.input.name: features.numpy()}
+        )
+        outputs = module(features)
+        wanted = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        features = wanted[0]
+        for name, f, w in zip((o.name for o in segment.outputs), found, wanted, strict=True):
+            worst = max(worst, _compare(f"segment {k + 1}, {name}", f, w.numpy()))
+        worst = max(worst, _compare_answers(f"segment {k + 1}", found[-1], wanted[-1].numpy()))
+        expected.append(wanted[-1].numpy())
+    with OnnxRuntimeEngine(bundle) as engine:
+        engine.load(images)
+        for k, logits in enumerate(expected, start=1):
+            worst = max(worst, _compare_answers(f"exit {k} of the chain", engine.run(k), logits))
+    session = onnxruntime.InferenceSession(
+        bundle.read(bundle.manifest.unsplit), providers=["CPUExecutionProvider"]
+    )
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images})
+    unsplit = network.unsplit()(torch.from_numpy(images)).numpy()
+    return max(worst, _compare_answers("the unsplit network", logits, unsplit))
+
+
+def _compare(what: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    scale = float(np.abs(expected).max())
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE * scale:
+        raise ExportError(
+            f"{what}: ONNX differs from torch by {difference:.3g}, more than {TOLERANCE:g} of the "
+            f"largest value {scale:.3g}"
+        )
+    return difference / scale if scale else 0.0
+
+
+def _compare_answers(what: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Compare logits [n, C], and the classes that they answer."""
+    worst = _compare(what, found, expected)
+    best_two = np.sort(expected, axis=-1)[:, -2:]
+    clear = best_two[:, 1] - best_two[:, 0] > TOLERANCE * float(np.abs(expected).max())
+    changed = clear & (found.argmax(axis=-1) != expected.argmax(axis=-1))
+    if changed.any():
+        raise ExportError(
+            f"{what}: ONNX answers another class than torch on {changed.sum()} of {len(changed)} "
+            "images"
+        )
+    return worst

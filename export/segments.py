@@ -1,0 +1,96 @@
+"""One ONNX file for each segment: BatchNorm folded, batch axis dynamic, weights inside."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from mate_edge.errors import ExportError
+from mate_edge.train.network import MultiExitNet
+
+FLOATS = {torch.float32: "float32"}
+
+
+class SegmentModule(nn.Module):
+    """A stage and its head: features to (features, logits), or to logits alone after the last."""
+
+    def __init__(self, stage: nn.Module, head: nn.Module, last: bool) -> None:
+        super().__init__()
+        self.stage, self.head, self.last = stage, head, last
+
+    def forward(self, features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return what the segment's engine returns."""
+        features = self.stage(features)
+        logits = self.head(features)
+        return logits if self.last else (features, logits)
+
+
+def segment_modules(network: MultiExitNet) -> list[SegmentModule]:
+    """Return the network's segments, sharing its weights."""
+    pairs = zip(network.stages, network.heads, strict=True)
+    return [
+        SegmentModule(stage, head, last=k == network.num_exits)
+        for k, (stage, head) in enumerate(pairs, start=1)
+    ]
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: Tensor,
+    input_name: str,
+    output_names: Sequence[str],
+    opsets: tuple[int, int],
+) -> bytes:
+    """Export a module to ONNX.
+
+    Args:
+        module: in evaluation mode.
+        inputs: float32 [n, ...] with n >= 2, an example.
+        input_name: the graph's.
+        output_names: the graph's.
+        opsets: lowest and highest that may come out.
+
+    Returns:
+        The model, with its weights inside, and nothing that tells of this machine.
+
+    Raises:
+        ExportError: BatchNorm is left, or the opset is outside `opsets`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program: Any = torch.onnx.export(
+            module.eval(),
+            (inputs,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[input_name],
+            output_names=list(output_names),
+            external_data=False,
+            verbose=False,
+        )
+    model: onnx.ModelProto = program.model_proto
+    _strip(model)
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if not opsets[0] <= opset <= opsets[1]:
+        raise ExportError(f"torch wrote ONNX opset {opset}, the target reads {opsets}")
+    if any(node.op_type == "BatchNormalization" for node in model.graph.node):
+        raise ExportError(f"BatchNorm of {output_names[-1]} could not be folded into a convolution")
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes: they hold source lines and paths of this machine."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info,
+                 *graph.initializer):  # fmt: skip
+        part.doc_string = ""
+        del part.metadata_props[:]

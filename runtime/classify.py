@@ -1,0 +1,179 @@
+"""`mate-edge run`: classify, print a line an image and a summary."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+
+from mate_edge.bundle import find_bundle
+from mate_edge.errors import MateEdgeError
+from mate_edge.runtime.deadline import check_max_ms
+from mate_edge.runtime.predictor import Prediction, Predictor
+from mate_edge.runtime.sources import find_images
+
+LONGEST_SOURCE = 48  # characters of a path that the table shows
+
+
+def classify(
+    sources: Sequence[str],
+    bundle: Path | None,
+    *,
+    policy: str | float | None,
+    max_ms: float | None,
+    engine: str | None,
+    threads: int | None,
+    json: bool,
+) -> int:
+    """Classify all images that `sources` name.
+
+    One image without a deadline opens each segment only when it is reached; otherwise all are
+    opened, warmed up and measured first.
+
+    Returns:
+        The exit code: 0, or 1 when some images could not be read, or 2 when none could.
+
+    Raises:
+        MateEdgeError: as `find_images` and `Predictor.load`.
+    """
+    check_max_ms(max_ms)
+    images = list(find_images(sources))
+    one_shot = len(images) == 1 and max_ms is None
+    predictor = Predictor.load(
+        find_bundle(bundle),
+        policy=policy,
+        engine=engine,
+        threads=threads,
+        shared_pool=True,
+        lazy=one_shot,
+    )
+    summary = Summary(predictor, max_ms)
+    with predictor:
+        table = None if json else Table(images, predictor.manifest.classes)
+        for source, result in predictor.stream(images, max_ms=max_ms):
+            if isinstance(result, MateEdgeError):
+                summary.failures += 1
+                print(f"mate-edge: {result}", file=sys.stderr)
+                continue
+            if summary.count == 0:
+                _announce(predictor, max_ms)
+            summary.add(result)
+            if table is None:
+                print(_json_line(source, result), flush=True)
+            else:
+                table.row(source, result)
+    if summary.count > 1 or max_ms is not None:
+        summary.print(sys.stderr if json else sys.stdout)
+    if summary.failures == 0:
+        return 0
+    return 1 if summary.count else 2
+
+
+def _announce(predictor: Predictor, max_ms: float | None) -> None:
+    """Name bundle and engine, and say what the deadline rests on."""
+    print(f"{predictor.bundle.folder}: {predictor.engine.device}", file=sys.stderr)
+    latencies = predictor.latencies
+    if max_ms is None or latencies is None:
+        return
+    kind = "a high quantile" if latencies.exact else "the maximum"
+    times = " ".join(f"{ms:.2f}" for ms in latencies.quantile_ms)
+    print(
+        f"measured here, {kind} of {latencies.samples} runs: segments {times} ms", file=sys.stderr
+    )
+    if (needed := latencies.quantile_ms[0] + latencies.post_ms) > max_ms:
+        print(
+            f"{max_ms:g} ms is less than the {needed:.2f} ms that exit 1 needs here: exit 1 "
+            "answers all the same, marked as missed",
+            file=sys.stderr,
+        )
+
+
+class Table:
+    """Lines of fixed columns, printed as they come."""
+
+    def __init__(self, sources: Sequence[Path], classes: Sequence[str]) -> None:
+        widest = max((len(str(source)) for source in sources), default=0)
+        self.source = max(6, min(widest, LONGEST_SOURCE))
+        self.label = max(5, min(max(len(name) for name in classes), 24))
+        self.headed = False
+
+    def row(self, source: str, prediction: Prediction) -> None:
+        """Print one prediction."""
+        if not self.headed:
+            self.headed = True
+            print(
+                f"{'source':<{self.source}}  {'label':<{self.label}}  confidence  exit  "
+                f"{'halted by':<9}        ms"
+            )
+        shown = source if len(source) <= self.source else "…" + source[1 - self.source :]
+        missed = "  missed" if prediction.deadline_missed else ""
+        print(
+            f"{shown:<{self.source}}  {prediction.label:<{self.label}}  "
+            f"{prediction.confidence:>10.3f}  {prediction.exit:>4}  {prediction.halted_by:<9}  "
+            f"{prediction.elapsed_ms:>8.2f}{missed}",
+            flush=True,
+        )
+
+
+class Summary:
+    """What to say at the end."""
+
+    def __init__(self, predictor: Predictor, max_ms: float | None) -> None:
+        self.num_exits = predictor.engine.num_segments
+        self.max_ms = max_ms
+        self.exits: Counter[int] = Counter()
+        self.failures = self.misses = self.by_deadline = 0
+        self.total_ms = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many images were classified."""
+        return sum(self.exits.values())
+
+    def add(self, prediction: Prediction) -> None:
+        """Take in one prediction."""
+        self.exits[prediction.exit] += 1
+        self.misses += prediction.deadline_missed
+        self.by_deadline += prediction.halted_by == "deadline"
+        self.total_ms += prediction.elapsed_ms
+
+    def print(self, file: TextIO) -> None:
+        """Print the exits' shares, the mean time and the misses."""
+        count = max(self.count, 1)
+        shares = ", ".join(
+            f"exit {k} {100 * self.exits[k] / count:.0f} %" for k in range(1, self.num_exits + 1)
+        )
+        lines = [f"{self.count} images: {shares}; mean {self.total_ms / count:.2f} ms"]
+        if self.max_ms is not None:
+            lines.append(
+                f"deadline {self.max_ms:g} ms: {self.misses} missed, {self.by_deadline} halted by "
+                "it (it voids any accuracy stated for the policy)"
+            )
+        if self.failures:
+            lines.append(f"{self.failures} could not be read")
+        print("\n".join(lines), file=file)
+
+
+class _Line(msgspec.Struct):
+    source: str
+    label: str
+    index: int
+    confidence: float
+    exit: int
+    halted_by: str
+    elapsed_ms: float
+    decode_ms: float
+    preprocess_ms: float
+    segment_ms: tuple[float, ...]
+    deadline_missed: bool
+
+
+def _json_line(source: str, prediction: Prediction) -> str:
+    fields = {
+        name: getattr(prediction, name) for name in _Line.__struct_fields__ if name != "source"
+    }
+    return msgspec.json.encode(_Line(source=source, **fields)).decode()

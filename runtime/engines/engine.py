@@ -1,0 +1,72 @@
+"""What every engine is: the thing that executes the segments on one device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mate_edge.bundle import Bundle
+
+
+class Engine(ABC):
+    """Executes the segments of one bundle, one after another; the features stay inside.
+
+    Segments are numbered from 1, like exits. Use it as a context manager, or call `close`.
+    """
+
+    device: str
+    """What computes, for people: `onnxruntime 1.23 on the CPU, 2 threads`."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    @property
+    def num_segments(self) -> int:
+        """K."""
+        return len(self.bundle.manifest.segments)
+
+    @abstractmethod
+    def open(self, k: int) -> None:
+        """Make segment k ready to run; does nothing when it is.
+
+        Raises:
+            BundleError: its file is missing or altered.
+            EngineError: it cannot be made ready on this device.
+        """
+
+    @abstractmethod
+    def load(self, images: NDArray[np.float32]) -> None:
+        """Take a batch of preprocessed images [n, C, H, W], to be run from segment 1 on."""
+
+    @abstractmethod
+    def run(self, k: int) -> NDArray[np.float32]:
+        """Run segment k on what segment k - 1 left; return its logits, float32 [n, C].
+
+        Opens the segment when that has not been done.
+        """
+
+    @abstractmethod
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """Drop all samples of the batch but these, in this order, before the next segment."""
+
+    @abstractmethod
+    def clone(self) -> Engine:
+        """Return an engine for another thread, sharing what can be shared."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; a second call does nothing."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

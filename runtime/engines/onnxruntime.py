@@ -1,0 +1,120 @@
+"""The CPU engine: one ONNX Runtime session a segment.
+
+A session owns a thread pool whose idle workers spin and steal the cores from the next segment's:
+with default options the segments of one model run 2 to 4 times slower than the unsplit model. So
+spinning is off, or all sessions share one pool, and small networks get one thread.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from mate_edge.bundle import Bundle
+from mate_edge.errors import EngineError
+from mate_edge.runtime.engines.engine import Engine
+
+ONE_THREAD_FLOPS = 60_000_000
+"""Networks below this (about 2 ms on one core) lose more by waking threads than they gain."""
+
+
+class OnnxRuntimeEngine(Engine):
+    """Runs segments with ONNX Runtime on the CPU.
+
+    Args:
+        bundle: an opened bundle, of any fp32 target.
+        threads: of one segment; None chooses by the network's FLOPs and the CPU's cores.
+        shared_pool: let all sessions of this process share one thread pool. It is faster by 2 to
+            20 % with several threads, but it is process-wide and its size is set only once: for
+            the command line and servers, not for a library inside somebody's process.
+    """
+
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, shared_pool: bool = False
+    ) -> None:
+        super().__init__(bundle)
+        if threads is None:
+            small = bundle.manifest.unsplit_flops < ONE_THREAD_FLOPS
+            threads = 1 if small else cpu_count()
+        self.threads = threads
+        self.device = f"onnxruntime {onnxruntime.__version__} on the CPU, threads: {threads}"
+        self._options = session_options(threads, shared_pool)
+        self._sessions: dict[int, onnxruntime.InferenceSession] = {}
+        self._features: NDArray[np.float32] | None = None
+        segments = bundle.manifest.segments
+        self._inputs = [segment.input.name for segment in segments]
+        self._outputs = [[output.name for output in segment.outputs] for segment in segments]
+
+    def open(self, k: int) -> None:
+        """See `Engine.open`."""
+        if k not in self._sessions:
+            self._sessions[k] = make_session(
+                self.bundle.read(self.bundle.manifest.segments[k - 1].file),
+                self._options,
+                f"segment {k} of {self.bundle.folder}",
+            )
+
+    def load(self, images: NDArray[np.float32]) -> None:
+        """See `Engine.load`."""
+        self._features = images
+
+    def run(self, k: int) -> NDArray[np.float32]:
+        """See `Engine.run`."""
+        self.open(k)
+        outputs = self._sessions[k].run(self._outputs[k - 1], {self._inputs[k - 1]: self._features})
+        self._features = outputs[0]
+        logits: NDArray[np.float32] = outputs[-1]
+        return logits
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """See `Engine.keep`."""
+        if self._features is not None:
+            self._features = self._features[rows]
+
+    def clone(self) -> OnnxRuntimeEngine:
+        """See `Engine.clone`: the sessions are shared, the features are not."""
+        twin = object.__new__(OnnxRuntimeEngine)
+        twin.__dict__.update(self.__dict__)
+        twin._features = None
+        return twin
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._sessions = {}
+        self._features = None
+
+
+def cpu_count() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def session_options(threads: int, shared_pool: bool) -> onnxruntime.SessionOptions:
+    """Return options under which the sessions of several segments do not hinder each other."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if shared_pool and threads > 1:
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def make_session(
+    model: bytes, options: onnxruntime.SessionOptions, what: str
+) -> onnxruntime.InferenceSession:
+    """Make a session of a model's bytes.
+
+    Raises:
+        EngineError: ONNX Runtime refuses it.
+    """
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exception types share no base class
+        raise EngineError(f"onnxruntime cannot load {what}: {str(error).splitlines()[0]}") from None

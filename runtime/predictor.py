@@ -1,0 +1,384 @@
+"""From an image to a prediction: segments one after another, until the policy or the deadline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mate_edge.bundle import Bundle, Manifest, read_bundle
+from mate_edge.decide.policy import Confidence, Deepest, Policy, make_policy
+from mate_edge.errors import EngineError, ImageError, UsageError
+from mate_edge.images import crop, decode, from_array, normalize
+from mate_edge.runtime.deadline import (
+    LatencyTable,
+    SlowDown,
+    check_max_ms,
+    may_continue,
+    samples_needed,
+)
+from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.engines.engine import Engine
+
+Frame = str | Path | bytes | Image.Image | NDArray[np.uint8]
+HaltedBy = Literal["policy", "deadline", "last-exit"]
+
+DEFAULT_POLICY = "balanced"
+MEASURE_MS = 1000.0
+"""How long the latencies are measured at load, at most; at least `FEWEST_ROUNDS` are."""
+FEWEST_ROUNDS = 10
+WARM_UP_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer.
+
+    Attributes:
+        label: the class's name.
+        index: its number.
+        confidence: its calibrated probability.
+        probabilities: float32 [C], of all classes.
+        exit: the exit that answered, from 1.
+        halted_by: `policy` (confident enough), `deadline`, or `last-exit`.
+        elapsed_ms: from the encoded image in memory (or `started_ns`) to the label.
+        decode_ms: of it, decoding.
+        preprocess_ms: of it, scaling and normalising.
+        segment_ms: of it, each segment run.
+        deadline_missed: whether `elapsed_ms` is above `max_ms`.
+    """
+
+    label: str
+    index: int
+    confidence: float
+    probabilities: NDArray[np.float32]
+    exit: int
+    halted_by: HaltedBy
+    elapsed_ms: float
+    decode_ms: float
+    preprocess_ms: float
+    segment_ms: tuple[float, ...]
+    deadline_missed: bool
+
+
+def resolve_policy(manifest: Manifest, policy: str | Policy | float | None) -> Policy:
+    """Return the policy that is meant.
+
+    Args:
+        manifest: of the bundle.
+        policy: the name of an operating point of the bundle, `deepest`, one threshold in [0, 1]
+            for all exits, a `Policy`, or None for `balanced`.
+
+    Raises:
+        UsageError: an unknown name, or a threshold out of range.
+    """
+    temperatures = tuple(exit_.temperature for exit_ in manifest.exits)
+    if policy is None:
+        policy = DEFAULT_POLICY
+    if isinstance(policy, int | float):
+        if not 0 <= policy <= 1:
+            raise UsageError(f"the threshold must lie between 0 and 1, not {policy}")
+        return Confidence((float(policy),) * (len(temperatures) - 1), temperatures)
+    if not isinstance(policy, str):
+        return policy
+    from mate_edge.names import look_up
+
+    points = manifest.operating_points
+    point = look_up("policy", policy, {**points, "deepest": None})
+    if point is None:
+        return Deepest(temperatures)
+    found = make_policy(point.policy, point.parameters)
+    if len(getattr(found, "temperatures", temperatures)) != len(temperatures):
+        raise UsageError(f"operating point {policy} is for another number of exits")
+    return found
+
+
+class Predictor:
+    """Runs one bundle on one device; serves one thread at a time (`clone` it for others).
+
+    Args:
+        engine: of the bundle.
+        policy: see `resolve_policy`.
+        clock: of nanoseconds; `time.perf_counter_ns`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: str | Policy | float | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self.engine, self.clock = engine, clock
+        self.bundle: Bundle = engine.bundle
+        self.manifest = self.bundle.manifest
+        self.policy = resolve_policy(self.manifest, policy)
+        self.latencies: LatencyTable | None = None
+        self.slow_down = SlowDown()
+        self._busy = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        *,
+        policy: str | Policy | float | None = None,
+        engine: str | None = None,
+        threads: int | None = None,
+        shared_pool: bool = False,
+        lazy: bool = False,
+    ) -> Predictor:
+        """Open a bundle and make it ready: all segments open, warmed up and measured.
+
+        Args:
+            bundle: the folder.
+            policy: see `resolve_policy`.
+            engine: a name in `ENGINES`; None takes the first usable one.
+            threads: of the CPU engine; None lets it choose.
+            shared_pool: see `OnnxRuntimeEngine`.
+            lazy: open a segment only when it is first needed: for one image without a deadline.
+
+        Raises:
+            BundleError: missing, altered or of a newer schema.
+            UsageError: an unknown policy or engine.
+            EngineError: the engine cannot be had.
+        """
+        predictor = cls(make_engine(engine, read_bundle(bundle), threads, shared_pool), policy)
+        if not lazy:
+            predictor.warm_up()
+        return predictor
+
+    def warm_up(self) -> None:
+        """Open all segments, run them a few times, and measure them for the deadline."""
+        pre = self.manifest.preprocessing
+        noise = np.random.default_rng(0).integers(
+            0, 256, (1, pre.size, pre.size, pre.channels), np.uint8
+        )
+        num_segments = self.engine.num_segments
+        for k in range(1, num_segments + 1):
+            self.engine.open(k)
+        segments: list[list[float]] = [[] for _ in range(num_segments)]
+        post: list[float] = []
+        deepest = Deepest(tuple(exit_.temperature for exit_ in self.manifest.exits))
+        wanted = samples_needed(num_segments)
+        for round_ in range(-WARM_UP_ROUNDS, wanted):
+            if round_ == 0:
+                began = self.clock()
+            elif round_ >= FEWEST_ROUNDS and self._ms_since(began) > MEASURE_MS:
+                break
+            inputs = normalize(noise, pre)
+            (prediction,) = self._run(inputs, deepest, self.clock(), None)
+            if round_ >= 0:
+                for samples, ms in zip(segments, prediction.segment_ms, strict=True):
+                    samples.append(ms)
+                post.append(prediction.elapsed_ms - sum(prediction.segment_ms))
+        self.latencies = LatencyTable.from_samples(segments, post)
+
+    def predict(
+        self,
+        frame: Frame,
+        *,
+        max_ms: float | None = None,
+        started_ns: int | None = None,
+        color: Literal["rgb", "bgr"] = "rgb",
+        policy: str | Policy | float | None = None,
+    ) -> Prediction:
+        """Classify one image.
+
+        Args:
+            frame: a path, encoded bytes, a PIL image, or a frame uint8 [H, W, 3] or [H, W].
+            max_ms: the deadline, counted from `started_ns`. The first exit answers in any case.
+            started_ns: `time.perf_counter_ns()` when the frame was taken; default: when the
+                encoded image is in memory.
+            color: the channel order of an array.
+            policy: instead of the predictor's own; see `resolve_policy`.
+
+        Raises:
+            ImageError: the image cannot be read.
+            UsageError: a deadline that is not positive, an unknown policy, or another thread is
+                predicting with this object.
+            EngineError: the engine failed, or returned something that is no number.
+        """
+        check_max_ms(max_ms)
+        chosen = self.policy if policy is None else resolve_policy(self.manifest, policy)
+        if not self._busy.acquire(blocking=False):
+            raise UsageError("this predictor is busy in another thread: use clone() for each")
+        try:
+            if max_ms is not None and self.latencies is None:
+                self.warm_up()
+            if isinstance(frame, str | Path):
+                frame = read_image(frame)
+            began = self.clock()
+            started = began if started_ns is None else started_ns
+            image = _to_image(frame, color)
+            decoded = self.clock()
+            pre = self.manifest.preprocessing
+            inputs = normalize(crop(image, pre)[None], pre)
+            ready = self.clock()
+            times = (decoded - began) / 1e6, (ready - decoded) / 1e6
+            return self._run(inputs, chosen, started, max_ms, *times)[0]
+        finally:
+            self._busy.release()
+
+    def predict_batch(
+        self, frames: Sequence[Frame], *, policy: str | Policy | float | None = None
+    ) -> list[Prediction]:
+        """Classify several images at once; those that leave make the next segment's batch smaller.
+
+        Each prediction's times are the batch's, up to the exit that the image took.
+
+        Raises:
+            ImageError: one of the images cannot be read.
+            UsageError: an unknown policy, or another thread is predicting with this object.
+            EngineError: the engine failed.
+        """
+        if not frames:
+            return []
+        chosen = self.policy if policy is None else resolve_policy(self.manifest, policy)
+        if not self._busy.acquire(blocking=False):
+            raise UsageError("this predictor is busy in another thread: use clone() for each")
+        try:
+            encoded = [read_image(f) if isinstance(f, str | Path) else f for f in frames]
+            began = self.clock()
+            images = [_to_image(frame, "rgb") for frame in encoded]
+            decoded = self.clock()
+            pre = self.manifest.preprocessing
+            inputs = normalize(np.stack([crop(image, pre) for image in images]), pre)
+            ready = self.clock()
+            times = (decoded - began) / 1e6, (ready - decoded) / 1e6
+            return self._run(inputs, chosen, began, None, *times)
+        finally:
+            self._busy.release()
+
+    def stream(
+        self, sources: Iterable[str | Path], *, max_ms: float | None = None
+    ) -> Iterator[tuple[str, Prediction | ImageError]]:
+        """Classify one image file after another; a bad one yields its error and the rest go on."""
+        for source in sources:
+            try:
+                yield str(source), self.predict(source, max_ms=max_ms)
+            except ImageError as error:
+                yield str(source), error
+
+    def set_policy(self, policy: str | Policy | float | None) -> None:
+        """Change the policy; see `resolve_policy`."""
+        self.policy = resolve_policy(self.manifest, policy)
+
+    def clone(self) -> Predictor:
+        """Return a predictor for another thread; what the engine can share is shared."""
+        twin = Predictor(self.engine.clone(), self.policy, self.clock)
+        twin.latencies = self.latencies
+        return twin
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def _run(
+        self,
+        inputs: NDArray[np.float32],
+        policy: Policy,
+        started: int,
+        max_ms: float | None,
+        decode_ms: float = 0.0,
+        preprocess_ms: float = 0.0,
+    ) -> list[Prediction]:
+        """Run segments over a batch [n, C, H, W] until all samples have left."""
+        n, num_segments = len(inputs), self.engine.num_segments
+        predictions: list[Prediction] = [None] * n  # type: ignore[list-item]
+        passed = np.empty((n, num_segments, len(self.manifest.classes)), np.float32)
+        rows = np.arange(n)
+        segment_ms: tuple[float, ...] = ()
+        self.engine.load(inputs)
+        for k in range(1, num_segments + 1):
+            self.engine.open(k)
+            began = self.clock()
+            logits = self.engine.run(k)
+            ms = self._ms_since(began)
+            segment_ms = (*segment_ms, ms)
+            if not np.isfinite(logits).all():
+                raise EngineError(
+                    f"segment {k} of {self.bundle.folder} returned a logit that is no number: "
+                    "the bundle or the device is damaged"
+                )
+            passed[:, k - 1] = logits
+            leave, probabilities = policy.decide(passed[:, :k])
+            halted_by: HaltedBy = "policy"
+            if k == num_segments:
+                leave[:], halted_by = True, "last-exit"
+            if self.latencies is not None and n == 1:
+                self.slow_down.observe(ms / self.latencies.median_ms[k - 1])
+                if (
+                    max_ms is not None
+                    and not leave[0]
+                    and not may_continue(
+                        self.latencies,
+                        self.slow_down.factor,
+                        k + 1,
+                        self._ms_since(started),
+                        max_ms,
+                    )
+                ):
+                    leave[:], halted_by = True, "deadline"
+            for row in np.flatnonzero(leave):
+                index = int(probabilities[row].argmax())
+                elapsed_ms = self._ms_since(started)
+                predictions[rows[row]] = Prediction(
+                    label=self.manifest.classes[index],
+                    index=index,
+                    confidence=float(probabilities[row, index]),
+                    probabilities=probabilities[row],
+                    exit=k,
+                    halted_by=halted_by,
+                    elapsed_ms=elapsed_ms,
+                    decode_ms=decode_ms,
+                    preprocess_ms=preprocess_ms,
+                    segment_ms=segment_ms,
+                    deadline_missed=max_ms is not None and elapsed_ms > max_ms,
+                )
+            if leave.all():
+                break
+            if leave.any():
+                stay = np.flatnonzero(~leave)
+                rows, passed = rows[stay], passed[stay]
+                self.engine.keep(stay)
+        return predictions
+
+    def _ms_since(self, then: int) -> float:
+        return (self.clock() - then) / 1e6
+
+
+def read_image(path: str | Path) -> bytes:
+    """Return the encoded bytes of an image file: what a deadline does not count.
+
+    Raises:
+        ImageError: it is missing or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist") from None
+    except OSError as reason:
+        raise ImageError(f"cannot read {path}: {reason.strerror}") from None
+
+
+def _to_image(frame: bytes | Image.Image | NDArray[np.uint8], color: str) -> Image.Image:
+    if isinstance(frame, bytes):
+        return decode(frame)
+    if isinstance(frame, Image.Image):
+        return frame
+    if isinstance(frame, np.ndarray):
+        return from_array(frame, "bgr" if color == "bgr" else "rgb")
+    raise ImageError(f"a {type(frame).__name__} is no image: give a path, bytes, PIL or numpy")
