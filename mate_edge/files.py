@@ -166,14 +166,13 @@ def read_bytes(path: Path, limit: int, error: type[MateEdgeError]) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            data = file.read(limit + 1)
+            if os.fstat(file.fileno()).st_size > limit:
+                raise error(f"{path} is larger than the {limit} bytes that it should have")
+            return file.read()
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
     except OSError as reason:
         raise error(f"cannot read {path}: {reason.strerror}") from None
-    if len(data) > limit:
-        raise error(f"{path} is larger than the {limit} bytes that it should have")
-    return data
 
 
 def inside(folder: Path, name: str, error: type[MateEdgeError]) -> Path:
@@ -184,7 +183,7 @@ def inside(folder: Path, name: str, error: type[MateEdgeError]) -> Path:
     """
     plain = re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) is not None
     path = folder / name
-    if not plain or not path.resolve().is_relative_to(folder.resolve()):
+    if not plain or path == folder or not path.resolve().is_relative_to(folder.resolve()):
         raise error(f"{folder} names a file outside itself: {name!r}; do not use it")
     return path
 

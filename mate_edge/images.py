@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mate_edge.errors import ImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Pillow's decoders that are tried; the others (EPS starts a program) never see a user's file."""
 
 SUFFIXES = frozenset(
@@ -58,7 +58,21 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("std must be positive")
 
 
-def decode(source: str | Path | bytes) -> Image.Image:
+def read_image(path: str | Path) -> bytes:
+    """Return the encoded bytes of an image file.
+
+    Raises:
+        ImageError: it is missing or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist") from None
+    except OSError as reason:
+        raise ImageError(f"cannot read {path}: {reason.strerror}") from None
+
+
+def decode(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """Decode an image file to an upright 8-bit picture of mode L or RGB.
 
     EXIF rotation is applied; 16-bit gray is cut to its upper 8 bits; palettes, CMYK and the like
@@ -66,20 +80,15 @@ def decode(source: str | Path | bytes) -> Image.Image:
 
     Args:
         source: a path, or the encoded bytes.
+        name: what errors call it; the path when None.
 
     Raises:
         ImageError: missing, empty, truncated, not an image, or larger than `MAX_PIXELS`.
     """
     if isinstance(source, bytes):
-        name, data = "the image", source
+        name, data = name or "the image", source
     else:
-        name = str(source)
-        try:
-            data = Path(source).read_bytes()
-        except FileNotFoundError:
-            raise ImageError(f"{name} does not exist") from None
-        except OSError as reason:
-            raise ImageError(f"cannot read {name}: {reason.strerror}") from None
+        name, data = name or str(source), read_image(source)
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
     try:

@@ -16,7 +16,7 @@ from PIL import Image
 from mate_edge.bundle import Bundle, Manifest, read_bundle
 from mate_edge.decide.policy import Confidence, Deepest, Policy, make_policy
 from mate_edge.errors import EngineError, ImageError, UsageError
-from mate_edge.images import crop, decode, from_array, normalize
+from mate_edge.images import crop, decode, from_array, normalize, read_image
 from mate_edge.runtime.deadline import (
     LatencyTable,
     SlowDown,
@@ -212,11 +212,10 @@ class Predictor:
         try:
             if max_ms is not None and self.latencies is None:
                 self.warm_up()
-            if isinstance(frame, str | Path):
-                frame = read_image(frame)
+            frame, name = _read(frame)
             began = self.clock()
             started = began if started_ns is None else started_ns
-            image = _to_image(frame, color)
+            image = _to_image(frame, name, color)
             decoded = self.clock()
             pre = self.manifest.preprocessing
             inputs = normalize(crop(image, pre)[None], pre)
@@ -244,9 +243,9 @@ class Predictor:
         if not self._busy.acquire(blocking=False):
             raise UsageError("this predictor is busy in another thread: use clone() for each")
         try:
-            encoded = [read_image(f) if isinstance(f, str | Path) else f for f in frames]
+            encoded = [_read(frame) for frame in frames]
             began = self.clock()
-            images = [_to_image(frame, "rgb") for frame in encoded]
+            images = [_to_image(frame, name, "rgb") for frame, name in encoded]
             decoded = self.clock()
             pre = self.manifest.preprocessing
             inputs = normalize(np.stack([crop(image, pre) for image in images]), pre)
@@ -360,23 +359,14 @@ class Predictor:
         return (self.clock() - then) / 1e6
 
 
-def read_image(path: str | Path) -> bytes:
-    """Return the encoded bytes of an image file: what a deadline does not count.
-
-    Raises:
-        ImageError: it is missing or cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"{path} does not exist") from None
-    except OSError as reason:
-        raise ImageError(f"cannot read {path}: {reason.strerror}") from None
+def _read(frame: Frame) -> tuple[Frame, str | None]:
+    """Bring an encoded image into memory, which a deadline does not count; return its name too."""
+    return (read_image(frame), str(frame)) if isinstance(frame, str | Path) else (frame, None)
 
 
-def _to_image(frame: bytes | Image.Image | NDArray[np.uint8], color: str) -> Image.Image:
+def _to_image(frame: Frame, name: str | None, color: str) -> Image.Image:
     if isinstance(frame, bytes):
-        return decode(frame)
+        return decode(frame, name)
     if isinstance(frame, Image.Image):
         return frame
     if isinstance(frame, np.ndarray):

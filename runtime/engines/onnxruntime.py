@@ -17,6 +17,9 @@ from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError
 from mate_edge.runtime.engines.engine import Engine
 
+_shared_pool_made = False
+"""Once it is, onnxruntime makes every session of the process use it."""
+
 ONE_THREAD_FLOPS = 60_000_000
 """Networks below this (about 2 ms on one core) lose more by waking threads than they gain."""
 
@@ -96,8 +99,11 @@ def session_options(threads: int, shared_pool: bool) -> onnxruntime.SessionOptio
     """Return options under which the sessions of several segments do not hinder each other."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if shared_pool and threads > 1:
+    global _shared_pool_made
+    if shared_pool and threads > 1 and not _shared_pool_made:
         onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        _shared_pool_made = True
+    if _shared_pool_made:
         options.use_per_session_threads = False
     else:
         options.intra_op_num_threads = threads

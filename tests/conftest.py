@@ -1,0 +1,88 @@
+"""What the tests share: the command line, one trained run and one bundle.
+
+The tests under `core` and `runtime` need no torch: given a bundle in `MATE_EDGE_TEST_BUNDLE` they
+run in an environment that has only the core's dependencies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_cli(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mate_edge", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Run `mate-edge ARGUMENTS` in a process of its own."""
+    return run_cli
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working folder in which a user typed train and export, with nothing else."""
+    folder = tmp_path_factory.mktemp("home")
+    trained = run_cli("train", "--data", "digits", "--epochs", "3", cwd=folder)
+    assert trained.returncode == 0, trained.stderr
+    exported = run_cli("export", "--target", "cpu", cwd=folder)
+    assert exported.returncode == 0, exported.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(home: Path) -> Path:
+    """A finished run: resnet8 on digits, MATE."""
+    return home / "runs" / "digits-resnet8-mate"
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(request: pytest.FixtureRequest) -> Path:
+    """The bundle of that run, never to be changed by a test."""
+    given = os.environ.get("MATE_EDGE_TEST_BUNDLE")
+    if given:
+        return Path(given)
+    home: Path = request.getfixturevalue("home")
+    return home / "bundles" / "digits-resnet8-mate-cpu.mate"
+
+
+@pytest.fixture
+def own_bundle(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle, to be damaged."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "own.mate"))
+
+
+@pytest.fixture(scope="session")
+def golden(bundle_folder: Path) -> dict[str, np.ndarray]:
+    """The bundle's golden inputs, uint8 [n, H, W, C], and logits [n, K, C]."""
+    from mate_edge.bundle import read_bundle
+
+    bundle = read_bundle(bundle_folder)
+    return bundle.arrays(bundle.manifest.golden)
+
+
+@pytest.fixture
+def pictures(golden: dict[str, np.ndarray], tmp_path: Path) -> Path:
+    """A folder with the golden inputs as PNG files."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, pixels in enumerate(golden["images"]):
+        Image.fromarray(pixels[..., 0]).save(folder / f"{number}.png")
+    return folder

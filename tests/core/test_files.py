@@ -1,0 +1,153 @@
+"""Files written whole or not at all, and read without trust."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mate_edge import files
+from mate_edge.errors import BundleError, UsageError
+
+
+class Document(msgspec.Struct):
+    schema: int
+    name: str = ""
+
+
+def test_a_file_is_replaced_whole_or_kept(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_whole(path, b"old")
+    with pytest.raises(TypeError):
+        files.write_whole(path, "not bytes")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old"
+    files.write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_appears_only_when_its_block_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "folder"
+    with files.whole_folder(path) as made:
+        (made / "file").write_text("x")
+        assert not path.exists()
+    assert (path / "file").read_text() == "x"
+    broken = tmp_path / "broken"
+    with pytest.raises(IsADirectoryError), files.whole_folder(broken) as made:
+        made.write_text("x")
+    assert sorted(os.listdir(tmp_path)) == ["deep"]
+
+
+def test_a_folder_that_exists_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    with pytest.raises(UsageError, match="exists already"), files.whole_folder(tmp_path / "old"):
+        pytest.fail("the block must not run")
+
+
+def test_a_killed_writer_leaves_nothing_that_the_next_one_does_not_clean_up(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from mate_edge import files\n"
+        f"with files.whole_folder(Path({str(tmp_path / 'out')!r})) as made:\n"
+        "    (made / 'half').write_text('x'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    assert not (tmp_path / "out").exists()
+    with files.whole_folder(tmp_path / "out") as made:
+        (made / "whole").write_text("x")
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["whole"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/../../x", "", ".", "..", "a//b", "a\\b", "a/\0", "~/x"]
+)
+def test_a_path_that_leaves_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="outside"):
+        files.inside(tmp_path / "folder", name, BundleError)
+
+
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to("/etc")
+    with pytest.raises(BundleError, match="outside"):
+        files.inside(tmp_path / "folder", "link/passwd", BundleError)
+    assert files.inside(tmp_path / "folder", "a/b.onnx", BundleError).name == "b.onnx"
+
+
+def test_an_npz_with_objects_is_refused_and_one_with_arrays_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.npz"
+    np.savez(path, bad=np.array([{}], dtype=object))
+    with pytest.raises(BundleError, match="damaged"):
+        files.bytes_to_arrays(path.read_bytes(), path, BundleError)
+    arrays = {"a": np.arange(6).reshape(2, 3), "b": np.ones(2, np.float16)}
+    found = files.bytes_to_arrays(files.arrays_to_bytes(arrays), path, BundleError)
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+
+
+def test_an_npz_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
+    data = files.arrays_to_bytes({"zeros": np.zeros(10_000)})
+    with pytest.raises(BundleError, match="unpack"):
+        files.bytes_to_arrays(data, tmp_path, BundleError)
+
+
+@given(data=st.binary(max_size=300))
+def test_arbitrary_bytes_are_damaged_files_and_no_bugs(data: bytes) -> None:
+    with pytest.raises(BundleError):
+        files.bytes_to_arrays(data, Path("x"), BundleError)
+    if not data.strip().startswith(b"{"):
+        with pytest.raises(BundleError, match="damaged"):
+            files.decode_json(data, Document, Path("x"), 1, BundleError)
+
+
+def test_a_newer_schema_says_to_upgrade() -> None:
+    with pytest.raises(BundleError, match="upgrade mate-edge"):
+        files.decode_json(b'{"schema": 2, "new": 1}', Document, Path("x"), 1, BundleError)
+    assert files.decode_json(b'{"schema": 1}', Document, Path("x"), 1, BundleError).schema == 1
+
+
+def test_a_file_larger_than_it_should_be_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert files.read_bytes(tmp_path / "file", 5, BundleError) == b"12345"
+    with pytest.raises(BundleError, match="larger"):
+        files.read_bytes(tmp_path / "file", 4, BundleError)
+
+
+def test_names_are_numbered_and_the_latest_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "name.mate"
+    assert files.unused(path) == path
+    path.mkdir()
+    second = files.unused(path)
+    assert second.name == "name-2.mate"
+    assert files.read_latest(tmp_path) is None
+    files.write_latest(path)
+    assert files.read_latest(tmp_path) == path
+    for evil in ("../..", "/etc", "", "none"):
+        (tmp_path / "latest").write_text(evil)
+        assert files.read_latest(tmp_path) is None
+
+
+def test_leftovers_of_a_running_writer_are_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / f".out.{os.getppid()}.tmp"
+    theirs.mkdir()
+    with files.whole_folder(tmp_path / "out"):
+        time.sleep(0)
+    assert theirs.exists()

@@ -1,0 +1,208 @@
+"""Decoding and preprocessing: any image in, the network's numbers out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from mate_edge.errors import ImageError
+from mate_edge.images import Preprocessing, crop, decode, from_array, normalize
+
+RGB = Preprocessing(channels=3, size=8, resize=10, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+GRAY = Preprocessing(channels=1, size=8, resize=8, mean=(0.5,), std=(0.25,))
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gradient(mode: str = "RGB", width: int = 12, height: int = 10) -> Image.Image:
+    values = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_every_listed_format_is_decoded(kind: str) -> None:
+    image = decode(encode(gradient(), kind))
+    assert image.size == (12, 10)
+    assert np.abs(np.asarray(image.convert("RGB"), int) - np.asarray(gradient(), int)).max() < 60
+
+
+def test_sixteen_bit_gray_keeps_its_upper_eight_bits() -> None:
+    values = np.array([[0, 255, 256], [0x1234, 0xFF00, 0xFFFF]], np.uint16)
+    assert np.array_equal(decode(encode(Image.fromarray(values))), values >> 8)
+    assert np.array_equal(decode(encode(Image.fromarray(values), "TIFF")), values >> 8)
+
+
+def test_cmyk_is_shown_as_rgb() -> None:
+    red = Image.new("CMYK", (9, 9), (0, 255, 255, 0))
+    shown = np.asarray(decode(encode(red, "JPEG", quality=100)), int)
+    assert np.abs(shown - [255, 0, 0]).max() < 10
+
+
+def test_a_palette_is_looked_up() -> None:
+    image = Image.new("P", (3, 3), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    assert np.asarray(decode(encode(image)))[0, 0].tolist() == [10, 200, 30]
+
+
+def test_one_bit_images_are_black_and_white() -> None:
+    image = decode(encode(Image.fromarray(np.array([[True, False]]))))
+    assert np.asarray(image).tolist() == [[255, 0]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_shows_white(mode: str) -> None:
+    image = Image.new("RGBA", (4, 4), (10, 10, 10, 0))
+    image.paste((10, 10, 10, 255), (0, 0, 2, 4))
+    if mode == "P":
+        palette = Image.new("P", (4, 4), 0)
+        palette.putpalette([0, 0, 0, 10, 10, 10])
+        palette.paste(1, (0, 0, 2, 4))
+        data = encode(palette, transparency=0)
+    else:
+        data = encode(image.convert(mode))
+    shown = np.asarray(decode(data))
+    assert (shown[:, :2] == 10).all()
+    assert (shown[:, 2:] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_exif_rotation_is_applied(orientation: int, mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(gradient(mode), "JPEG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    shown = decode(data)
+    assert np.array_equal(shown, expected.convert(shown.mode))
+
+
+def test_bytes_and_paths_give_the_same_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encode(gradient(), "JPEG"))
+    assert np.array_equal(decode(path), decode(path.read_bytes()))
+
+
+def damaged_images() -> dict[str, bytes]:
+    whole = encode(gradient(width=64, height=64))
+    return {
+        "empty": b"",
+        "text": b"this is not an image, whatever its name says",
+        "truncated png": whole[: len(whole) // 2],
+        "truncated jpeg": encode(gradient(width=640, height=640), "JPEG")[:3000],
+        "only a header": whole[:20],
+        "flipped bytes": whole[:60] + bytes(b ^ 0xFF for b in whole[60:]),
+        "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        "floats": encode(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"),
+        "32 bits": encode(Image.fromarray(np.full((3, 3), 1 << 20, np.int32)), "TIFF"),
+    }
+
+
+@pytest.mark.parametrize("kind", damaged_images())
+def test_a_damaged_image_is_a_clear_error(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.png"
+    path.write_bytes(damaged_images()[kind])
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        decode(path)
+
+
+def test_a_missing_file_and_a_folder_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="does not exist"):
+        decode(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="cannot read"):
+        decode(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_a_decompression_bomb_is_refused_before_it_unpacks(side: int) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match="pixels"):
+        decode(bomb)
+
+
+@given(data=st.binary(max_size=200), cut=st.integers(0, 200))
+def test_arbitrary_bytes_never_raise_anything_but_an_image_error(data: bytes, cut: int) -> None:
+    for candidate in (data, encode(gradient())[:cut] + data):
+        with contextlib.suppress(ImageError):
+            decode(candidate)
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), mode=st.sampled_from(["L", "RGB"]))
+def test_crop_gives_the_network_its_size_whatever_the_image(
+    width: int, height: int, mode: str
+) -> None:
+    for preprocessing in (RGB, GRAY):
+        pixels = crop(
+            Image.new(mode, (width, height), 77 if mode == "L" else (77,) * 3), preprocessing
+        )
+        assert pixels.shape == (8, 8, preprocessing.channels)
+        assert pixels.dtype == np.uint8
+        assert (pixels == 77).all()
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    assert np.array_equal(crop(Image.fromarray(pixels), GRAY)[..., 0], pixels)
+
+
+def test_normalize_is_the_closed_form_in_channel_first_order() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
+    expected = ((pixels / 255 - RGB.mean) / RGB.std).transpose(0, 3, 1, 2)
+    found = normalize(pixels, RGB)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    given_buffer = np.empty_like(found)
+    assert normalize(pixels, RGB, given_buffer) is given_buffer
+    assert np.array_equal(given_buffer, found)
+
+
+def test_frames_are_taken_in_either_channel_order() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    assert np.array_equal(from_array(frame), frame)
+    assert np.array_equal(from_array(frame[..., ::-1], "bgr"), frame)
+    assert np.array_equal(from_array(frame[..., 0]), frame[..., 0])
+    assert np.array_equal(from_array(frame[..., :1]), frame[..., 0])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
+)
+def test_a_frame_of_another_kind_is_a_clear_error(frame: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="a frame must"):
+        from_array(frame)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mean": (0.1,)}, {"std": (0.0, 1.0, 1.0)}, {"size": 0}, {"size": 20, "resize": 10}],
+)
+def test_preprocessing_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
+    fields = {name: getattr(RGB, name) for name in RGB.__struct_fields__}
+    with pytest.raises(ValueError, match="."):
+        Preprocessing(**(fields | change))

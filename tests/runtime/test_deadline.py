@@ -1,0 +1,100 @@
+"""The deadline rule: quantiles, the slow-down factor, and when to go on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mate_edge.errors import UsageError
+from mate_edge.runtime.deadline import (
+    LatencyTable,
+    SlowDown,
+    check_max_ms,
+    may_continue,
+    samples_needed,
+)
+
+
+def test_the_quantile_is_the_order_statistic_of_the_spec() -> None:
+    samples = list(np.random.default_rng(0).permutation(np.arange(1.0, 1000.0)))
+    table = LatencyTable.from_samples([samples] * 3, samples)
+    # two optional segments share 1 %: ceil(1000 * 0.995) = 995th smallest of 999
+    assert table.quantile_ms == (995.0,) * 3
+    assert table.post_ms == 995.0
+    assert table.median_ms == (500.0,) * 3
+    assert (table.samples, table.exact) == (999, True)
+
+
+def test_too_few_samples_give_the_maximum_and_say_so() -> None:
+    table = LatencyTable.from_samples([[1.0, 3.0, 2.0]] * 2, [0.1, 0.2, 0.3])
+    assert table.quantile_ms == (3.0, 3.0)
+    assert not table.exact
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3, 4, 8])
+def test_samples_needed_is_the_smallest_n_without_a_maximum(segments: int) -> None:
+    n = samples_needed(segments)
+    assert LatencyTable.from_samples([[1.0] * n] * segments, [1.0] * n).exact
+    assert not LatencyTable.from_samples([[1.0] * (n - 1)] * segments, [1.0] * (n - 1)).exact
+
+
+def test_a_new_sample_exceeds_the_quantile_no_more_often_than_stated() -> None:
+    rng = np.random.default_rng(0)
+    exceeded = 0
+    for _ in range(2000):
+        samples = rng.exponential(size=300)
+        table = LatencyTable.from_samples([list(samples)] * 2, list(samples))
+        exceeded += rng.exponential() > table.quantile_ms[1]
+    assert exceeded / 2000 <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / 2000)
+
+
+TABLE = LatencyTable((1.0, 2.0, 4.0), (0.8, 1.5, 3.0), 0.5, 999, True)
+
+
+def test_it_goes_on_exactly_when_the_next_segment_still_fits() -> None:
+    assert may_continue(TABLE, 1.0, 2, elapsed_ms=2.5, max_ms=5.0)
+    assert not may_continue(TABLE, 1.0, 2, elapsed_ms=2.5001, max_ms=5.0)
+    assert not may_continue(TABLE, 1.2, 2, elapsed_ms=2.5, max_ms=5.0)
+    assert may_continue(TABLE, 2.0, 3, elapsed_ms=1.0, max_ms=10.0)
+
+
+@given(ratios=st.lists(st.floats(0.01, 1000.0), max_size=60))
+def test_the_factor_stays_between_one_and_the_largest_ratio(ratios: list[float]) -> None:
+    slow_down = SlowDown()
+    for ratio in ratios:
+        slow_down.observe(ratio)
+        assert 1.0 <= slow_down.factor <= max(1.0, *ratios)
+
+
+def test_one_hiccup_changes_little_and_three_slow_segments_are_believed() -> None:
+    slow_down = SlowDown()
+    slow_down.observe(50.0)
+    assert slow_down.factor == pytest.approx(1.1)
+    slow_down.observe(1.0)
+    slow_down.observe(3.0)
+    slow_down.observe(2.0)
+    assert slow_down.factor < 1.5
+    slow_down.observe(2.5)
+    assert slow_down.factor == 2.5
+
+
+def test_the_factor_recovers_when_the_device_does() -> None:
+    slow_down = SlowDown()
+    for _ in range(3):
+        slow_down.observe(4.0)
+    assert slow_down.factor == 4.0
+    for _ in range(60):
+        slow_down.observe(1.0)
+    assert slow_down.factor == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("max_ms", [0.0, -1.0, math.nan, math.inf])
+def test_a_deadline_that_is_no_positive_number_is_refused(max_ms: float) -> None:
+    with pytest.raises(UsageError, match="deadline"):
+        check_max_ms(max_ms)
+    check_max_ms(None)
+    check_max_ms(0.1)

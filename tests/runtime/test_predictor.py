@@ -1,0 +1,324 @@
+"""The predictor, on real segments for the answers and on a clock of its own for the deadlines."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mate_edge
+from mate_edge.bundle import Bundle, read_bundle
+from mate_edge.decide.policy import Confidence, Deepest
+from mate_edge.decide.simulate import simulate
+from mate_edge.errors import EngineError, ImageError, UsageError
+from mate_edge.images import normalize
+from mate_edge.runtime.deadline import LatencyTable
+from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from mate_edge.runtime.predictor import Predictor
+
+Golden = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle_folder: Path) -> Predictor:
+    return mate_edge.load(bundle_folder)
+
+
+@pytest.fixture
+def frames(golden: Golden) -> list[np.ndarray]:
+    return list(golden["images"])
+
+
+# the engine
+
+
+def test_the_engine_computes_the_golden_logits(bundle_folder: Path, golden: Golden) -> None:
+    bundle = read_bundle(bundle_folder)
+    images = normalize(golden["images"], bundle.manifest.preprocessing)
+    scale = np.abs(golden["logits"]).max()
+    for threads in (1, 2):
+        with make_engine("onnxruntime", bundle, threads, shared_pool=False) as engine:
+            for batch in (images, images[:1]):
+                engine.load(batch)
+                for k in range(1, engine.num_segments + 1):
+                    expected = golden["logits"][: len(batch), k - 1]
+                    np.testing.assert_allclose(engine.run(k), expected, atol=1e-4 * scale)
+
+
+def test_dropped_samples_do_not_change_the_others(bundle_folder: Path, golden: Golden) -> None:
+    bundle = read_bundle(bundle_folder)
+    rows = np.array([6, 1, 3])
+    with OnnxRuntimeEngine(bundle) as engine:
+        engine.load(normalize(golden["images"], bundle.manifest.preprocessing))
+        engine.run(1)
+        engine.keep(rows)
+        np.testing.assert_allclose(engine.run(2), golden["logits"][rows, 1], atol=1e-3)
+
+
+def test_the_unsplit_network_is_the_last_exit(bundle_folder: Path, golden: Golden) -> None:
+    bundle = read_bundle(bundle_folder).unsplit()
+    with OnnxRuntimeEngine(bundle) as engine:
+        engine.load(normalize(golden["images"], bundle.manifest.preprocessing))
+        np.testing.assert_allclose(engine.run(1), golden["logits"][:, -1], atol=1e-3)
+
+
+def test_a_segment_that_onnxruntime_refuses_is_a_clear_error(own_bundle: Path) -> None:
+    import hashlib
+    import json
+
+    segment = own_bundle / "segments" / "1.onnx"
+    segment.write_bytes(b"not onnx")
+    manifest = json.loads((own_bundle / "manifest.json").read_bytes())
+    manifest["segments"][0]["file"].update(bytes=8, sha256=hashlib.sha256(b"not onnx").hexdigest())
+    (own_bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EngineError, match="cannot load segment 1"):
+        Predictor.load(own_bundle)
+
+
+def test_one_shot_prediction_opens_no_segment_that_it_does_not_reach(
+    own_bundle: Path, frames: list[np.ndarray]
+) -> None:
+    (own_bundle / "segments" / "3.onnx").unlink()
+    lazy = Predictor.load(own_bundle, policy=0.0, lazy=True)
+    assert lazy.predict(frames[0]).exit == 1
+
+
+# answers
+
+
+@pytest.mark.parametrize("policy", ["fast", "balanced", "accurate", "deepest", 0.0, 0.5, 1.0])
+def test_the_runtime_does_what_the_simulation_says(
+    policy: Any, predictor: Predictor, golden: Golden, frames: list[np.ndarray]
+) -> None:
+    predictor.set_policy(policy)
+    expected = simulate(predictor.policy, golden["logits"])
+    found = [predictor.predict(frame) for frame in frames]
+    assert [p.exit for p in found] == expected.exits.tolist()
+    assert [p.index for p in found] == expected.predictions.tolist()
+    np.testing.assert_allclose([p.confidence for p in found], expected.confidences, atol=1e-4)
+    for prediction in found:
+        last = prediction.exit == predictor.engine.num_segments
+        assert prediction.halted_by == ("last-exit" if last else "policy")
+        assert prediction.label == predictor.manifest.classes[prediction.index]
+        assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
+        assert len(prediction.segment_ms) == prediction.exit
+        parts = prediction.decode_ms + prediction.preprocess_ms + sum(prediction.segment_ms)
+        assert 0 < parts <= prediction.elapsed_ms
+        assert not prediction.deadline_missed
+
+
+@pytest.mark.parametrize("policy", ["fast", 0.3, "deepest"])
+def test_a_batch_answers_as_its_images_do_alone(
+    policy: Any, predictor: Predictor, frames: list[np.ndarray]
+) -> None:
+    alone = [predictor.predict(frame, policy=policy) for frame in frames]
+    together = predictor.predict_batch(frames, policy=policy)
+    assert [(p.index, p.exit, p.halted_by) for p in alone] == [
+        (p.index, p.exit, p.halted_by) for p in together
+    ]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
+    assert predictor.predict_batch([]) == []
+
+
+def test_every_kind_of_frame_gives_the_same_answer(
+    predictor: Predictor, frames: list[np.ndarray], pictures: Path
+) -> None:
+    path = pictures / "0.png"
+    colored = np.repeat(frames[0], 3, axis=2)
+    kinds = [path, str(path), path.read_bytes(), Image.open(path), frames[0], frames[0][..., 0],
+             colored]  # fmt: skip
+    answers = {predictor.predict(kind, policy="deepest").confidence for kind in kinds}
+    assert max(answers) - min(answers) < 1e-6
+
+
+def test_a_stream_reports_a_bad_image_and_goes_on(predictor: Predictor, pictures: Path) -> None:
+    bad = pictures / "bad.png"
+    bad.write_bytes(b"")
+    results = dict(predictor.stream([pictures / "0.png", bad, pictures / "1.png"]))
+    assert isinstance(results.pop(str(bad)), ImageError)
+    assert all(not isinstance(result, ImageError) for result in results.values())
+    assert len(results) == 2
+
+
+@pytest.mark.parametrize("frame", [12, None, [1, 2], np.zeros((3, 3)), b"", b"junk"])
+def test_what_is_no_image_is_a_clear_error(frame: Any, predictor: Predictor) -> None:
+    with pytest.raises(ImageError):
+        predictor.predict(frame)
+
+
+@pytest.mark.parametrize("policy", ["fst", 1.5, -0.1, float("nan")])
+def test_an_unknown_policy_is_a_clear_error(policy: Any, predictor: Predictor) -> None:
+    with pytest.raises(UsageError, match="policy|threshold"):
+        predictor.set_policy(policy)
+
+
+def test_clones_serve_threads_side_by_side_and_one_predictor_refuses_to(
+    predictor: Predictor, frames: list[np.ndarray]
+) -> None:
+    expected = [predictor.predict(frame, policy="deepest").index for frame in frames]
+    answers: dict[int, list[int]] = {}
+
+    def work(number: int, own: Predictor) -> None:
+        answers[number] = [
+            own.predict(f, policy="deepest").index for _ in range(20) for f in frames
+        ]
+
+    threads = [threading.Thread(target=work, args=(i, predictor.clone())) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == dict.fromkeys(range(3), expected * 20)
+
+    class Reentrant(Deepest):
+        def decide(self, logits: np.ndarray) -> Any:
+            predictor.predict(frames[0])
+
+    with pytest.raises(UsageError, match="clone"):
+        predictor.predict(frames[0], policy=Reentrant((1.0, 1.0, 1.0)))
+    assert predictor.predict(frames[0]).exit >= 1
+
+
+# deadlines, on a clock that moves only when a segment runs
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ns = 10**9
+
+    def __call__(self) -> int:
+        return self.ns
+
+    def pass_ms(self, ms: float) -> None:
+        self.ns += round(ms * 1e6)
+
+
+class TimedEngine(Engine):
+    """Takes a stated time for each segment and answers with indifferent logits."""
+
+    device = "a test"
+
+    def __init__(self, bundle: Bundle, clock: Clock, ms: list[float]) -> None:
+        super().__init__(bundle)
+        self.clock, self.ms, self.ran, self.value = clock, ms, [], 0.0
+
+    def open(self, k: int) -> None:
+        pass
+
+    def load(self, images: np.ndarray) -> None:
+        self.ran = []
+
+    def run(self, k: int) -> np.ndarray:
+        self.ran.append(k)
+        self.clock.pass_ms(self.ms[k - 1])
+        return np.full((1, len(self.bundle.manifest.classes)), self.value, np.float32)
+
+    def keep(self, rows: np.ndarray) -> None:
+        pass
+
+    def clone(self) -> TimedEngine:
+        return self
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def timed(bundle_folder: Path) -> tuple[Predictor, TimedEngine, Clock]:
+    clock = Clock()
+    engine = TimedEngine(read_bundle(bundle_folder), clock, [1.0, 2.0, 4.0])
+    predictor = Predictor(engine, "deepest", clock)
+    predictor.latencies = LatencyTable((1.0, 2.0, 4.0), (1.0, 2.0, 4.0), 0.0, 999, True)
+    return predictor, engine, clock
+
+
+@pytest.mark.parametrize(
+    ("max_ms", "exit_", "halted_by", "missed"),
+    [
+        (0.5, 1, "deadline", True),
+        (1.0, 1, "deadline", False),
+        (2.99, 1, "deadline", False),
+        (3.0, 2, "deadline", False),
+        (6.99, 2, "deadline", False),
+        (7.0, 3, "last-exit", False),
+        (100.0, 3, "last-exit", False),
+    ],
+)
+def test_it_goes_as_deep_as_the_deadline_allows(
+    max_ms: float,
+    exit_: int,
+    halted_by: str,
+    missed: bool,
+    timed: tuple[Predictor, TimedEngine, Clock],
+    frames: list[np.ndarray],
+) -> None:
+    predictor, engine, _ = timed
+    found = predictor.predict(frames[0], max_ms=max_ms)
+    assert (found.exit, found.halted_by, found.deadline_missed) == (exit_, halted_by, missed)
+    assert engine.ran == list(range(1, exit_ + 1))
+    assert found.elapsed_ms == pytest.approx(sum(engine.ms[:exit_]))
+
+
+def test_the_age_of_a_frame_counts(
+    timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray]
+) -> None:
+    predictor, _, clock = timed
+    fresh = predictor.predict(frames[0], max_ms=7.5)
+    stale = predictor.predict(frames[0], max_ms=7.5, started_ns=clock() - 2_000_000)
+    assert (fresh.exit, stale.exit) == (3, 2)
+    assert stale.elapsed_ms == pytest.approx(5.0)
+
+
+def test_a_slower_device_answers_from_a_shallower_exit_and_still_in_time(
+    timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray]
+) -> None:
+    predictor, engine, _ = timed
+    assert predictor.predict(frames[0], max_ms=7.5).exit == 3
+    engine.ms = [2.0, 4.0, 8.0]
+    found = [predictor.predict(frames[0], max_ms=7.5) for _ in range(10)]
+    assert [p.exit for p in found[3:]] == [2] * 7
+    assert not any(p.deadline_missed for p in found[3:])
+    engine.ms = [1.0, 2.0, 4.0]
+    for _ in range(60):
+        recovered = predictor.predict(frames[0], max_ms=7.5)
+    assert recovered.exit == 3
+
+
+def test_a_policy_that_is_satisfied_is_not_the_deadlines_doing(
+    timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray]
+) -> None:
+    predictor, _, _ = timed
+    temperatures = (1.0, 1.0, 1.0)
+    found = predictor.predict(frames[0], max_ms=1.0, policy=Confidence((0.0, 0.0), temperatures))
+    assert (found.exit, found.halted_by) == (1, "policy")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_never_yield_an_answer(
+    value: float, timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray]
+) -> None:
+    predictor, engine, _ = timed
+    engine.value = value
+    with pytest.raises(EngineError, match="segment 1"):
+        predictor.predict(frames[0])
+
+
+def test_a_deadline_without_measurements_measures_first(
+    bundle_folder: Path, frames: list[np.ndarray]
+) -> None:
+    lazy = Predictor.load(bundle_folder, lazy=True, policy="deepest")
+    assert lazy.latencies is None
+    found = lazy.predict(frames[0], max_ms=10_000)
+    assert found.halted_by == "last-exit"
+    assert not found.deadline_missed
+    assert lazy.latencies is not None
+    assert lazy.latencies.samples >= 10
+    with pytest.raises(UsageError, match="deadline"):
+        lazy.predict(frames[0], max_ms=-1)

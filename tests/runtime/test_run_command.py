@@ -1,0 +1,110 @@
+"""`mate-edge run`, typed as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mate_edge.bundle import read_bundle
+from mate_edge.decide.simulate import simulate
+from mate_edge.runtime.predictor import resolve_policy
+
+
+def test_a_folder_a_glob_and_files_are_classified_in_order(
+    cli: Any, bundle_folder: Path, pictures: Path, golden: dict[str, np.ndarray]
+) -> None:
+    policy = resolve_policy(read_bundle(bundle_folder).manifest, "balanced")
+    expected = simulate(policy, golden["logits"])
+    for sources in ([pictures], [f"{pictures}/*.png"], sorted(pictures.iterdir())):
+        threads = "2" if len(sources) > 1 else "1"  # two of them use the shared pool
+        done = cli("run", "--bundle", bundle_folder, "--threads", threads, "--json", *sources)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [line["source"] for line in lines] == sorted(map(str, pictures.iterdir()))
+        assert [line["index"] for line in lines] == expected.predictions.tolist()
+        assert [line["exit"] for line in lines] == expected.exits.tolist()
+        assert "onnxruntime" in done.stderr
+
+
+def test_the_table_and_the_summary_say_what_happened(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    done = cli(
+        "run", "--bundle", bundle_folder, "--max-ms", "1000", "--policy", "deepest", pictures
+    )
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()
+    for column in ("source", "label", "confidence", "exit", "halted by", "ms"):
+        assert column in header
+    assert len(rows) == 8 + 2
+    assert all("last-exit" in row for row in rows[:8])
+    assert rows[8].startswith("8 images: exit 1 0 %, exit 2 0 %, exit 3 100 %; mean ")
+    assert rows[9].startswith("deadline 1000 ms: 0 missed, 0 halted by it")
+
+
+def test_an_impossible_deadline_is_said_and_answered_all_the_same(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    done = cli("run", "--bundle", bundle_folder, "--max-ms", "0.001", pictures / "0.png")
+    assert done.returncode == 0
+    assert "exit 1 answers all the same" in done.stderr
+    assert "missed" in done.stdout.splitlines()[1]
+    assert "deadline 0.001 ms: 1 missed" in done.stdout
+
+
+def test_one_bad_image_among_many_is_reported_and_the_others_run(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    (pictures / "bad.png").write_bytes((pictures / "0.png").read_bytes()[:40])
+    done = cli("run", "--bundle", bundle_folder, pictures, "missing.jpg")
+    assert done.returncode == 1
+    assert done.stdout.count("policy") + done.stdout.count("last-exit") == 8
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("mate-edge: ")]
+    assert len(complaints) == 2
+    assert "bad.png" in complaints[0]
+    assert "missing.jpg does not exist" in complaints[1]
+    assert "2 could not be read" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["none.png"], "none.png does not exist"),
+        (["empty"], "holds no images"),
+        (["*.nothing"], "nothing matches"),
+        (["bad.png"], "bad.png"),
+        (["0.png", "--max-ms", "0"], "deadline"),
+        (["0.png", "--max-ms", "soon"], "soon"),
+        (["0.png", "--threshold", "2"], "between 0 and 1"),
+        (["0.png", "--threshold", "0.5", "--policy", "fast"], "not both"),
+        (["0.png", "--policy", "balance"], "Did you mean balanced?"),
+        (["0.png", "--engine", "onnxruntim"], "Did you mean onnxruntime?"),
+        (["0.png", "--threads", "0"], "--threads"),
+        (["0.png", "--bundle", "none.mate"], "no bundle folder none.mate"),
+        (["0.png", "--maxms", "5"], "--max-ms"),
+        ([], "sources"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    arguments: list[str], says: str, cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    (pictures / "empty").mkdir()
+    (pictures / "bad.png").write_bytes(b"GIF89a nonsense")
+    shutil.copytree(bundle_folder, pictures / "only.mate")
+    done = cli("run", *arguments, cwd=pictures)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("mate-edge: ")
+    assert says in line
+
+
+def test_without_any_bundle_it_says_to_export_one(cli: Any, pictures: Path) -> None:
+    done = cli("run", "0.png", cwd=pictures)
+    assert done.returncode == 2
+    assert "mate-edge export" in done.stderr
