@@ -146,6 +146,8 @@ def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path
         MateEdgeError: as `new_run`, `old_run` and `train`.
     """
     state = PartialState()
+    if options.precision in PRECISIONS:
+        make_accelerator(options.precision)  # refused before anything is written
     if state.is_main_process:
         folder, run, dataset = (old_run if resume else new_run)(options, out)
         shared = [str(folder)]

@@ -1,0 +1,248 @@
+"""Export: what is written computes what was trained, or nothing is written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from mate_edge.bundle import read_bundle
+from mate_edge.decide.simulate import simulate
+from mate_edge.decide.tune import MAX_DROPS
+from mate_edge.errors import ExportError, UsageError
+from mate_edge.export.check import check_bundle
+from mate_edge.export.export import export_run
+from mate_edge.images import normalize
+from mate_edge.runs import read_finished_run, read_outputs
+from mate_edge.runtime.predictor import Predictor, resolve_policy
+from mate_edge.train.data import load_dataset
+from mate_edge.train.network import MultiExitNet, load_network
+
+
+@pytest.fixture(scope="module")
+def network(run_folder: Path) -> MultiExitNet:
+    return load_network(run_folder, read_finished_run(run_folder))
+
+
+@pytest.fixture(scope="module")
+def images(run_folder: Path) -> np.ndarray:
+    run = read_finished_run(run_folder)
+    outputs: dict[str, Any] = read_outputs(run_folder, run)
+    return normalize(outputs["val_images"], run.preprocessing)
+
+
+def models(folder: Path) -> dict[str, onnx.ModelProto]:
+    bundle = read_bundle(folder)
+    listed = [segment.file for segment in bundle.manifest.segments] + [bundle.manifest.unsplit]
+    return {file.path: onnx.load_from_string(bundle.read(file)) for file in listed}
+
+
+def test_every_model_is_self_contained_folded_and_takes_any_batch(bundle_folder: Path) -> None:
+    for model in models(bundle_folder).values():
+        assert not any(node.op_type == "BatchNormalization" for node in model.graph.node)
+        assert all(not tensor.external_data for tensor in model.graph.initializer)
+        assert 18 <= model.opset_import[0].version <= 21
+        for value in (*model.graph.input, *model.graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_param
+
+
+def test_names_and_shapes_in_the_manifest_are_the_models(bundle_folder: Path) -> None:
+    found = models(bundle_folder)
+    for segment in read_bundle(bundle_folder).manifest.segments:
+        graph = found[segment.file.path].graph
+        for tensor, value in zip(
+            (segment.input, *segment.outputs), (*graph.input, *graph.output), strict=True
+        ):
+            assert tensor.name == value.name
+            dims = value.type.tensor_type.shape.dim[1:]
+            assert tensor.shape == tuple(dim.dim_value for dim in dims)
+
+
+def test_segments_hand_over_under_the_names_of_the_next_ones_input(bundle_folder: Path) -> None:
+    segments = read_bundle(bundle_folder).manifest.segments
+    for one, following in pairwise(segments):
+        assert one.outputs[0] == following.input
+
+
+def test_the_check_accepts_the_network_that_was_exported(
+    bundle_folder: Path, network: MultiExitNet, images: np.ndarray
+) -> None:
+    assert check_bundle(bundle_folder, network, images) < 1e-4
+
+
+@pytest.mark.parametrize("part", ["stages.0", "heads.0", "stages.1", "heads.1", "heads.2"])
+def test_the_check_refuses_a_network_that_differs_anywhere(
+    part: str, bundle_folder: Path, run_folder: Path, images: np.ndarray
+) -> None:
+    other = load_network(run_folder, read_finished_run(run_folder))
+    with torch.no_grad():
+        list(other.get_submodule(part).parameters())[-1].add_(0.05)
+    with pytest.raises(ExportError, match="segment|exit"):
+        check_bundle(bundle_folder, other, images)
+
+
+def test_a_failed_check_leaves_no_bundle(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mate_edge.export.check.TOLERANCE", 1e-12)
+    with pytest.raises(ExportError, match="differs from torch"):
+        export_run(run_folder, read_finished_run(run_folder), "cpu", None, None,
+                   tmp_path / "b.mate", lambda text: None)  # fmt: skip
+    assert os.listdir(tmp_path) == []
+
+
+def test_golden_logits_are_the_networks(
+    golden: dict[str, np.ndarray], network: MultiExitNet, images: np.ndarray
+) -> None:
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images[: len(golden["images"])])).numpy()
+    np.testing.assert_allclose(golden["logits"], expected, atol=1e-5)
+
+
+def test_operating_points_keep_their_bound_on_validation(
+    bundle_folder: Path, run_folder: Path
+) -> None:
+    manifest = read_bundle(bundle_folder).manifest
+    outputs: dict[str, Any] = read_outputs(run_folder, read_finished_run(run_folder))
+    logits, labels = outputs["val_logits"], outputs["val_labels"]
+    last = (logits[:, -1].argmax(-1) == labels).mean()
+    flops = tuple(exit_.cumulative_flops for exit_ in manifest.exits)
+    assert list(manifest.operating_points) == ["fast", "balanced", "accurate"]
+    for name, point in manifest.operating_points.items():
+        outcome = simulate(resolve_policy(manifest, name), logits)
+        assert outcome.accuracy(labels) >= last - MAX_DROPS[name] - 1e-9
+        assert outcome.accuracy(labels) == point.val_accuracy
+        assert outcome.mean_flops(flops) == point.val_mean_flops
+        assert outcome.exit_shares(3) == point.val_exit_shares
+
+
+def test_png_files_of_the_test_split_get_exactly_evaluations_predictions(
+    bundle_folder: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    run = read_finished_run(run_folder)
+    outputs: dict[str, Any] = read_outputs(run_folder, run)
+    dataset = load_dataset(run.data)
+    paths = []
+    count = len(dataset.test.labels)
+    for number, pixels in enumerate(dataset.test.plain(range(count), run.preprocessing)):
+        paths.append(tmp_path / f"{number:04}.png")
+        Image.fromarray(pixels[..., 0]).save(paths[-1])
+    with Predictor.load(bundle_folder) as predictor:
+        for policy in ("deepest", "balanced", "fast"):
+            predictor.set_policy(policy)
+            expected = simulate(predictor.policy, outputs["test_logits"])
+            found = [predictor.predict(path) for path in paths]
+            assert [p.index for p in found] == expected.predictions.tolist()
+            assert [p.exit for p in found] == expected.exits.tolist()
+
+
+def test_some_exits_are_kept_by_merging_segments(run_folder: Path, tmp_path: Path) -> None:
+    run = read_finished_run(run_folder)
+    outputs: dict[str, Any] = read_outputs(run_folder, run)
+    path, manifest = export_run(
+        run_folder, run, "cpu", None, [1, 3], tmp_path / "two.mate", lambda text: None
+    )
+    assert run.results is not None
+    stated = [exit_.test_accuracy for exit_ in manifest.exits]
+    assert stated == [run.results.test_accuracy[0], run.results.test_accuracy[2]]
+    with Predictor.load(path, policy="deepest") as predictor:
+        found = predictor.predict(outputs["val_images"][0])
+        assert found.exit == 2
+        assert found.index == outputs["val_logits"][0, 2].argmax()
+
+
+def test_the_same_run_gives_the_same_bundle_and_a_free_name(
+    home: Path, cli: Any, bundle_folder: Path
+) -> None:
+    done = cli("export", cwd=home)
+    assert done.returncode == 0, done.stderr
+    second = home / "bundles" / "digits-resnet8-mate-cpu-2.mate"
+    assert f"bundle: bundles/{second.name}" in done.stdout
+    assert (home / "bundles" / "latest").read_text().strip() == second.name
+    first, other = read_bundle(bundle_folder).manifest, read_bundle(second).manifest
+    assert first.segments == other.segments
+    assert first.operating_points == other.operating_points
+
+
+def test_a_dry_run_prints_the_cuts_and_writes_nothing(
+    home: Path, cli: Any, bundle_folder: Path
+) -> None:
+    before = sorted(os.listdir(home / "bundles"))
+    done = cli("export", "--dry-run", "--exits", "1,3", cwd=home)
+    assert done.returncode == 0, done.stderr
+    for text in ("exit 1", "exit 2", "16x32x32", "65.5 kB", "Ceiling of the speed-up"):
+        assert text in done.stdout
+    assert "exit 3" not in done.stdout
+    assert sorted(os.listdir(home / "bundles")) == before
+
+
+def test_a_killed_export_leaves_nothing(run_folder: Path, tmp_path: Path, cli: Any) -> None:
+    out = tmp_path / "killed.mate"
+    command = [sys.executable, "-m", "mate_edge", "export", str(run_folder), "--out", str(out)]
+    victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".killed.mate.*.tmp/segments/1.onnx")):
+        assert victim.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not out.exists()
+    done = cli("export", run_folder, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["killed.mate", "latest"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"target": "jetso"}, "--target"),
+        ({"precision": "int8"}, "--precision of cpu"),
+        ({"exits": [3, 1]}, "--exits"),
+        ({"exits": [0, 1]}, "from 1 to 3"),
+        ({"exits": [4]}, "from 1 to 3"),
+        ({"exits": []}, "--exits"),
+    ],
+)
+def test_an_option_that_cannot_work_is_a_clear_error(
+    options: dict[str, Any], says: str, run_folder: Path, tmp_path: Path
+) -> None:
+    chosen = {"target": "cpu", "precision": None, "exits": None} | options
+    with pytest.raises(UsageError, match=says):
+        export_run(run_folder, read_finished_run(run_folder), **chosen,
+                   out=tmp_path / "b.mate", say=print)  # fmt: skip
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--target", "cpus"], "Did you mean cpu?"),
+        (["--exits", "1,x"], "--exits"),
+        ([], "no run under runs/"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    arguments: list[str], says: str, cli: Any, tmp_path: Path
+) -> None:
+    done = cli("export", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert says in line
+
+
+def test_a_bundle_that_exists_is_never_replaced(cli: Any, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.mate").mkdir()
+    done = cli("export", run_folder, "--out", "old.mate", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "old.mate exists already" in done.stderr
+    assert os.listdir(tmp_path / "old.mate") == []

@@ -1,0 +1,78 @@
+"""The wheel and the sdist hold the whole package, symbolic links resolved."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+def sources() -> set[str]:
+    """Return every module's path inside the package."""
+    package = CHECKOUT / "mate_edge"
+    found = {str(f.relative_to(CHECKOUT)) for f in package.rglob("*.py")}
+    for stage in ("train", "export", "runtime"):
+        found |= {f"mate_edge/{f.relative_to(CHECKOUT)}" for f in (CHECKOUT / stage).rglob("*.py")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with an sdist, and the wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(CHECKOUT)],
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+def test_the_wheel_and_the_sdist_hold_every_module(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert sources() <= names
+    assert {"mate_edge/py.typed"} <= names
+    assert not any(name.startswith(("train/", "export/", "runtime/", "tests/")) for name in names)
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+        assert all(not member.issym() for member in archive.getmembers())
+    assert sources() <= inside
+    assert {"LICENSE", "README.md", "pyproject.toml"} <= inside
+
+
+def test_the_installed_wheel_imports_every_module_away_from_the_checkout(
+    built: Path, tmp_path: Path
+) -> None:
+    (wheel,) = built.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site),
+         str(wheel)],
+        check=True,
+    )  # fmt: skip
+    names = sorted(
+        source.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for source in sources()
+        if not source.endswith("__main__.py")
+    )
+    program = (
+        "import importlib, mate_edge\n"
+        f"assert mate_edge.__file__.startswith({str(site)!r}), mate_edge.__file__\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )

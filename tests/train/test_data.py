@@ -1,0 +1,312 @@
+"""Data sets, splits and variations."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.transforms.functional as TF
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mate_edge.errors import DataError, ImageError, UsageError
+from mate_edge.images import Preprocessing, crop
+from mate_edge.train.data import fashion_mnist, load_dataset
+from mate_edge.train.data.augment import PADDING, crop_resized, crop_shifted, flip_some
+from mate_edge.train.data.dataset import channel_statistics, split_off
+from mate_edge.train.data.images import FileImages, MemoryImages
+from mate_edge.train.data.loader import make_loader
+
+Tree = dict[str, int]
+
+
+def make_folder(root: Path, tree: Tree, side: int = 40) -> Path:
+    """Write `tree[folder]` pictures into each folder, of one brightness a class."""
+    for number, (folder, count) in enumerate(tree.items()):
+        (root / folder).mkdir(parents=True)
+        for image in range(count):
+            Image.new("RGB", (side + image, side), (number * 9 + 1,) * 3).save(
+                root / folder / f"{image}.png"
+            )
+    return root
+
+
+# splits
+
+
+def test_digits_are_split_into_three_parts_without_overlap() -> None:
+    dataset = load_dataset("digits")
+    parts = [dataset.train, dataset.val, dataset.test]
+    counts = [len(part.labels) for part in parts]
+    assert sum(counts) == 1797
+    assert counts[2] == pytest.approx(360, abs=2)
+    assert counts[1] == pytest.approx(144, abs=2)
+    for part in parts:
+        assert set(part.labels) == set(range(10))
+    again = load_dataset("digits")
+    assert np.array_equal(dataset.test.plain([0], dataset.preprocessing),
+                          again.test.plain([0], again.preprocessing))  # fmt: skip
+
+
+@given(counts=st.lists(st.integers(10, 60), min_size=2, max_size=6))
+def test_a_split_takes_the_same_share_of_each_class(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    chosen = split_off(labels)
+    assert chosen.sum() == pytest.approx(len(labels) / 10, abs=1)
+    for label, count in enumerate(counts):
+        assert abs(chosen[labels == label].sum() - count / 10) <= 1
+
+
+def test_channel_statistics_are_mean_and_deviation() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 5, 5, 3), np.uint8)
+    mean, std = channel_statistics(pixels)
+    np.testing.assert_allclose(mean, (pixels / 255).mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(std, (pixels / 255).std((0, 1, 2)), atol=1e-4)
+
+
+# variations
+
+
+def test_an_unshifted_crop_is_the_image_and_the_extremes_show_the_padding() -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (3, 8, 8, 1), np.uint8)
+    middle = np.full(3, 0.5)
+    assert np.array_equal(crop_shifted(pixels, middle, middle), pixels)
+    corner = crop_shifted(pixels, np.zeros(3), np.zeros(3))
+    assert (corner[:, :PADDING] == 0).all()
+    assert np.array_equal(corner[:, PADDING:, PADDING:], pixels[:, :-PADDING, :-PADDING])
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4, 1)
+    flipped = flip_some(pixels, np.array([0.49, 0.5]))
+    assert np.array_equal(flipped[0], pixels[0, :, ::-1])
+    assert np.array_equal(flipped[1], pixels[1])
+
+
+@settings(max_examples=30)
+@given(width=st.integers(1, 300), height=st.integers(1, 300), seed=st.integers(0, 99))
+def test_a_random_part_of_any_image_gets_the_networks_size(
+    width: int, height: int, seed: int
+) -> None:
+    preprocessing = Preprocessing(channels=1, size=16, resize=18, mean=(0.5,), std=(0.5,))
+    image = Image.new("RGB", (width, height), (50, 50, 50))
+    part = crop_resized(image, preprocessing, np.random.default_rng(seed))
+    assert part.shape == (16, 16, 1)
+    assert (part == 50).all()
+
+
+def test_a_variation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    memory = MemoryImages(rng.integers(0, 256, (20, 16, 16, 1), np.uint8), np.zeros(20, np.int64))
+    paths = []
+    for number in range(6):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (30, 40), np.uint8)).save(paths[-1])
+    file = FileImages(tuple(paths), np.zeros(6, np.int64))
+    preprocessing = Preprocessing(channels=1, size=16, resize=18, mean=(0.5,), std=(0.5,))
+    for images in (memory, file):
+        vary = partial(images.augmented, preprocessing=preprocessing, flip=True)
+        first = vary([0, 1, 2], seed=0, epoch=0)
+        assert np.array_equal(vary([4, 2], seed=0, epoch=0)[1], first[2])
+        assert not np.array_equal(vary([0, 1, 2], seed=0, epoch=1), first)
+        assert not np.array_equal(vary([0, 1, 2], seed=1, epoch=0), first)
+
+
+def test_an_epoch_is_a_permutation_that_its_number_decides() -> None:
+    dataset = load_dataset("digits")
+    loader, order = make_loader(dataset, 32, seed=3)
+    first = list(order)
+    assert sorted(index for _, index in first) == list(range(len(dataset.train.labels)))
+    assert list(order) == first
+    order.epoch = 1
+    second = list(order)
+    assert [i for _, i in second] != [i for _, i in first]
+    images, labels = next(iter(loader))
+    assert images.shape == (32, 1, 32, 32)
+    assert labels.tolist() == dataset.train.labels[[i for _, i in second[:32]]].tolist()
+
+
+# evaluation sees what torchvision's transforms would show
+
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(20, 200), height=st.integers(20, 200), size=st.sampled_from([16, 17, 24]))
+def test_scaling_and_cutting_are_torchvisions(width: int, height: int, size: int) -> None:
+    values = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+    image = Image.fromarray(values)
+    preprocessing = Preprocessing(
+        channels=3, size=size, resize=size + 3, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    expected = TF.center_crop(TF.resize(image, size + 3), size)
+    assert np.array_equal(crop(image, preprocessing), expected)
+
+
+# folders of images
+
+
+def test_a_folder_with_three_splits_keeps_them(tmp_path: Path) -> None:
+    tree = {f"{split}/{name}": 12 for split in ("train", "val", "test") for name in ("ant", "bee")}
+    dataset = load_dataset(str(make_folder(tmp_path, tree)), 32)
+    assert dataset.classes == ("ant", "bee")
+    assert [len(s.labels) for s in (dataset.train, dataset.val, dataset.test)] == [24, 24, 24]
+    assert dataset.note == ""
+    assert dataset.preprocessing.size == 32
+
+
+def test_without_a_test_folder_val_is_the_test_split(tmp_path: Path) -> None:
+    tree = {"train/ant": 20, "train/bee": 40, "val/ant": 5, "val/bee": 5}
+    dataset = load_dataset(str(make_folder(tmp_path, tree)), 32)
+    assert [len(s.labels) for s in (dataset.train, dataset.val, dataset.test)] == [54, 6, 10]
+    assert "val/ serves as the test split" in dataset.note
+
+
+def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
+    dataset = load_dataset(str(make_folder(tmp_path, {"ant": 50, "bee": 50})))
+    counts = [len(s.labels) for s in (dataset.train, dataset.val, dataset.test)]
+    assert sum(counts) == 100
+    assert counts[0] == pytest.approx(81, abs=1)
+    assert dataset.preprocessing.size == 224
+    batch = dataset.train.plain([0, 1], dataset.preprocessing)
+    assert batch.shape == (2, 224, 224, 3)
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({}, "0 class folders"),
+        ({"ant": 9}, "1 class folders"),
+        ({"ant": 9, "bee": 0}, "bee has no readable image"),
+        ({"ant": 2, "bee": 2}, "too few images"),
+        ({"train/a": 9, "train/b": 9, "val/a": 1, "val/c": 1}, "other classes.*b, c"),
+        ({"train/a": 9, "train/b": 9, "val/a": 1, "val/b": 0}, "no readable image"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on_is_a_clear_error(
+    tree: Tree, says: str, tmp_path: Path
+) -> None:
+    make_folder(tmp_path / "set", tree)
+    (tmp_path / "set").mkdir(exist_ok=True)
+    with pytest.raises(DataError, match=says):
+        load_dataset(str(tmp_path / "set"))
+
+
+def test_a_class_of_broken_files_and_one_broken_file_are_clear_errors(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"ant": 20, "bee": 20})
+    for image in (tmp_path / "bee").iterdir():
+        image.write_bytes(b"broken")
+    with pytest.raises(DataError, match="bee has no readable image"):
+        load_dataset(str(tmp_path))
+    Image.new("L", (9, 9)).save(tmp_path / "bee" / "00.png")
+    with pytest.raises(ImageError, match=r"bee/\d+\.png.* more files fail"):
+        load_dataset(str(tmp_path), 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "says"),
+    [
+        ("digit", None, "Did you mean digits?"),
+        ("no/such/folder", None, "is no folder"),
+        ("digits", 64, "has its own"),
+    ],
+)
+def test_a_wrong_name_is_a_clear_error(name: str, size: int | None, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load_dataset(name, size)
+
+
+# named sets, in their own formats
+
+
+def write_fashion(folder: Path, n: int) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        images = rng.integers(0, 256, (n, 28, 28), np.uint8)
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(
+            gzip.compress(struct.pack(">IIII", 2051, n, 28, 28) + images.tobytes())
+        )
+        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(struct.pack(">II", 2049, n) + labels.tobytes())
+        )
+
+
+def test_fashion_mnist_is_read_from_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MATE_EDGE_DATA", str(tmp_path))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "none")
+    folder = tmp_path / "FashionMNIST" / "raw"
+    write_fashion(folder, 200)
+    dataset = load_dataset("fashion-mnist")
+    assert [len(s.labels) for s in (dataset.train, dataset.val, dataset.test)] == [180, 20, 200]
+    assert dataset.classes[9] == "ankle boot"
+    assert dataset.preprocessing.channels == 1
+    whole = (folder / "train-images-idx3-ubyte.gz").read_bytes()
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(whole[:-50])
+    with pytest.raises(DataError, match="damaged"):
+        load_dataset("fashion-mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "files", "label_bytes", "names"),
+    [
+        ("cifar10", "cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)], 1,
+         "batches.meta.txt"),
+        ("cifar100", "cifar-100-binary", ["train.bin"], 2, "fine_label_names.txt"),
+    ],
+)  # fmt: skip
+def test_cifar_is_read_from_its_binary_form(
+    name: str,
+    folder: str,
+    files: list[str],
+    label_bytes: int,
+    names: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MATE_EDGE_DATA", str(tmp_path))
+    place = tmp_path / folder
+    place.mkdir()
+    (place / names).write_text("cat\ndog\nowl\n")
+    labels = np.arange(60, dtype=np.uint8) % 3
+    planes = np.zeros((60, 3, 32, 32), np.uint8)
+    planes[:, 0] = labels[:, None, None] * 10
+    planes[:, 2, 0, 5] = 99
+    prefix = np.full((60, label_bytes), 77, np.uint8)
+    prefix[:, -1] = labels
+    data = np.concatenate([prefix, planes.reshape(60, -1)], axis=1).tobytes()
+    test = {"cifar10": "test_batch.bin", "cifar100": "test.bin"}[name]
+    for file in (*files, test):
+        (place / file).write_bytes(data)
+    dataset = load_dataset(name)
+    assert dataset.classes == ("cat", "dog", "owl")
+    assert len(dataset.test.labels) == 60
+    assert dataset.test.labels.tolist() == labels.tolist()
+    image = dataset.test.plain([1], dataset.preprocessing)[0]
+    assert image.shape == (32, 32, 3)
+    assert image[7, 7].tolist() == [10, 0, 0]
+    assert image[0, 5].tolist() == [10, 0, 99]
+    (place / test).write_bytes(data[:-1])
+    with pytest.raises(DataError, match="no multiple"):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100"])
+def test_a_set_that_is_neither_here_nor_to_be_had_says_where_to_put_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("MATE_EDGE_DATA", str(tmp_path))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fail)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fail)
+    with pytest.raises(DataError, match=f"no network.*{tmp_path}"):
+        load_dataset(name)

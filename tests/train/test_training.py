@@ -1,0 +1,252 @@
+"""Training: deterministic, resumable, and honest about what it wrote."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from mate_edge import files
+from mate_edge.errors import RunError, UsageError
+from mate_edge.runs import Recipe, read_finished_run, read_outputs, read_run
+from mate_edge.train.data import load_dataset
+from mate_edge.train.evaluate import compute_logits, exit_accuracy
+from mate_edge.train.network import load_network
+from mate_edge.train.recipe import learning_rate
+from mate_edge.train.start import Options, new_run, old_run, run_training
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Options:
+    """Options for a training of seconds, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return Options(data="digits", epochs=2, batch_size=128)
+
+
+def test_the_rate_falls_tenfold_at_each_milestone() -> None:
+    paper = Recipe(epochs=200)
+    expected = {0: 0.1, 74: 0.1, 75: 0.01, 129: 0.01, 130: 1e-3, 179: 1e-3, 180: 1e-4, 199: 1e-4}
+    for epoch, rate in expected.items():
+        assert learning_rate(paper, epoch) == pytest.approx(rate)
+
+
+def test_a_run_folder_holds_what_the_design_says(run_folder: Path) -> None:
+    run = read_finished_run(run_folder)
+    assert (run.arch, run.method, run.data, run.exits) == ("resnet8", "mate", "digits", 3)
+    assert torch.__version__.startswith(run.versions["torch"])
+    with open(run_folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert {"train_accuracy_1", "val_accuracy_3", "val_ensemble", "images_per_s"} <= set(rows[0])
+    assert float(rows[0]["teacher_weight_11"]) != pytest.approx(1 / 3)
+    assert sorted(p.name for p in run_folder.iterdir() if p.name != "profile.json") == [
+        "metrics.csv", "model.safetensors", "outputs.npz", "run.json",
+    ]  # fmt: skip
+
+
+def test_the_outputs_are_the_networks_and_the_results_are_counted_from_them(
+    run_folder: Path,
+) -> None:
+    run = read_finished_run(run_folder)
+    assert run.results is not None
+    outputs: dict[str, Any] = read_outputs(run_folder, run)
+    for split, stated in (("val", run.results.val_accuracy), ("test", run.results.test_accuracy)):
+        each, _ = exit_accuracy(outputs[f"{split}_logits"], outputs[f"{split}_labels"])
+        assert each == stated
+    assert min(run.results.test_accuracy) > 0.4
+    dataset = load_dataset("digits")
+    logits = compute_logits(
+        load_network(run_folder, run), dataset.test, run.preprocessing, torch.device("cpu")
+    )
+    np.testing.assert_allclose(logits, outputs["test_logits"], atol=1e-4)
+    assert np.array_equal(outputs["val_images"][:5], dataset.val.plain(range(5), run.preprocessing))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(quick: Options) -> None:
+    import dataclasses
+
+    folders = [
+        run_training(dataclasses.replace(quick, seed=seed, epochs=1), None, resume=False)[0]
+        for seed in (5, 5, 6)
+    ]
+    first, same, other = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(np.array_equal(first[name], same[name]) for name in first)
+    assert not all(np.array_equal(first[name], other[name]) for name in first)
+
+
+TRAIN = ["train", "--data", "digits", "--epochs", "3", "--batch-size", "64", "--seed", "1"]
+
+
+def test_a_killed_training_resumes_to_bit_equal_weights(cli: Any, tmp_path: Path) -> None:
+    whole = cli(*TRAIN, "--out", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    victim = subprocess.Popen(
+        [sys.executable, "-m", "mate_edge", *TRAIN, "--out", "killed"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    state = tmp_path / "killed" / "state" / "epoch-1"
+    while not state.exists():
+        assert victim.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(0.3)  # well inside the second epoch
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not read_run(tmp_path / "killed").finished
+    refused = cli("export", "killed", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "mate-edge train --resume --out killed" in refused.stderr
+
+    resumed = cli("train", "--resume", "--out", "killed", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after epoch" in resumed.stderr
+    one = load_file(tmp_path / "whole" / "model.safetensors")
+    other = load_file(tmp_path / "killed" / "model.safetensors")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    with open(tmp_path / "killed" / "metrics.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    assert not (tmp_path / "killed" / "state").exists()
+
+    again = cli("train", "--resume", "--out", "killed", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "resnet8 on digits" in again.stdout
+
+
+def test_a_resume_with_other_options_is_refused_and_changes_nothing(quick: Options) -> None:
+    folder, run, _ = new_run(quick, None)
+    before = (folder / "run.json").read_bytes()
+    for options, says in (
+        (Options(arch="resnet20"), "arch resnet8, not resnet20"),
+        (Options(epochs=9), "epochs 2, not 9"),
+        (Options(method_options={"beta": 0.5}), "beta"),
+        (Options(seed=4), "seed 0, not 4"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            old_run(options, folder)
+    assert (folder / "run.json").read_bytes() == before
+    same = Options(data="digits", epochs=2, method="mate", method_options={"beta": 0.7})
+    assert old_run(same, None)[1] == run
+
+
+def test_a_damaged_state_is_a_clear_error(quick: Options) -> None:
+    folder, _, _ = new_run(quick, None)
+    state = folder / "state" / "epoch-1"
+    state.mkdir(parents=True)
+    (state / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RunError, match="epoch-1 cannot be loaded"):
+        run_training(Options(), folder, resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(quick: Options) -> None:
+    import dataclasses
+
+    with pytest.raises(RunError, match="the loss is .* at step .* of epoch"):
+        run_training(dataclasses.replace(quick, lr=99.0, batch_size=16), None, resume=False)
+
+
+def test_bfloat16_trains_and_keeps_its_weights_in_32_bits(cli: Any, tmp_path: Path) -> None:
+    done = cli(*TRAIN[:3], "--epochs", "1", "--precision", "bf16", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(w.dtype in (np.float32, np.int64) for w in weights.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
+def test_fp16_without_a_gpu_is_a_clear_error_and_leaves_nothing(cli: Any, tmp_path: Path) -> None:
+    done = cli(*TRAIN, "--precision", "fp16", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--precision fp16" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (Options(data="digit"), "Did you mean digits?"),
+        (Options(arch="resnet9"), "resnet8"),
+        (Options(method="kd"), "choose from ce, mate"),
+        (Options(head="conv"), "sepconv"),
+        (Options(precision="int8"), "fp32, bf16, fp16"),
+        (Options(data="digits", method_options={"beta": 2.0}), "beta must lie between"),
+        (Options(data="digits", epochs=0), "--epochs"),
+        (Options(data="digits", batch_size=5000), "fewer than a batch of 5000"),
+        (Options(data="digits", lr=-1.0), "--lr"),
+    ],
+)
+def test_an_option_that_cannot_work_is_a_clear_error(
+    options: Options, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=says):
+        new_run(options, None)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--method-option", "beta"], "NAME=NUMBER"),
+        (["--data", "digits", "--out", "there"], "there exists already"),
+        (["--resume"], "no run under runs/"),
+        (["--resume", "--out", "there"], "run.json is missing"),
+        (["--epoch", "3"], "--epochs"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    arguments: list[str], says: str, cli: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    done = cli("train", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("mate-edge: ")
+    assert says in line
+    assert os.listdir(tmp_path) == ["there"]
+    assert os.listdir(tmp_path / "there") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("model.safetensors", "SHA-256"), ("outputs.npz", "SHA-256"), ("run.json", "damaged")],
+)
+def test_an_altered_run_is_never_exported(
+    name: str, says: str, run_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from mate_edge.export.export import export_run
+
+    own = Path(shutil.copytree(run_folder, tmp_path / "own"))
+    (own / name).write_bytes((own / name).read_bytes()[:-30])
+    with pytest.raises(RunError, match=says):
+        export_run(own, read_finished_run(own), "cpu", None, None, tmp_path / "b.mate", print)
+    assert not (tmp_path / "b.mate").exists()
+
+
+def test_a_run_of_a_newer_schema_says_to_upgrade(run_folder: Path, tmp_path: Path) -> None:
+    document = json.loads((run_folder / "run.json").read_bytes()) | {"schema": 99}
+    files.write_json(tmp_path / "run.json", document)
+    with pytest.raises(RunError, match="upgrade"):
+        read_run(tmp_path)
+
+
+def test_accuracy_and_ensemble_are_counted() -> None:
+    logits = np.array([[[2, 1], [0, 1.5]], [[0, 1], [0, 3]]], np.float32)
+    each, ensemble = exit_accuracy(logits, np.array([0, 1]))
+    assert each == (1.0, 0.5)
+    assert ensemble == 0.5
+    assert math.isclose(sum(each), 1.5)
