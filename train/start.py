@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from mate_edge import files
-from mate_edge.errors import RunError, UsageError
+from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
 from mate_edge.runs import RUNS, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
@@ -158,6 +158,12 @@ def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path
         folder, run, dataset = old_run(Options(), Path(shared[0]))
     elif dataset.note:
         print(dataset.note, file=sys.stderr)
-    if not run.finished:
-        run = train(folder, run, dataset, make_accelerator(run.precision))
-    return folder, run
+    if run.finished:
+        return folder, run
+    try:
+        return folder, train(folder, run, dataset, make_accelerator(run.precision))
+    except ImageError as error:
+        reason = str(error).rsplit("ImageError: ", 1)[-1]  # a worker's carries its traceback
+        raise ImageError(
+            f"{reason}: mend it, then type mate-edge train --resume --out {folder}"
+        ) from None

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 
 from mate_edge import files
 from mate_edge.errors import RunError, UsageError
 from mate_edge.runs import Recipe, read_finished_run, read_outputs, read_run
 from mate_edge.train.data import load_dataset
+from mate_edge.train.data.images import FileImages
 from mate_edge.train.evaluate import compute_logits, exit_accuracy
 from mate_edge.train.network import load_network
 from mate_edge.train.recipe import learning_rate
@@ -149,6 +151,39 @@ def test_a_damaged_state_is_a_clear_error(quick: Options) -> None:
     (state / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(RunError, match="epoch-1 cannot be loaded"):
         run_training(Options(), folder, resume=True)
+
+
+def test_a_folder_of_large_images_trains_and_a_broken_one_is_named(
+    cli: Any, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 256, (150, 140 + number, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{number:02}.jpg")
+    command = ["train", "--data", "set", "--arch", "resnet8", "--size", "128", "--epochs", "1",
+               "--batch-size", "8"]  # fmt: skip
+    done = cli(*command, "--out", "fine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_finished_run(tmp_path / "fine").classes == ("ant", "bee")
+
+    dataset = load_dataset(str(tmp_path / "set"), 128)
+    assert isinstance(dataset.train, FileImages)
+    bad = dataset.train.paths[3]
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:500])
+    done = cli(*command, "--out", "broken", cwd=tmp_path)
+    assert done.returncode == 2
+    complaint = done.stderr.splitlines()[-1]
+    assert complaint.startswith(f"mate-edge: {bad} is damaged")
+    assert complaint.endswith("mate-edge train --resume --out broken")
+    bad.write_bytes(whole)
+    done = cli("train", "--resume", "--out", "broken", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one = load_file(tmp_path / "fine" / "model.safetensors")
+    other = load_file(tmp_path / "broken" / "model.safetensors")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def test_a_loss_that_is_no_number_stops_the_training(quick: Options) -> None:

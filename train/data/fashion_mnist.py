@@ -27,6 +27,9 @@ CLASSES = (
     "bag",
     "ankle boot",
 )
+RECIPE = Recipe(epochs=30, weight_decay=1e-4, milestones=(0.6, 0.85))
+"""Chosen on validation: resnet8 under-fits in few epochs with CIFAR's stronger decay."""
+
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -45,7 +48,7 @@ def load() -> Dataset:
             raise DataError(f"Fashion-MNIST in {folder} is damaged: install it again")
         splits.append(MemoryImages(pixels.reshape(-1, 28, 28, 1), labels.astype(np.int64)))
     train, test = splits
-    return from_arrays(CLASSES, train, test, flip=True, arch="resnet8", recipe=Recipe(epochs=30))
+    return from_arrays(CLASSES, train, test, flip=True, arch="resnet8", recipe=RECIPE)
 
 
 def _find() -> Path:

@@ -1,0 +1,21 @@
+"""`mate-edge demo`: the whole way, in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def test_the_demo_goes_the_whole_way_and_compares_with_the_unsplit_network(
+    cli: Any, tmp_path: Path
+) -> None:
+    done = cli("demo", "--epochs", "1", "--out", "there", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("1. train", "2. profile", "3. export", "4. run", "5. what exiting early saved",
+                 "unsplit", "fast", "balanced", "accurate", "faster"):  # fmt: skip
+        assert text in done.stdout
+    assert (tmp_path / "there" / "digits.mate" / "manifest.json").exists()
+    assert len(list((tmp_path / "there" / "images").glob("*.png"))) > 300
+    again = cli("demo", "--out", "there", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "there exists already" in again.stderr
