@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from mate_edge.export.segments import segment_modules
 from mate_edge.train.network import MultiExitNet
+
+with warnings.catch_warnings():  # fvcore uses a decorator of torch that is deprecated
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
 
 ACTIVATIONS = ("aten::relu", "aten::relu_", "aten::clamp", "aten::clamp_")
 """Arithmetic that fvcore passes over without a word; here it is listed as not counted."""

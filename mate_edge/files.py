@@ -12,7 +12,6 @@ import io
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,6 +204,8 @@ def bytes_to_arrays(
     Raises:
         error: not an npz, objects inside, or more than `MAX_FILE_BYTES` when unpacked.
     """
+    import zipfile
+
     import numpy as np
 
     try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is text, the others are figures."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for number, header in enumerate(headers):
         table.add_column(header, justify="right" if number else "left", no_wrap=True)
     for row in rows:
@@ -26,6 +26,8 @@ def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]
     console = Console()
     # a terminal that is too narrow breaks the lines itself; nothing is ever cut off
     console.width = max(console.width, Console(width=1000).measure(table).maximum)
+    if title:
+        console.print(title, style="bold", highlight=False, soft_wrap=True)
     console.print(table)
 
 
