@@ -3,16 +3,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# two test processes of one thread each: more threads than cores only get in each other's way
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
 .PHONY: demo test test-all lint install clean
 
 demo: $(INSTALLED)
 	$(BIN)/mate-edge demo
 
 test: lint
-	$(BIN)/pytest
+	$(TEST)
 
 test-all: lint
-	$(BIN)/pytest -m ""
+	$(TEST) -m ""
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

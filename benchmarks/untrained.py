@@ -37,6 +37,7 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
         logits = network(torch.from_numpy(normalize(images, preprocessing))).numpy()
     labels = np.arange(IMAGES) % classes
     outputs = {"val_logits": logits, "val_labels": labels, "val_images": images,
+               "val_image_indices": labels,
                "test_logits": logits, "test_labels": labels}  # fmt: skip
     contents = {WEIGHTS: save(network.state_dict()), "outputs.npz": files.arrays_to_bytes(outputs)}
     nothing = (0.0,) * network.num_exits
@@ -51,6 +52,7 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
         method="ce",
         recipe=Recipe(epochs=1),
         seed=0,
+        images_sha256="none",
         results=Results(
             val_accuracy=nothing, val_ensemble=0.0, test_accuracy=nothing, test_ensemble=0.0
         ),

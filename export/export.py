@@ -25,7 +25,7 @@ from mate_edge.export.targets import TARGETS
 from mate_edge.images import normalize
 from mate_edge.names import look_up
 from mate_edge.runs import Run, read_outputs
-from mate_edge.train.evaluate import exit_accuracy
+from mate_edge.train.evaluate import exit_accuracy, spread
 from mate_edge.train.network import MultiExitNet, load_network
 
 GOLDEN_IMAGES = 8
@@ -89,7 +89,7 @@ def export_run(
     test_logits: Logits = outputs["test_logits"][:, columns]
     profile = profile_network(network, run.preprocessing.channels, run.preprocessing.size)
     if out is None:
-        out = files.unused(bundle.BUNDLES / f"{run.name}-{target}.mate")
+        out = files.unused(bundle.BUNDLES / f"{folder.resolve().name}-{target}.mate")
     with files.whole_folder(out) as made:
         segments = _write_segments(made, network, profile, kind.opsets, say)
         temperatures = tuple(
@@ -147,7 +147,7 @@ def export_run(
         say("checking the segments against the network on real images")
         worst = check_bundle(made, network, normalize(outputs["val_images"], run.preprocessing))
         say(f"largest difference {worst:.1g} of the largest value")
-    files.write_latest(out)
+    files.write_latest(bundle.BUNDLES, out)
     return out, manifest
 
 
@@ -203,15 +203,17 @@ def operating_points(
 
 @torch.no_grad()
 def _golden(network: MultiExitNet, images: NDArray[np.uint8], run: Run) -> bytes:
-    few = images[:GOLDEN_IMAGES]
+    few = images[spread(len(images), GOLDEN_IMAGES)]
     logits = network(torch.from_numpy(normalize(few, run.preprocessing))).numpy()
     return files.arrays_to_bytes({"images": few, "logits": logits})
 
 
 def _calibration(logits: Logits, labels: Labels) -> bytes:
     """Pack validation logits as float16, as many samples as `CALIBRATION_BYTES` hold."""
-    n = min(len(labels), CALIBRATION_BYTES // (2 * logits[0].size))
-    return files.arrays_to_bytes({"logits": logits[:n].astype(np.float16), "labels": labels[:n]})
+    kept = spread(len(labels), CALIBRATION_BYTES // (2 * logits[0].size))
+    return files.arrays_to_bytes(
+        {"logits": logits[kept].astype(np.float16), "labels": labels[kept]}
+    )
 
 
 def _provenance(run: Run, exits: list[int]) -> dict[str, Any]:

@@ -53,6 +53,10 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     input: Tensor
     outputs: tuple[Tensor, ...]
 
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            raise ValueError("a segment needs an output")
+
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
     """What one exit costs and how good it is. FLOPs: fvcore's, one multiply-add = 1."""
@@ -67,6 +71,10 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     val_accuracy: float
     test_accuracy: float
     temperature: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"the temperature must be positive, not {self.temperature}")
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +110,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("there must be one segment for each exit")
         if len(self.classes) < 2:
             raise ValueError("there must be two classes or more")
+        pre, classes = self.preprocessing, (len(self.classes),)
+        expected: tuple[int, ...] = (pre.channels, pre.size, pre.size)
+        for k, segment in enumerate(self.segments, start=1):
+            if segment.input.shape != expected or segment.outputs[-1].shape != classes:
+                raise ValueError(f"the shapes of segment {k} do not fit the others")
+            if len(segment.outputs) != (1 if k == len(self.segments) else 2):
+                raise ValueError(f"segment {k} has {len(segment.outputs)} outputs")
+            expected = segment.outputs[0].shape
 
 
 @dataclass(frozen=True)

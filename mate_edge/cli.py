@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import sys
 import warnings
@@ -17,7 +19,6 @@ from mate_edge.errors import MateEdgeError, UsageError
 
 app = typer.Typer(
     help="Train multi-exit image classifiers and run them under a deadline.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -27,6 +28,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line: exit code 2 and one line on stderr for a mistake of the user."""
     warnings.filterwarnings("error", message="Image size .* exceeds limit")
+    for stream in (sys.stdout, sys.stderr):  # a class or file name may not fit the terminal's code
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(app(prog_name="mate-edge", standalone_mode=False))
     except MateEdgeError as error:
@@ -53,13 +57,15 @@ def _extra(name: str) -> Iterator[None]:
         raise UsageError(f"{error.name} is missing: pip install 'mate-edge[{name}]'") from None
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _global(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
         print(__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -102,7 +108,9 @@ def _pairs(given: list[str] | None) -> dict[str, float]:
         try:
             pairs[name.strip()] = float(value)
         except ValueError:
-            raise UsageError(f"--method-option takes NAME=NUMBER, not {pair!r}") from None
+            pairs[name.strip()] = math.nan
+        if not math.isfinite(pairs[name.strip()]):
+            raise UsageError(f"--method-option takes NAME=NUMBER, not {pair!r}")
     return pairs
 
 
@@ -110,15 +118,17 @@ def _pairs(given: list[str] | None) -> dict[str, float]:
 def profile(
     run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
     arch: Annotated[str | None, typer.Option(help="A backbone, untrained, instead.")] = None,
-    head: Annotated[str, typer.Option(help="With --arch.")] = "sepconv",
-    size: Annotated[int, typer.Option(help="With --arch: input pixels.")] = 224,
-    channels: Annotated[int, typer.Option(help="With --arch: 1 or 3.")] = 3,
-    classes: Annotated[int, typer.Option(help="With --arch.")] = 1000,
+    head: Annotated[str | None, typer.Option(help="With --arch; sepconv.")] = None,
+    size: Annotated[int | None, typer.Option(help="With --arch: input pixels; 224.")] = None,
+    channels: Annotated[int | None, typer.Option(help="With --arch: 1 or 3; 3.")] = None,
+    classes: Annotated[int | None, typer.Option(help="With --arch; 1000.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count FLOPs, parameters and border bytes of each exit."""
     if arch is not None and run is not None:
         raise UsageError("give a run or --arch, not both")
+    if arch is None and (head, size, channels, classes) != (None,) * 4:
+        raise UsageError("--head, --size, --channels and --classes go with --arch")
     with _extra("train"):
         from mate_edge.export.profile import profile_network
         from mate_edge.report.text import print_profile
@@ -127,6 +137,11 @@ def profile(
 
     accuracies = None
     if arch is not None:
+        head, size = head or "sepconv", 224 if size is None else size
+        channels, classes = (
+            3 if channels is None else channels,
+            1000 if classes is None else classes,
+        )
         if size < 16 or channels not in (1, 3) or classes < 2:
             raise UsageError("--size must be 16 or more, --channels 1 or 3, --classes 2 or more")
         found = profile_network(build_network(arch, head, channels, size, classes), channels, size)
@@ -136,7 +151,6 @@ def profile(
         trained = runs.read_finished_run(folder)
         pre = trained.preprocessing
         found = profile_network(load_network(folder, trained), pre.channels, pre.size)
-        files.write_json(folder / "profile.json", found)
         title = f"{folder}: {trained.arch}, {trained.head} heads"
         accuracies = trained.results.test_accuracy if trained.results else None
     if json:
@@ -145,6 +159,8 @@ def profile(
         print(msgspec.json.encode(found).decode())
     else:
         print_profile(title, found, accuracies)
+    if arch is None:
+        files.write_json(folder / "profile.json", found)
 
 
 @app.command()
@@ -166,7 +182,8 @@ def export(
     from mate_edge import runs
     from mate_edge.names import look_up
 
-    look_up("--target", target, TARGETS)
+    precisions = look_up("--target", target, TARGETS).precisions
+    look_up("--precision", precision or precisions[0], dict.fromkeys(precisions))
     try:
         keep = [int(k) for k in exits.split(",")] if exits is not None else None
     except ValueError:

@@ -7,13 +7,14 @@ path or believes a size out of a manifest.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,6 +30,10 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_FILE_BYTES = 16 * 2**30
+WRITE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),
+)
 
 
 def sha256(data: bytes) -> str:
@@ -37,18 +42,24 @@ def sha256(data: bytes) -> str:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a crash leaves the old file or the new one, never a part."""
+    """Write `data` to `path` so that a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        UsageError: the disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with _write_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync(path.parent)
 
 
 @contextmanager
@@ -63,12 +74,26 @@ def whole_folder(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
+    with _write_errors(path):
+        temporary.mkdir()
+        try:
+            yield temporary
+            publish(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn what keeps a file from being written into a line for the user."""
     try:
-        yield temporary
-        publish(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise UsageError(f"{path} exists already: choose another --out") from None
+        if error.errno in WRITE_ERRORS:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
         raise
 
 
@@ -96,7 +121,7 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of earlier attempts at `path`."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         process = leftover.name.rsplit(".", 2)[-2]
-        if process.isdigit() and not _is_running(int(process)):
+        if process.isdigit() and (int(process) == os.getpid() or not _is_running(int(process))):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -149,7 +174,7 @@ def decode_json(
                 f"{what} has schema {found}, this mate-edge reads up to {schema}: upgrade mate-edge"
             )
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as reason:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as reason:
         raise error(f"{what} is damaged: {reason}") from None
 
 
@@ -215,13 +240,16 @@ def bytes_to_arrays(
             raise error(f"{what} would unpack to {unpacked} bytes: it is damaged or hostile")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as reason:
+    except MateEdgeError:
+        raise
+    except Exception as reason:  # zipfile, zlib and numpy raise a dozen types on damage
         raise error(f"{what} is damaged: {reason}") from None
 
 
-def write_latest(path: Path) -> None:
-    """Note `path` as the newest of its folder, in the text file `latest` beside it."""
-    write_whole(path.parent / "latest", f"{path.name}\n".encode())
+def write_latest(folder: Path, path: Path) -> None:
+    """Note `path` as the newest in the text file `latest` of `folder`, when it lies in there."""
+    if path.resolve().parent == folder.resolve():
+        write_whole(folder / "latest", f"{path.name}\n".encode())
 
 
 def read_latest(folder: Path) -> Path | None:

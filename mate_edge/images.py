@@ -24,6 +24,7 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte as RGB
+TOO_LARGE = f"has more than {MAX_PIXELS} pixels: scale it down first"
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,20 +93,33 @@ def decode(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            image.load()
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-            picture = _to_8_bits(image, name)
-            return picture if turn is None else picture.transpose(turn)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{name} has more than {MAX_PIXELS} pixels: scale it down first") from None
+        raise ImageError(f"{name} {TOO_LARGE}") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image in a known format") from None
+    except Exception as reason:  # Pillow's decoders raise a dozen types on malformed data
+        raise ImageError(f"{name} is damaged: {reason}") from None
+    with image:
+        return standardize(image, name)
+
+
+def standardize(image: Image.Image, name: str = "the image") -> Image.Image:
+    """Bring a PIL image of any mode to an upright 8-bit one of mode L or RGB; see `decode`.
+
+    Raises:
+        ImageError: truncated, of 32 bits a pixel, or larger than `MAX_PIXELS`.
+    """
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{name} {TOO_LARGE}")
+    try:
+        image.load()
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        picture = _to_8_bits(image, name)
+        return picture if turn is None else picture.transpose(turn)
     except ImageError:
         raise
-    except Exception as reason:  # Pillow's decoders raise a dozen types on malformed data
+    except Exception as reason:  # as in `decode`
         raise ImageError(f"{name} is damaged: {reason}") from None
 
 
@@ -145,10 +159,15 @@ def from_array(frame: NDArray[np.uint8], color: Literal["rgb", "bgr"] = "rgb") -
     return Image.fromarray(np.ascontiguousarray(frame))
 
 
-def crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def crop(
+    image: Image.Image, preprocessing: Preprocessing, name: str = "the image"
+) -> NDArray[np.uint8]:
     """Scale and cut an image of any size: uint8 [size, size, channels].
 
     The arithmetic of the sizes is torchvision's `Resize(resize)` then `CenterCrop(size)`.
+
+    Raises:
+        ImageError: so long and thin that the scaled image would exceed `MAX_PIXELS`.
     """
     mode = "RGB" if preprocessing.channels == 3 else "L"
     if image.mode != mode:
@@ -160,6 +179,8 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
             width, height = short, max(short, int(short * height / width))
         else:
             width, height = max(short, int(short * width / height)), short
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"{name} is too long and thin to be scaled: cut it first")
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     if (width, height) != (size, size):
         left, top = round((width - size) / 2), round((height - size) / 2)

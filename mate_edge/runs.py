@@ -66,6 +66,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     git_commit: str | None = None
     results: Results | None = None
+    images_sha256: str
+    """Of labels and images of all splits; see `Dataset.fingerprint`."""
     files: dict[str, str] = {}
     """SHA-256 of `model.safetensors` and `outputs.npz`, by name."""
 
@@ -141,7 +143,8 @@ def read_outputs(folder: Path, run: Run) -> dict[str, NDArray[np.generic]]:
 
     Returns:
         `val_logits` and `test_logits` float32 [n, K, C], `val_labels` and `test_labels` int64 [n],
-        `val_images` uint8 [m, size, size, channels], the first m of validation.
+        `val_images` uint8 [m, size, size, channels], a few images of validation, and
+        `val_image_indices` int64 [m], which ones.
 
     Raises:
         RunError: missing, altered or truncated.

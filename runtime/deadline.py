@@ -28,7 +28,7 @@ class LatencyTable:
     Attributes:
         quantile_ms: one a segment; a high quantile, or the maximum when there are few samples.
         median_ms: one a segment.
-        post_ms: the same quantile of what follows the last segment run (decision and answer).
+        post_ms: the same quantile of what a whole prediction spends outside of its segments.
         samples: n.
         exact: False when n is too small for the quantile asked for, so that maxima stand in.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mate_edge.bundle import Bundle, Manifest, read_bundle
-from mate_edge.decide.policy import Confidence, Deepest, Policy, make_policy
+from mate_edge.bundle import Bundle, read_bundle
+from mate_edge.decide.policy import Deepest, Policy
 from mate_edge.errors import EngineError, ImageError, UsageError
-from mate_edge.images import crop, decode, from_array, normalize, read_image
+from mate_edge.images import crop, decode, from_array, normalize, read_image, standardize
 from mate_edge.runtime.deadline import (
     LatencyTable,
     SlowDown,
@@ -26,11 +27,11 @@ from mate_edge.runtime.deadline import (
 )
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.policy import PolicyChoice, resolve_policy
 
 Frame = str | Path | bytes | Image.Image | NDArray[np.uint8]
 HaltedBy = Literal["policy", "deadline", "last-exit"]
 
-DEFAULT_POLICY = "balanced"
 MEASURE_MS = 1000.0
 """How long the latencies are measured at load, at most; at least `FEWEST_ROUNDS` are."""
 FEWEST_ROUNDS = 10
@@ -68,38 +69,6 @@ class Prediction:
     deadline_missed: bool
 
 
-def resolve_policy(manifest: Manifest, policy: str | Policy | float | None) -> Policy:
-    """Return the policy that is meant.
-
-    Args:
-        manifest: of the bundle.
-        policy: the name of an operating point of the bundle, `deepest`, one threshold in [0, 1]
-            for all exits, a `Policy`, or None for `balanced`.
-
-    Raises:
-        UsageError: an unknown name, or a threshold out of range.
-    """
-    temperatures = tuple(exit_.temperature for exit_ in manifest.exits)
-    if policy is None:
-        policy = DEFAULT_POLICY
-    if isinstance(policy, int | float):
-        if not 0 <= policy <= 1:
-            raise UsageError(f"the threshold must lie between 0 and 1, not {policy}")
-        return Confidence((float(policy),) * (len(temperatures) - 1), temperatures)
-    if not isinstance(policy, str):
-        return policy
-    from mate_edge.names import look_up
-
-    points = manifest.operating_points
-    point = look_up("policy", policy, {**points, "deepest": None})
-    if point is None:
-        return Deepest(temperatures)
-    found = make_policy(point.policy, point.parameters)
-    if len(getattr(found, "temperatures", temperatures)) != len(temperatures):
-        raise UsageError(f"operating point {policy} is for another number of exits")
-    return found
-
-
 class Predictor:
     """Runs one bundle on one device; serves one thread at a time (`clone` it for others).
 
@@ -112,7 +81,7 @@ class Predictor:
     def __init__(
         self,
         engine: Engine,
-        policy: str | Policy | float | None = None,
+        policy: PolicyChoice = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.engine, self.clock = engine, clock
@@ -128,13 +97,13 @@ class Predictor:
         cls,
         bundle: str | Path,
         *,
-        policy: str | Policy | float | None = None,
+        policy: PolicyChoice = None,
         engine: str | None = None,
         threads: int | None = None,
         shared_pool: bool = False,
         lazy: bool = False,
     ) -> Predictor:
-        """Open a bundle and make it ready: all segments open, warmed up and measured.
+        """Open a bundle and make it ready: all segments open and warmed up.
 
         Args:
             bundle: the folder.
@@ -155,30 +124,48 @@ class Predictor:
         return predictor
 
     def warm_up(self) -> None:
-        """Open all segments, run them a few times, and measure them for the deadline."""
-        pre = self.manifest.preprocessing
-        noise = np.random.default_rng(0).integers(
-            0, 256, (1, pre.size, pre.size, pre.channels), np.uint8
-        )
-        num_segments = self.engine.num_segments
-        for k in range(1, num_segments + 1):
+        """Open all segments and run them a few times."""
+        for k in range(1, self.engine.num_segments + 1):
             self.engine.open(k)
-        segments: list[list[float]] = [[] for _ in range(num_segments)]
+        for _ in range(WARM_UP_ROUNDS):
+            self._run_noise()
+
+    def measure(self) -> LatencyTable:
+        """Measure the segments on this device, warmed up, for deadlines to rest on.
+
+        Takes about `MEASURE_MS`, and `FEWEST_ROUNDS` of the whole network at least.
+        """
+        self.warm_up()
+        segments: list[list[float]] = [[] for _ in range(self.engine.num_segments)]
         post: list[float] = []
-        deepest = Deepest(tuple(exit_.temperature for exit_ in self.manifest.exits))
-        wanted = samples_needed(num_segments)
-        for round_ in range(-WARM_UP_ROUNDS, wanted):
-            if round_ == 0:
-                began = self.clock()
-            elif round_ >= FEWEST_ROUNDS and self._ms_since(began) > MEASURE_MS:
+        began = self.clock()
+        while len(post) < samples_needed(len(segments)):
+            if len(post) >= FEWEST_ROUNDS and self._ms_since(began) > MEASURE_MS:
                 break
-            inputs = normalize(noise, pre)
-            (prediction,) = self._run(inputs, deepest, self.clock(), None)
-            if round_ >= 0:
-                for samples, ms in zip(segments, prediction.segment_ms, strict=True):
-                    samples.append(ms)
-                post.append(prediction.elapsed_ms - sum(prediction.segment_ms))
+            prediction = self._run_noise()
+            for samples, ms in zip(segments, prediction.segment_ms, strict=True):
+                samples.append(ms)
+            post.append(prediction.elapsed_ms - sum(prediction.segment_ms))
         self.latencies = LatencyTable.from_samples(segments, post)
+        return self.latencies
+
+    def _run_noise(self) -> Prediction:
+        """Run all segments on an image of noise: their times do not depend on what is shown."""
+        pre = self.manifest.preprocessing
+        shape = (1, pre.size, pre.size, pre.channels)
+        noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        deepest = Deepest(tuple(exit_.temperature for exit_ in self.manifest.exits))
+        return self._run(normalize(noise, pre), deepest, self.clock(), None)[0]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a second thread."""
+        if not self._busy.acquire(blocking=False):
+            raise UsageError("this predictor is busy in another thread: use clone() for each")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def predict(
         self,
@@ -187,7 +174,7 @@ class Predictor:
         max_ms: float | None = None,
         started_ns: int | None = None,
         color: Literal["rgb", "bgr"] = "rgb",
-        policy: str | Policy | float | None = None,
+        policy: PolicyChoice = None,
     ) -> Prediction:
         """Classify one image.
 
@@ -207,26 +194,22 @@ class Predictor:
         """
         check_max_ms(max_ms)
         chosen = self.policy if policy is None else resolve_policy(self.manifest, policy)
-        if not self._busy.acquire(blocking=False):
-            raise UsageError("this predictor is busy in another thread: use clone() for each")
-        try:
+        with self._alone():
             if max_ms is not None and self.latencies is None:
-                self.warm_up()
+                self.measure()
             frame, name = _read(frame)
             began = self.clock()
             started = began if started_ns is None else started_ns
             image = _to_image(frame, name, color)
             decoded = self.clock()
             pre = self.manifest.preprocessing
-            inputs = normalize(crop(image, pre)[None], pre)
+            inputs = normalize(crop(image, pre, name or "the image")[None], pre)
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
             return self._run(inputs, chosen, started, max_ms, *times)[0]
-        finally:
-            self._busy.release()
 
     def predict_batch(
-        self, frames: Sequence[Frame], *, policy: str | Policy | float | None = None
+        self, frames: Sequence[Frame], *, policy: PolicyChoice = None
     ) -> list[Prediction]:
         """Classify several images at once; those that leave make the next segment's batch smaller.
 
@@ -240,20 +223,20 @@ class Predictor:
         if not frames:
             return []
         chosen = self.policy if policy is None else resolve_policy(self.manifest, policy)
-        if not self._busy.acquire(blocking=False):
-            raise UsageError("this predictor is busy in another thread: use clone() for each")
-        try:
+        with self._alone():
             encoded = [_read(frame) for frame in frames]
             began = self.clock()
             images = [_to_image(frame, name, "rgb") for frame, name in encoded]
             decoded = self.clock()
             pre = self.manifest.preprocessing
-            inputs = normalize(np.stack([crop(image, pre) for image in images]), pre)
+            pixels = [
+                crop(image, pre, name or "the image")
+                for image, (_, name) in zip(images, encoded, strict=True)
+            ]
+            inputs = normalize(np.stack(pixels), pre)
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
             return self._run(inputs, chosen, began, None, *times)
-        finally:
-            self._busy.release()
 
     def stream(
         self, sources: Iterable[str | Path], *, max_ms: float | None = None
@@ -265,7 +248,7 @@ class Predictor:
             except ImageError as error:
                 yield str(source), error
 
-    def set_policy(self, policy: str | Policy | float | None) -> None:
+    def set_policy(self, policy: PolicyChoice) -> None:
         """Change the policy; see `resolve_policy`."""
         self.policy = resolve_policy(self.manifest, policy)
 
@@ -368,7 +351,7 @@ def _to_image(frame: Frame, name: str | None, color: str) -> Image.Image:
     if isinstance(frame, bytes):
         return decode(frame, name)
     if isinstance(frame, Image.Image):
-        return frame
+        return standardize(frame)
     if isinstance(frame, np.ndarray):
         return from_array(frame, "bgr" if color == "bgr" else "rgb")
     raise ImageError(f"a {type(frame).__name__} is no image: give a path, bytes, PIL or numpy")

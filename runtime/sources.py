@@ -21,13 +21,13 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
     """
     for source in sources:
         path = Path(source)
-        if path.is_dir():
+        if _is_folder(path):
             found = _images_in(path)
             if not found:
                 kinds = " ".join(sorted(SUFFIXES))
                 raise UsageError(f"the folder {source} holds no images ({kinds})")
             yield from found
-        elif path.exists() or not glob.has_magic(source):
+        elif not glob.has_magic(source) or _exists(path):
             yield path
         else:
             matches = [Path(match) for match in sorted(glob.glob(source, recursive=True))]
@@ -35,6 +35,20 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
                 raise UsageError(f"nothing matches {source!r}")
             for match in matches:
                 yield from _images_in(match) if match.is_dir() else [match]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, or a folder that may not be searched
+        return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -15,8 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
+settings.register_profile("slow machine", deadline=None)
+settings.load_profile("slow machine")
+
+CHECKOUT = Path(__file__).parents[1]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -85,4 +90,19 @@ def pictures(golden: dict[str, np.ndarray], tmp_path: Path) -> Path:
     folder.mkdir()
     for number, pixels in enumerate(golden["images"]):
         Image.fromarray(pixels[..., 0]).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an sdist, and the wheel that was built from it."""
+    copy = tmp_path_factory.mktemp("copy") / "checkout"
+    unwanted = shutil.ignore_patterns(".*", "build", "*.egg-info", "runs", "bundles", "__pycache__")
+    shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=unwanted)
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copy)],
+        check=True,
+        capture_output=True,
+    )
     return folder

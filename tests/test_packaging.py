@@ -9,8 +9,6 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import pytest
-
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -21,18 +19,6 @@ def sources() -> set[str]:
     for stage in ("train", "export", "runtime"):
         found |= {f"mate_edge/{f.relative_to(CHECKOUT)}" for f in (CHECKOUT / stage).rglob("*.py")}
     return found
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with an sdist, and the wheel that was built from it."""
-    folder = tmp_path_factory.mktemp("dist")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(CHECKOUT)],
-        check=True,
-        capture_output=True,
-    )
-    return folder
 
 
 def test_the_wheel_and_the_sdist_hold_every_module(built: Path) -> None:

@@ -43,9 +43,9 @@ def run_all(lines: list[str], folder: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
-def test_there_are_commands_and_every_one_of_the_command_line_is_shown() -> None:
+def test_there_are_commands_and_every_stage_is_shown() -> None:
     shown = " ".join(commands(slow=False) + commands(slow=True))
-    for command in ("train", "profile", "export", "run", "demo"):
+    for command in ("train", "profile", "export", "run"):
         assert f"mate-edge {command}" in shown
 
 

@@ -44,6 +44,11 @@ def compute_logits(
     return np.concatenate(parts)
 
 
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` indices below `count`, evenly spaced: images may lie class by class."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
 def exit_accuracy(
     logits: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> tuple[tuple[float, ...], float]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from safetensors.torch import save as save_safetensors
@@ -25,7 +24,7 @@ from mate_edge.errors import RunError, UsageError
 from mate_edge.runs import Results, Run, write_run
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader
-from mate_edge.train.evaluate import compute_logits, exit_accuracy
+from mate_edge.train.evaluate import compute_logits, exit_accuracy, spread
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import WEIGHTS, MultiExitNet, build_network
 from mate_edge.train.progress import TrainingProgress, duration, percentages
@@ -198,7 +197,7 @@ def _finish(
     test_logits = compute_logits(network, dataset.test, preprocessing, device)
     val_accuracy, val_ensemble = exit_accuracy(val_logits, dataset.val.labels)
     test_accuracy, test_ensemble = exit_accuracy(test_logits, dataset.test.labels)
-    sample = range(min(SAMPLE_IMAGES, len(dataset.val.labels)))
+    sample = spread(len(dataset.val.labels), SAMPLE_IMAGES)
     weights = {name: t.contiguous().cpu() for name, t in network.state_dict().items()}
     contents = {
         WEIGHTS: save_safetensors(weights),
@@ -206,7 +205,8 @@ def _finish(
             {
                 "val_logits": val_logits,
                 "val_labels": dataset.val.labels,
-                "val_images": np.ascontiguousarray(dataset.val.plain(sample, preprocessing)),
+                "val_images": dataset.val.plain(sample.tolist(), preprocessing),
+                "val_image_indices": sample,
                 "test_logits": test_logits,
                 "test_labels": dataset.test.labels,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.optim import SGD
 
@@ -21,7 +22,8 @@ class Objective(nn.Module):
     def forward(self, images, labels):  # type: ignore[no-untyped-def]
         """Return the loss, a scalar, and the logits [B, K, C]."""
         logits = self.network(images).float()
-        return self.method(logits, labels), logits
+        with torch.autocast(images.device.type, enabled=False):  # losses are differences: fp32
+            return self.method(logits, labels), logits
 
 
 def make_optimizer(objective: Objective, recipe: Recipe) -> SGD:

@@ -72,6 +72,9 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
         dataset.recipe, **{name: value for name, value in chosen.items() if value is not None}
     )
     check_recipe(recipe, len(dataset.train.labels))
+    seed = options.seed or 0
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed must lie between 0 and 2^63 - 1, not {seed}")
     preprocessing = dataset.preprocessing
     network = build_network(
         arch, head, preprocessing.channels, preprocessing.size, len(dataset.classes)
@@ -91,15 +94,16 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
             "method": method,
             "method_options": METHODS[method].OPTIONS | options.method_options,
             "recipe": recipe,
-            "seed": options.seed or 0,
+            "seed": seed,
             "precision": precision,
+            "images_sha256": dataset.fingerprint(),
             **provenance(),
         },
         Run,
     )
     with files.whole_folder(folder) as made:
         write_run(made, run)
-    files.write_latest(folder)
+    files.write_latest(RUNS, folder)
     return folder, run, dataset
 
 
@@ -132,7 +136,8 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
                 "this option, or train a new run"
             )
     dataset = load_dataset(run.data, None if run.data in DATASETS else run.preprocessing.size)
-    if (dataset.classes, dataset.preprocessing) != (run.classes, run.preprocessing):
+    same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
+    if not same or dataset.fingerprint() != run.images_sha256:
         raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")
     return folder, run, dataset
 
@@ -146,8 +151,6 @@ def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path
         MateEdgeError: as `new_run`, `old_run` and `train`.
     """
     state = PartialState()
-    if options.precision in PRECISIONS:
-        make_accelerator(options.precision)  # refused before anything is written
     if state.is_main_process:
         folder, run, dataset = (old_run if resume else new_run)(options, out)
         shared = [str(folder)]

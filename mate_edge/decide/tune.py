@@ -68,10 +68,9 @@ def search_thresholds(
 
 
 def _halfway(confidences: NDArray[np.float32]) -> list[float]:
-    """Return at most `GRID` thresholds between neighbouring quantiles, the highest first."""
+    """Return at most `GRID` thresholds between neighbouring quantiles, the highest first, and 0."""
     values = np.unique(confidences.astype(np.float64))
-    if len(values) < 2:
-        return []
     between = (values[1:] + values[:-1]) / 2
-    picks = np.unique(np.linspace(0, len(between) - 1, GRID).round().astype(int))
-    return [float(threshold) for threshold in between[picks][::-1]]
+    if len(between) > GRID:
+        between = between[np.linspace(0, len(between) - 1, GRID).round().astype(int)]
+    return [*(float(threshold) for threshold in between[::-1]), 0.0]

@@ -7,14 +7,13 @@ spinning is off, or all sessions share one pool, and small networks get one thre
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError
+from mate_edge.machine import cpu_count
 from mate_edge.runtime.engines.engine import Engine
 
 _shared_pool_made = False
@@ -67,7 +66,12 @@ class OnnxRuntimeEngine(Engine):
     def run(self, k: int) -> NDArray[np.float32]:
         """See `Engine.run`."""
         self.open(k)
-        outputs = self._sessions[k].run(self._outputs[k - 1], {self._inputs[k - 1]: self._features})
+        feed = {self._inputs[k - 1]: self._features}
+        try:
+            outputs = self._sessions[k].run(self._outputs[k - 1], feed)
+        except Exception as error:  # ONNX Runtime's own exception types share no base class
+            reason = str(error).splitlines()[0]
+            raise EngineError(f"segment {k} of {self.bundle.folder} failed: {reason}") from None
         self._features = outputs[0]
         logits: NDArray[np.float32] = outputs[-1]
         return logits
@@ -88,11 +92,6 @@ class OnnxRuntimeEngine(Engine):
         """See `Engine.close`."""
         self._sessions = {}
         self._features = None
-
-
-def cpu_count() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def session_options(threads: int, shared_pool: bool) -> onnxruntime.SessionOptions:

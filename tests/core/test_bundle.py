@@ -13,7 +13,7 @@ import pytest
 
 from mate_edge import files
 from mate_edge.bundle import find_bundle, read_bundle
-from mate_edge.errors import BundleError, UsageError
+from mate_edge.errors import BundleError, EngineError, UsageError
 from mate_edge.runtime.predictor import Predictor
 
 
@@ -108,6 +108,11 @@ def test_a_damaged_manifest_is_a_clear_error(
         (lambda m: m["preprocessing"].update(size=-3), "size"),
         (lambda m: m["preprocessing"].update(mean="x"), "mean"),
         (lambda m: m["segments"][0]["file"].update(bytes="many"), "bytes"),
+        (lambda m: m["exits"][0].update(temperature=0), "temperature"),
+        (lambda m: m["classes"].pop(), "shapes of segment 1"),
+        (lambda m: m["segments"][1]["input"].update(shape=[1, 2, 3]), "shapes of segment 2"),
+        (lambda m: m["segments"][0]["outputs"].pop(0), "1 outputs"),
+        (lambda m: m["segments"][0]["outputs"].clear(), "needs an output"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_a_clear_error(
@@ -132,6 +137,12 @@ def test_a_size_in_the_manifest_is_not_believed(own_bundle: Path) -> None:
             Predictor.load(own_bundle)
 
 
+def test_a_tensor_name_that_the_segment_lacks_is_a_clear_error(own_bundle: Path) -> None:
+    edit(own_bundle, lambda m: m["segments"][0]["input"].update(name="pictures"))
+    with pytest.raises(EngineError, match="segment 1 of .* failed"):
+        Predictor.load(own_bundle)
+
+
 def test_an_operating_point_for_other_exits_is_refused(own_bundle: Path) -> None:
     edit(
         own_bundle,
@@ -152,7 +163,7 @@ def test_the_bundle_meant_is_the_latest_or_the_lone_one(
     with pytest.raises(BundleError, match="2 bundles"):
         find_bundle(None)
     (tmp_path / "bundles" / "third.mate").mkdir(parents=True)
-    files.write_latest(tmp_path / "bundles" / "third.mate")
+    files.write_latest(tmp_path / "bundles", tmp_path / "bundles" / "third.mate")
     assert find_bundle(None) == Path("bundles/third.mate")
     assert find_bundle(own_bundle) == own_bundle
     monkeypatch.chdir("/")

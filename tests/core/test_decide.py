@@ -113,7 +113,13 @@ def test_the_search_keeps_its_bound_and_saves_flops(max_drop: float, seed: int) 
     outcome = simulate(search_thresholds(logits, labels, ONES, flops, max_drop), logits)
     last = (logits[:, 2].argmax(axis=1) == labels).mean()
     assert outcome.accuracy(labels) >= last - max_drop - 1e-9
-    assert outcome.mean_flops(flops) <= 30
+    shared = [Confidence((t, t), ONES) for t in (0.0, 0.5, 0.7, 0.9, 0.97)]
+    allowed = [
+        found.mean_flops(flops)
+        for found in (simulate(policy, logits) for policy in shared)
+        if found.accuracy(labels) >= last - max_drop
+    ]
+    assert outcome.mean_flops(flops) <= min([30.0, *allowed]) + 0.5
 
 
 def test_with_two_exits_the_search_finds_what_trying_every_threshold_finds() -> None:
@@ -127,6 +133,12 @@ def test_with_two_exits_the_search_finds_what_trying_every_threshold_finds() -> 
     cheapest = min(o.mean_flops((1, 2)) for o in outcomes if o.accuracy(labels) >= 0.9)
     found = simulate(search_thresholds(logits, labels, ones, (1, 2), 0.1), logits)
     assert found.mean_flops((1, 2)) == cheapest
+
+
+def test_an_easy_data_set_leaves_at_the_first_exit() -> None:
+    logits = np.repeat(np.eye(4, dtype=np.float32)[:, None] * 50, 3, axis=1)
+    policy = search_thresholds(logits, np.arange(4), (0.05,) * 3, (1, 2, 3), 0.0)
+    assert (simulate(policy, logits).exits == 1).all()
 
 
 def test_a_single_exit_needs_no_search() -> None:

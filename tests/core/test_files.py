@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -118,6 +119,37 @@ def test_arbitrary_bytes_are_damaged_files_and_no_bugs(data: bytes) -> None:
             files.decode_json(data, Document, Path("x"), 1, BundleError)
 
 
+@given(where=st.integers(0, 10_000), value=st.integers(1, 255))
+def test_a_flipped_byte_in_an_npz_is_noticed_or_harmless(where: int, value: int) -> None:
+    data = bytearray(files.arrays_to_bytes({"a": np.arange(500)}))
+    data[where % len(data)] ^= value
+    with suppress(BundleError):
+        files.bytes_to_arrays(bytes(data), Path("x"), BundleError)
+
+
+def test_json_without_end_is_damaged() -> None:
+    deep = b'{"schema": 1, "x": ' + b"[" * 100_000
+    with pytest.raises(BundleError, match="damaged"):
+        files.decode_json(deep, Document, Path("x"), 1, BundleError)
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write"):
+        files.write_whole(tmp_path / "none" / "file", b"x")
+    with pytest.raises(UsageError, match="cannot"), files.whole_folder(Path("/proc/1/x")):
+        pytest.fail("the block must not run")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match="cannot"), files.whole_folder(tmp_path / "file" / "x"):
+        pytest.fail("the block must not run")
+
+
+def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    theirs = tmp_path / "x" / "theirs"
+    with pytest.raises(UsageError, match="exists already"), files.whole_folder(tmp_path / "x"):
+        files.make_folder(theirs)
+    assert os.listdir(tmp_path / "x") == ["theirs"]
+
+
 def test_a_newer_schema_says_to_upgrade() -> None:
     with pytest.raises(BundleError, match="upgrade mate-edge"):
         files.decode_json(b'{"schema": 2, "new": 1}', Document, Path("x"), 1, BundleError)
@@ -138,11 +170,20 @@ def test_names_are_numbered_and_the_latest_is_found(tmp_path: Path) -> None:
     second = files.unused(path)
     assert second.name == "name-2.mate"
     assert files.read_latest(tmp_path) is None
-    files.write_latest(path)
+    files.write_latest(tmp_path / "elsewhere", path)
+    assert files.read_latest(tmp_path) is None
+    files.write_latest(tmp_path, path)
     assert files.read_latest(tmp_path) == path
     for evil in ("../..", "/etc", "", "none"):
         (tmp_path / "latest").write_text(evil)
         assert files.read_latest(tmp_path) is None
+
+
+def test_what_an_earlier_process_of_the_same_number_left_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / f".out.{os.getpid()}.tmp").mkdir()
+    with files.whole_folder(tmp_path / "out") as made:
+        (made / "file").touch()
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_leftovers_of_a_running_writer_are_left_alone(tmp_path: Path) -> None:

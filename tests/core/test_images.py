@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from mate_edge.errors import ImageError
-from mate_edge.images import Preprocessing, crop, decode, from_array, normalize
+from mate_edge.images import (
+    Preprocessing,
+    crop,
+    decode,
+    from_array,
+    normalize,
+    standardize,
+)
 
 RGB = Preprocessing(channels=3, size=8, resize=10, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 GRAY = Preprocessing(channels=1, size=8, resize=8, mean=(0.5,), std=(0.25,))
@@ -196,6 +203,24 @@ def test_frames_are_taken_in_either_channel_order() -> None:
 def test_a_frame_of_another_kind_is_a_clear_error(frame: np.ndarray) -> None:
     with pytest.raises(ImageError, match="a frame must"):
         from_array(frame)
+
+
+def test_a_pil_image_is_taken_like_its_file() -> None:
+    deep = Image.fromarray(np.array([[0, 0x1234], [0xFF00, 0xFFFF]], np.uint16))
+    clear = Image.new("RGBA", (4, 4), (10, 10, 10, 0))
+    for image in (deep, clear, gradient("CMYK"), gradient("L")):
+        kind = "TIFF" if image.mode == "CMYK" else "PNG"
+        assert np.array_equal(standardize(image), decode(encode(image, kind)))
+    whole = encode(gradient(width=64, height=64))
+    with pytest.raises(ImageError, match="damaged"):
+        standardize(Image.open(io.BytesIO(whole[: len(whole) // 2])))
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_long_thin_image_does_not_fill_the_memory(size: tuple[int, int]) -> None:
+    large = Preprocessing(channels=3, size=224, resize=256, mean=(0, 0, 0), std=(1, 1, 1))
+    with pytest.raises(ImageError, match=r"thin\.png is too long and thin"):
+        crop(decode(encode(Image.new("L", size))), large, "thin.png")
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_a_backbone_is_profiled_without_a_run(cli: Any, tmp_path: Path) -> None:
         (["--arch", "resnet19"], "resnet18"),
         (["--arch", "resnet18", "--size", "2"], "--size"),
         (["x", "--arch", "resnet18"], "not both"),
+        (["x", "--head", "linear"], "go with --arch"),
     ],
 )
 def test_a_mistake_gets_one_line(arguments: list[str], says: str, cli: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import mate_edge
 from mate_edge.bundle import read_bundle
 from mate_edge.decide.simulate import simulate
-from mate_edge.runtime.predictor import resolve_policy
+from mate_edge.runtime.policy import resolve_policy
 
 
 def test_a_folder_a_glob_and_files_are_classified_in_order(
@@ -76,6 +78,7 @@ def test_one_bad_image_among_many_is_reported_and_the_others_run(
     [
         (["none.png"], "none.png does not exist"),
         (["empty"], "holds no images"),
+        (["x" * 300 + ".png"], "File name too long"),
         (["*.nothing"], "nothing matches"),
         (["bad.png"], "bad.png"),
         (["0.png", "--max-ms", "0"], "deadline"),
@@ -102,6 +105,24 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     (line,) = done.stderr.splitlines()
     assert line.startswith("mate-edge: ")
     assert says in line
+
+
+def test_a_name_that_is_no_utf8_is_shown_as_well_as_can_be(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    os.rename(pictures / "0.png", os.fsencode(pictures) + b"/\xff.png")
+    for option in ([], ["--json"]):
+        done = cli("run", "--bundle", bundle_folder, *option, pictures)
+        assert done.returncode == 0, done.stderr
+        assert "\ufffd.png" in done.stdout
+
+
+def test_without_arguments_it_shows_its_help(cli: Any) -> None:
+    done = cli()
+    assert done.returncode == 0
+    for command in ("train", "profile", "export", "run", "demo"):
+        assert f"\n  {command} " in done.stdout
+    assert cli("--version").stdout.strip() == mate_edge.__version__
 
 
 def test_without_any_bundle_it_says_to_export_one(cli: Any, pictures: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from mate_edge.train.data.augment import PADDING, crop_resized, crop_shifted, fl
 from mate_edge.train.data.dataset import channel_statistics, split_off
 from mate_edge.train.data.images import FileImages, MemoryImages
 from mate_edge.train.data.loader import make_loader
+from mate_edge.train.evaluate import spread
+from mate_edge.train.loop import make_accelerator
 
 Tree = dict[str, int]
 
@@ -117,6 +122,16 @@ def test_a_variation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> No
         assert not np.array_equal(vary([0, 1, 2], seed=1, epoch=0), first)
 
 
+def test_the_order_changes_from_epoch_to_epoch_under_accelerate_too() -> None:
+    loader, order = make_loader(load_dataset("digits"), 32, seed=0)
+    prepared = make_accelerator("fp32").prepare(loader)
+    labels = []
+    for epoch in (0, 1, 0):
+        order.epoch = epoch
+        labels.append(next(iter(prepared))[1].tolist())
+    assert labels[0] == labels[2] != labels[1]
+
+
 def test_an_epoch_is_a_permutation_that_its_number_decides() -> None:
     dataset = load_dataset("digits")
     loader, order = make_loader(dataset, 32, seed=3)
@@ -129,6 +144,11 @@ def test_an_epoch_is_a_permutation_that_its_number_decides() -> None:
     images, labels = next(iter(loader))
     assert images.shape == (32, 1, 32, 32)
     assert labels.tolist() == dataset.train.labels[[i for _, i in second[:32]]].tolist()
+
+
+def test_samples_are_spread_evenly() -> None:
+    assert spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert spread(3, 64).tolist() == [0, 1, 2]
 
 
 # evaluation sees what torchvision's transforms would show
@@ -170,6 +190,8 @@ def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
     counts = [len(s.labels) for s in (dataset.train, dataset.val, dataset.test)]
     assert sum(counts) == 100
     assert counts[0] == pytest.approx(81, abs=1)
+    assert "10 of 100 training images are split off as test" in dataset.note
+    assert "9 of 90 training images are split off as val" in dataset.note
     assert dataset.preprocessing.size == 224
     batch = dataset.train.plain([0, 1], dataset.preprocessing)
     assert batch.shape == (2, 224, 224, 3)
@@ -184,6 +206,7 @@ def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
         ({"ant": 2, "bee": 2}, "too few images"),
         ({"train/a": 9, "train/b": 9, "val/a": 1, "val/c": 1}, "other classes.*b, c"),
         ({"train/a": 9, "train/b": 9, "val/a": 1, "val/b": 0}, "no readable image"),
+        ({"val/a": 9, "val/b": 9, "test/a": 9, "test/b": 9}, "no train/"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_is_a_clear_error(
@@ -193,6 +216,25 @@ def test_a_folder_that_cannot_be_trained_on_is_a_clear_error(
     (tmp_path / "set").mkdir(exist_ok=True)
     with pytest.raises(DataError, match=says):
         load_dataset(str(tmp_path / "set"))
+
+
+def test_the_splits_do_not_depend_on_the_order_of_a_set(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"ant": 30, "bee": 30})
+    program = (
+        "from mate_edge.train.data import load_dataset\n"
+        f"print(load_dataset({str(tmp_path)!r}).fingerprint())"
+    )
+    found = set()
+    for seed in ("0", "1", "3"):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(done.stdout)
+    assert len(found) == 1
 
 
 def test_a_class_of_broken_files_and_one_broken_file_are_clear_errors(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from mate_edge.runs import Recipe, read_finished_run, read_outputs, read_run
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.images import FileImages
 from mate_edge.train.evaluate import compute_logits, exit_accuracy
-from mate_edge.train.network import load_network
-from mate_edge.train.recipe import learning_rate
+from mate_edge.train.losses import make_method
+from mate_edge.train.network import build_network, load_network
+from mate_edge.train.recipe import Objective, learning_rate
 from mate_edge.train.start import Options, new_run, old_run, run_training
 
 
@@ -74,7 +75,9 @@ def test_the_outputs_are_the_networks_and_the_results_are_counted_from_them(
         load_network(run_folder, run), dataset.test, run.preprocessing, torch.device("cpu")
     )
     np.testing.assert_allclose(logits, outputs["test_logits"], atol=1e-4)
-    assert np.array_equal(outputs["val_images"][:5], dataset.val.plain(range(5), run.preprocessing))
+    kept = outputs["val_image_indices"]
+    assert len(set(dataset.val.labels[kept])) == 10
+    assert np.array_equal(outputs["val_images"], dataset.val.plain(kept, run.preprocessing))
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(quick: Options) -> None:
@@ -89,7 +92,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(quick: Option
     assert not all(np.array_equal(first[name], other[name]) for name in first)
 
 
-TRAIN = ["train", "--data", "digits", "--epochs", "3", "--batch-size", "64", "--seed", "1"]
+TRAIN = ["train", "--data", "digits", "--epochs", "3", "--seed", "1"]
 
 
 def test_a_killed_training_resumes_to_bit_equal_weights(cli: Any, tmp_path: Path) -> None:
@@ -105,9 +108,10 @@ def test_a_killed_training_resumes_to_bit_equal_weights(cli: Any, tmp_path: Path
     while not state.exists():
         assert victim.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
-    time.sleep(0.3)  # well inside the second epoch
+    time.sleep(0.2)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
+    assert [path.name for path in state.parent.glob("epoch-*")] == ["epoch-1"], "in mid-epoch"
     assert not read_run(tmp_path / "killed").finished
     refused = cli("export", "killed", cwd=tmp_path)
     assert refused.returncode == 2
@@ -142,6 +146,19 @@ def test_a_resume_with_other_options_is_refused_and_changes_nothing(quick: Optio
     assert (folder / "run.json").read_bytes() == before
     same = Options(data="digits", epochs=2, method="mate", method_options={"beta": 0.7})
     assert old_run(same, None)[1] == run
+
+
+def test_images_that_changed_since_are_noticed(tmp_path: Path, quick: Options) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (130, 130)).save(tmp_path / "set" / name / f"{number:02}.png")
+    options = Options(data="set", arch="resnet8", size=128, batch_size=8)
+    folder, run, _ = new_run(options, None)
+    assert old_run(Options(data="set"), folder)[1] == run
+    (tmp_path / "set" / "bee" / "03.png").unlink()
+    with pytest.raises(RunError, match="have changed"):
+        old_run(Options(), folder)
 
 
 def test_a_damaged_state_is_a_clear_error(quick: Options) -> None:
@@ -193,19 +210,24 @@ def test_a_loss_that_is_no_number_stops_the_training(quick: Options) -> None:
         run_training(dataclasses.replace(quick, lr=99.0, batch_size=16), None, resume=False)
 
 
-def test_bfloat16_trains_and_keeps_its_weights_in_32_bits(cli: Any, tmp_path: Path) -> None:
-    done = cli(*TRAIN[:3], "--epochs", "1", "--precision", "bf16", "--out", "run", cwd=tmp_path)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains_and_keeps_its_weights_in_32_bits(
+    precision: str, cli: Any, tmp_path: Path
+) -> None:
+    done = cli(*TRAIN[:3], "--epochs", "1", "--precision", precision, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     weights = load_file(tmp_path / "run" / "model.safetensors")
     assert all(w.dtype in (np.float32, np.int64) for w in weights.values())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
-def test_fp16_without_a_gpu_is_a_clear_error_and_leaves_nothing(cli: Any, tmp_path: Path) -> None:
-    done = cli(*TRAIN, "--precision", "fp16", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--precision fp16" in done.stderr
-    assert os.listdir(tmp_path) == []
+def test_the_loss_is_computed_in_32_bits_under_mixed_precision() -> None:
+    network = build_network("resnet8", "linear", 1, 32, 10).eval()
+    objective = Objective(network, make_method("mate", 3, {}))
+    images, labels = torch.randn(8, 1, 32, 32), torch.arange(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, logits = objective(images, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, objective.method(logits, labels))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +242,8 @@ def test_fp16_without_a_gpu_is_a_clear_error_and_leaves_nothing(cli: Any, tmp_pa
         (Options(data="digits", epochs=0), "--epochs"),
         (Options(data="digits", batch_size=5000), "fewer than a batch of 5000"),
         (Options(data="digits", lr=-1.0), "--lr"),
+        (Options(data="digits", seed=-1), "--seed"),
+        (Options(data="digits", seed=2**64), "--seed"),
     ],
 )
 def test_an_option_that_cannot_work_is_a_clear_error(
@@ -235,6 +259,7 @@ def test_an_option_that_cannot_work_is_a_clear_error(
     ("arguments", "says"),
     [
         (["--method-option", "beta"], "NAME=NUMBER"),
+        (["--method-option", "gamma=nan"], "NAME=NUMBER"),
         (["--data", "digits", "--out", "there"], "there exists already"),
         (["--resume"], "no run under runs/"),
         (["--resume", "--out", "there"], "run.json is missing"),

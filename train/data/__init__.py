@@ -35,7 +35,7 @@ def load_dataset(name: str, size: int | None = None) -> Dataset:
     if name not in DATASETS and path.is_dir():
         if size is not None and not 16 <= size <= 1024:
             raise UsageError(f"--size must lie between 16 and 1024 pixels, not {size}")
-        return folder.load(path, size or FOLDER_SIZE)
+        return folder.load(path.resolve(), size or FOLDER_SIZE)
     if name not in DATASETS and len(path.parts) > 1:
         raise UsageError(f"--data {name} is no folder: check the path")
     dataset = look_up("--data", name, DATASETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,14 @@ class Dataset:
     arch: str
     recipe: Recipe
     note: str = ""
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the labels and images of all splits: what a resume must find."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.val, self.test):
+            digest.update(split.labels.tobytes())
+            digest.update(split.identity())
+        return digest.hexdigest()
 
 
 def split_off(labels: NDArray[np.int64], share: float = 0.1) -> NDArray[np.bool_]:

@@ -40,15 +40,20 @@ def load(root: Path, size: int) -> Dataset:
         for name in ("val", "test")
         if top != root and (root / name).is_dir()
     }
-    note = ""
+    notes = []
+    if top == root and any((root / name).is_dir() for name in ("val", "test")):
+        raise DataError(f"{root} has val/ or test/ but no train/: put the training images there")
     if "val" in splits and "test" not in splits:
         splits["test"] = splits.pop("val")
-        note = "val/ serves as the test split, since there is no test/"
-    for name in {"val", "test"} - splits.keys():
-        chosen = split_off(train.labels)
-        if not chosen.any() or chosen.all():
-            raise DataError(f"{top} has too few images ({len(chosen)}) to split off {name}")
-        splits[name], train = _pick(train, chosen), _pick(train, ~chosen)
+        notes.append("val/ serves as the test split, since there is no test/")
+    for name in ("test", "val"):
+        if name not in splits:
+            chosen = split_off(train.labels)
+            if not chosen.any() or chosen.all():
+                raise DataError(f"{top} has too few images ({len(chosen)}) to split off {name}")
+            splits[name], train = _pick(train, chosen), _pick(train, ~chosen)
+            notes.append(f"{chosen.sum()} of {len(chosen)} training images are split off as {name}")
+    note = "; ".join(notes)
     return _dataset(classes, train, splits["val"], splits["test"], size, note)
 
 

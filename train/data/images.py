@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ class Images(Protocol):
         """int64 [N]."""
         ...
 
+    def identity(self) -> bytes:
+        """Return bytes that change when the images do (for files: when their names do)."""
+        ...
+
     def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
         """Return images as the runtime would see them, uint8 [n, size, size, channels]."""
         ...
@@ -50,6 +55,10 @@ class MemoryImages:
 
     pixels: Pixels
     labels: NDArray[np.int64]
+
+    def identity(self) -> bytes:
+        """See `Images.identity`."""
+        return self.pixels.tobytes()
 
     def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
         """See `Images.plain`."""
@@ -85,13 +94,17 @@ class FileImages:
     paths: tuple[Path, ...]
     labels: NDArray[np.int64]
 
+    def identity(self) -> bytes:
+        """See `Images.identity`."""
+        return b"\0".join(os.fsencode(path) for path in self.paths)
+
     def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
         """See `Images.plain`.
 
         Raises:
             ImageError: one of the files cannot be read.
         """
-        return np.stack([crop(decode(self.paths[i]), preprocessing) for i in indices])
+        return np.stack([self._plain(self.paths[i], preprocessing) for i in indices])
 
     def augmented(
         self,
@@ -114,6 +127,10 @@ class FileImages:
             pixels.append(flip_some(one, random.random(1)) if flip else one)
         return np.concatenate(pixels)
 
+    @staticmethod
+    def _plain(path: Path, preprocessing: Preprocessing) -> Pixels:
+        return crop(decode(path), preprocessing, str(path))
+
     def in_memory(self, preprocessing: Preprocessing) -> MemoryImages:
         """Decode all files now.
 
@@ -124,7 +141,7 @@ class FileImages:
 
         def load(path: Path) -> Pixels | None:
             try:
-                return crop(decode(path), preprocessing)
+                return self._plain(path, preprocessing)
             except ImageError as error:
                 failures.append(str(error))
                 return None

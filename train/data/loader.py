@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from mate_edge.images import normalize
+from mate_edge.machine import cpu_count
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.images import FileImages
 
@@ -61,7 +61,7 @@ def make_loader(
     Images in memory need no workers; files get one a core.
     """
     order = EpochOrder(len(dataset.train.labels), seed)
-    workers = (os.cpu_count() or 1) if isinstance(dataset.train, FileImages) else 0
+    workers = cpu_count() if isinstance(dataset.train, FileImages) else 0
     loader = DataLoader(
         TrainingImages(dataset, seed),
         batch_size,

@@ -4,8 +4,8 @@ W. Sun, D. Chen, C. Wang, D. Ye, Y. Feng, C. Chen, "Multi-exit self-distillation
 teachers", Frontiers of IT & EE 25(4):585-599, 2024, doi:10.1631/FITEE.2200644.
 
 The abstract states: several ensemble teachers are obtained from all exits with different trainable
-weights; each exit learns from all teachers, but mainly from its primary one. All else here (how the
-weights are trained, beta, gamma, nu, the temperature) is inferred, and an option.
+weights; each exit learns from all teachers, but mainly from its primary one. All else here is
+inferred; what can be chosen (beta, gamma, nu, alpha, the temperature) is an option.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Mate(Method):
         super().__init__(num_exits)
         if num_exits > 1 and not 1 / num_exits < beta < 1:
             raise UsageError(f"beta must lie between 1/{num_exits} and 1, not {beta}")
-        if min(gamma, nu, alpha) < 0 or temperature <= 0:
+        if not (min(gamma, nu, alpha) >= 0 and temperature > 0):
             raise UsageError("gamma, nu and alpha must not be negative, temperature positive")
         self.gamma, self.nu, self.alpha, self.temperature = gamma, nu, alpha, temperature
         self.teacher_weights = nn.Parameter(torch.zeros(num_exits, num_exits))
