@@ -142,7 +142,7 @@ def test_without_label_loss_the_weights_tend_to_lambda_transposed(labels: torch.
 def descend(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Follow the gradient alone: with gamma = 0 it is not that of the loss's value."""
     optimizer = torch.optim.Adam([mate.teacher_weights], lr=0.1)
-    for _ in range(600):
+    for _ in range(1500):
         optimizer.zero_grad()
         mate(logits, labels).backward()
         optimizer.step()
