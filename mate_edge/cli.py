@@ -91,14 +91,15 @@ def train(
     """Train a multi-exit network; writes a run folder."""
     with _extra("train"):
         from mate_edge.report.text import print_results
-        from mate_edge.train.start import Options, run_training
+        from mate_edge.train.start import Options, is_main_process, run_training
 
     options = Options(
         data, arch, head, method, _pairs(method_option), epochs, batch_size, lr, seed, size,
         precision,
     )  # fmt: skip
     folder, run = run_training(options, out, resume)
-    print_results(folder, run)
+    if is_main_process():
+        print_results(folder, run)
 
 
 def _pairs(given: list[str] | None) -> dict[str, float]:

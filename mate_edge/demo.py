@@ -138,6 +138,11 @@ def _compare(bundle: Path, images: list[tuple[Path, int]]) -> None:
         )
     headers = ["", "accuracy %", "mean MFLOPs", "mean ms", "median ms", "faster"]
     print_table(f"{len(images)} test images x {ROUNDS}, in turn; ms of the network", headers, rows)
+    chosen_on = len(opened.arrays(opened.manifest.calibration)["labels"])
+    print(
+        f"The operating points were chosen on {chosen_on} validation images: with so few, the "
+        "accuracy on others can be a point or two off."
+    )
 
 
 def _network_ms(predictions: list[Prediction]) -> list[float]:

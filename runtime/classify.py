@@ -70,7 +70,7 @@ def classify(
                 print(_json_line(source, result), flush=True)
             else:
                 table.row(source, result)
-    if summary.count > 1 or max_ms is not None:
+    if summary.count > 1 or (summary.count and max_ms is not None):
         summary.print(sys.stderr if json else sys.stdout)
     if summary.failures == 0:
         return 0

@@ -66,6 +66,7 @@ def make_accelerator(precision: str) -> Accelerator:
     """
     try:
         return Accelerator(
+            cpu=not torch.accelerator.is_available(),
             mixed_precision={"fp32": "no"}.get(precision, precision),
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
@@ -73,7 +74,7 @@ def make_accelerator(precision: str) -> Accelerator:
         raise UsageError(f"--precision {precision} does not work here: {error}") from None
 
 
-def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) -> Run:
+def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) -> None:
     """Train `run` in `folder`, from its newest state if it has one, to the end.
 
     Writes `metrics.csv` and the state after each epoch; at the end the weights, `outputs.npz` and
@@ -119,9 +120,8 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
                 progress.say(_epoch_line(row, epochs, network.num_exits))
             save_state(accelerator, folder, epoch + 1)
     if accelerator.is_main_process:
-        run = _finish(folder, run, network, dataset, accelerator.device)
+        _finish(folder, run, network, dataset, accelerator.device)
     accelerator.wait_for_everyone()
-    return run
 
 
 def _train_epoch(
@@ -190,7 +190,7 @@ def _epoch_line(row: dict[str, Any], epochs: int, num_exits: int) -> str:
 
 def _finish(
     folder: Path, run: Run, network: MultiExitNet, dataset: Dataset, device: torch.device
-) -> Run:
+) -> None:
     """Write weights, outputs and results; drop the state."""
     preprocessing = dataset.preprocessing
     val_logits = compute_logits(network, dataset.val, preprocessing, device)
@@ -226,4 +226,3 @@ def _finish(
     )
     write_run(folder, run)
     remove_state(folder)
-    return run

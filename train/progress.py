@@ -21,6 +21,7 @@ class TrainingProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[state]}"),
             console=self.console,
+            disable=not self.console.is_terminal,  # a log gets the lines, not the bar
         )
         self.steps_left, self.steps_here = steps - done, 0
         self.task = self.bar.add_task("training", total=steps, completed=done, state="")

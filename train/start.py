@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -142,15 +143,21 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     return folder, run, dataset
 
 
+def is_main_process() -> bool:
+    """Say whether this is the one process, of those training together, that speaks."""
+    return bool(PartialState().is_main_process)
+
+
 def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path, Run]:
     """Do what `mate-edge train` does; return the run folder and the finished run.
 
-    With several processes (`torchrun`, `accelerate launch`) the first one makes the folder.
+    With several processes (`torchrun`, `accelerate launch`) the first one makes the folder; see
+    `is_main_process`.
 
     Raises:
         MateEdgeError: as `new_run`, `old_run` and `train`.
     """
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     if state.is_main_process:
         folder, run, dataset = (old_run if resume else new_run)(options, out)
         shared = [str(folder)]
@@ -164,7 +171,8 @@ def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path
     if run.finished:
         return folder, run
     try:
-        return folder, train(folder, run, dataset, make_accelerator(run.precision))
+        train(folder, run, dataset, make_accelerator(run.precision))
+        return folder, read_run(folder)
     except ImageError as error:
         reason = str(error).rsplit("ImageError: ", 1)[-1]  # a worker's carries its traceback
         raise ImageError(

@@ -81,6 +81,7 @@ def test_one_bad_image_among_many_is_reported_and_the_others_run(
         (["x" * 300 + ".png"], "File name too long"),
         (["*.nothing"], "nothing matches"),
         (["bad.png"], "bad.png"),
+        (["bad.png", "--max-ms", "50"], "bad.png"),
         (["0.png", "--max-ms", "0"], "deadline"),
         (["0.png", "--max-ms", "soon"], "soon"),
         (["0.png", "--threshold", "2"], "between 0 and 1"),
