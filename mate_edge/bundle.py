@@ -209,6 +209,7 @@ def read_bundle(folder: str | Path) -> Bundle:
 def add_file(folder: Path, path: str, data: bytes) -> File:
     """Write one file of a bundle in the making and return its entry for the manifest."""
     target = folder / path
-    target.parent.mkdir(exist_ok=True)
-    target.write_bytes(data)
+    with files.write_errors(target):
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(data)
     return File(path=path, bytes=len(data), sha256=files.sha256(data))

@@ -48,7 +48,7 @@ def write_whole(path: Path, data: bytes) -> None:
         UsageError: the disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _write_errors(path):
+    with write_errors(path):
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -74,18 +74,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _write_errors(path):
+    with write_errors(path):
         temporary.mkdir()
-        try:
-            yield temporary
+    try:
+        yield temporary
+        with write_errors(path):
             publish(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turn what keeps a file from being written into a line for the user."""
     try:
         yield

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -143,6 +142,12 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None
         pytest.fail("the block must not run")
 
 
+def test_an_error_that_is_not_about_writing_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), files.whole_folder(tmp_path / "x"):
+        (tmp_path / "a file that the work needs").read_bytes()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     theirs = tmp_path / "x" / "theirs"
     with pytest.raises(UsageError, match="exists already"), files.whole_folder(tmp_path / "x"):
@@ -189,6 +194,6 @@ def test_what_an_earlier_process_of_the_same_number_left_is_replaced(tmp_path: P
 def test_leftovers_of_a_running_writer_are_left_alone(tmp_path: Path) -> None:
     theirs = tmp_path / f".out.{os.getppid()}.tmp"
     theirs.mkdir()
-    with files.whole_folder(tmp_path / "out"):
-        time.sleep(0)
+    with files.whole_folder(tmp_path / "out") as made:
+        assert made != theirs
     assert theirs.exists()
