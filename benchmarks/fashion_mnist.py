@@ -60,7 +60,8 @@ def main() -> None:
     speeds = [float(row["images_per_s"]) for row in rows]
     print(
         f"training: median {median(speeds):.0f} images/s over {len(speeds)} epochs "
-        f"({min(speeds):.0f} to {max(speeds):.0f})"
+        f"({min(speeds):.0f} to {max(speeds):.0f}), "
+        f"{sum(float(row['seconds']) for row in rows) / 60:.1f} minutes in all"
     )
     bundle = arguments.out / "fashion.mate"
     if not bundle.exists():
