@@ -43,14 +43,13 @@ def classify(
     """
     check_max_ms(max_ms)
     images = list(find_images(sources))
-    one_shot = len(images) == 1 and max_ms is None
     predictor = Predictor.load(
         find_bundle(bundle),
         policy=policy,
         engine=engine,
         threads=threads,
         shared_pool=True,
-        lazy=one_shot,
+        lazy=len(images) == 1 or max_ms is not None,  # measuring warms up too
     )
     if max_ms is not None:
         predictor.measure()
