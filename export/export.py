@@ -21,9 +21,8 @@ from mate_edge.errors import UsageError
 from mate_edge.export.check import check_bundle
 from mate_edge.export.profile import Profile, profile_network
 from mate_edge.export.segments import segment_modules, to_onnx
-from mate_edge.export.targets import TARGETS
+from mate_edge.export.targets import choose
 from mate_edge.images import normalize
-from mate_edge.names import look_up
 from mate_edge.runs import Run, read_outputs
 from mate_edge.train.evaluate import exit_accuracy, spread
 from mate_edge.train.network import MultiExitNet, load_network
@@ -78,9 +77,7 @@ def export_run(
         RunError: the run's files are missing or altered.
         ExportError: the exported segments do not compute what the network computes.
     """
-    kind = look_up("--target", target, TARGETS)
-    precision = precision or kind.precisions[0]
-    look_up(f"--precision of {target}", precision, dict.fromkeys(kind.precisions))
+    kind, precision = choose(target, precision)
     keep = check_exits(exits, run.exits)
     network = load_network(folder, run).keep_exits(keep)
     columns = [k - 1 for k in keep]

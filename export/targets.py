@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mate_edge.names import look_up
+
 
 @dataclass(frozen=True)
 class Target:
@@ -16,6 +18,18 @@ class Target:
 
     precisions: tuple[str, ...]
     opsets: tuple[int, int]
+
+
+def choose(target: str, precision: str | None) -> tuple[Target, str]:
+    """Return the target of that name and the precision to export, its default when None.
+
+    Raises:
+        UsageError: an unknown target, or a precision that it does not take.
+    """
+    kind = look_up("--target", target, TARGETS)
+    precision = precision or kind.precisions[0]
+    look_up(f"--precision of {target}", precision, dict.fromkeys(kind.precisions))
+    return kind, precision
 
 
 TARGETS: dict[str, Target] = {

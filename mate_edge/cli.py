@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -177,14 +178,12 @@ def export(
     with _extra("train"):
         from mate_edge.export.export import check_exits, export_run
         from mate_edge.export.profile import profile_network
-        from mate_edge.export.targets import TARGETS
+        from mate_edge.export.targets import choose
         from mate_edge.report.text import print_operating_points, print_profile
         from mate_edge.train.network import load_network
     from mate_edge import runs
-    from mate_edge.names import look_up
 
-    precisions = look_up("--target", target, TARGETS).precisions
-    look_up("--precision", precision or precisions[0], dict.fromkeys(precisions))
+    choose(target, precision)
     try:
         keep = [int(k) for k in exits.split(",")] if exits is not None else None
     except ValueError:
@@ -197,13 +196,11 @@ def export(
         title = f"{folder} would be cut into these segments"
         print_profile(title, profile_network(network, pre.channels, pre.size), None)
         return
-    path, manifest = export_run(folder, trained, target, precision, keep, out, _say)
+    path, manifest = export_run(
+        folder, trained, target, precision, keep, out, partial(print, file=sys.stderr)
+    )
     print_operating_points(manifest)
     print(f"bundle: {path}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
@@ -50,7 +51,8 @@ def run_demo(out: Path | None, epochs: int) -> None:
     print_profile("", found, run.results.test_accuracy)
 
     _title("3. export: one ONNX file a segment")
-    bundle, _ = export_run(folder, run, "cpu", None, None, out / f"{DATA}.mate", _say)
+    say = partial(print, file=sys.stderr)
+    bundle, _ = export_run(folder, run, "cpu", None, None, out / f"{DATA}.mate", say)
     print(f"bundle: {bundle}")
 
     _title("4. run: held-out images, written as PNG files")
@@ -65,10 +67,6 @@ def run_demo(out: Path | None, epochs: int) -> None:
 
 def _title(text: str) -> None:
     print(f"\n== {text}", flush=True)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _write_images(folder: Path) -> list[tuple[Path, int]]:
