@@ -38,7 +38,7 @@ def check_exits(exits: Sequence[int] | None, num_exits: int) -> list[int]:
     """Return the exits to keep, all when None.
 
     Raises:
-        UsageError: not rising, or outside 1..K.
+        UsageError: not rising, outside 1..K, or without the last one.
     """
     if exits is None:
         return list(range(1, num_exits + 1))
@@ -49,6 +49,8 @@ def check_exits(exits: Sequence[int] | None, num_exits: int) -> list[int]:
     ):
         chosen = ",".join(str(k) for k in exits)
         raise UsageError(f"--exits takes rising numbers from 1 to {num_exits}, not {chosen!r}")
+    if exits[-1] != num_exits:  # it answers for the unsplit network, which stands in every bundle
+        raise UsageError(f"--exits must keep the last exit, {num_exits}")
     return list(exits)
 
 

@@ -52,7 +52,7 @@ class MultiExitNet(nn.Module):
         """Return the network with only these exits (numbered from 1), sharing all weights.
 
         The segments of the exits left out are merged into the next one; stages after the last
-        exit kept are dropped.
+        exit kept are dropped (export never asks for that).
         """
         stages, start = [], 0
         for end in exits:

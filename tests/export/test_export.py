@@ -214,6 +214,7 @@ def test_a_killed_export_leaves_nothing(run_folder: Path, tmp_path: Path, cli: A
         ({"exits": [0, 1]}, "from 1 to 3"),
         ({"exits": [4]}, "from 1 to 3"),
         ({"exits": []}, "--exits"),
+        ({"exits": [1, 2]}, "must keep the last exit, 3"),
     ],
 )
 def test_an_option_that_cannot_work_is_a_clear_error(
