@@ -37,7 +37,8 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="mate-edge", standalone_mode=False))
     except MateEdgeError as error:
-        sys.exit(_complain(str(error)))
+        _complain(str(error))
+        sys.exit(error.exit_code)
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
@@ -88,6 +89,12 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of weights, order and variations.")] = None,
     size: Annotated[int | None, typer.Option(help="Input pixels, for folders.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Split each batch into so many, one after another.")
+    ] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Validate each so many epochs, and after the last.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,
 ) -> None:
@@ -98,7 +105,7 @@ def train(
 
     options = Options(
         data, arch, head, method, _pairs(method_option), epochs, batch_size, lr, seed, size,
-        precision,
+        precision, accumulate, validate_every,
     )  # fmt: skip
     folder, run = run_training(options, out, resume)
     if is_main_process():

@@ -10,6 +10,8 @@ from __future__ import annotations
 class MateEdgeError(Exception):
     """The base of every error that a user can mend."""
 
+    exit_code = 2
+
 
 class UsageError(MateEdgeError):
     """An option, a name or a combination of them that makes no sense."""
@@ -25,6 +27,19 @@ class ImageError(MateEdgeError):
 
 class RunError(MateEdgeError):
     """A run folder that is missing, unfinished, altered or of a newer schema."""
+
+
+class TrainingStopped(MateEdgeError):  # noqa: N818 - no error: somebody asked for it
+    """A training that a signal ended; its state is saved.
+
+    Args:
+        message: how to go on.
+        signal_number: the exit code is the shell's for this signal, 128 above it.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 class BundleError(MateEdgeError):

@@ -28,11 +28,13 @@ OptionValue = float | bool | str
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """How the weights are fitted.
 
-    SGD; the learning rate is divided by 10 at each of `milestones`, fractions of `epochs`.
+    SGD; the learning rate is divided by 10 at each of `milestones`, fractions of `epochs`. A step
+    takes `batch_size` images, over all processes, in `accumulate` batches one after another.
     """
 
     epochs: int
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -73,6 +75,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     git_commit: str | None = None
     results: Results | None = None
+    validate_every: int = 1
     images_sha256: str
     """Of labels and images of all splits; see `Dataset.fingerprint`."""
     files: dict[str, str] = {}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import shutil
+import signal
 import subprocess
-import time
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from mate_edge import files
-from mate_edge.errors import RunError, UsageError
+from mate_edge.errors import RunError, TrainingStopped, UsageError
 from mate_edge.runs import Results, Run, write_run
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader
@@ -30,17 +29,21 @@ from mate_edge.train.network import WEIGHTS, MultiExitNet, build_network
 from mate_edge.train.progress import TrainingProgress, duration, percentages
 from mate_edge.train.recipe import Objective, check_recipe, learning_rate, make_optimizer
 from mate_edge.train.state import (
+    Position,
+    Row,
     load_state,
     read_metrics,
     remove_state,
     save_state,
     write_metrics,
 )
+from mate_edge.train.stop import StopSignal
+from mate_edge.train.sums import EpochSums
 
 SAMPLE_IMAGES = 64
 """How many validation images the run keeps, for the check of an export."""
 
-SHOW_EVERY = 5  # steps
+LOOK_EVERY = 5  # steps: to look at the sums waits for the device, and for the other processes
 ESTIMATE_AFTER = 20  # steps
 
 
@@ -58,8 +61,8 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """Return an Accelerator for `fp32`, `bf16` or `fp16`.
+def make_accelerator(precision: str, accumulate: int = 1) -> Accelerator:
+    """Return an Accelerator for `fp32`, `bf16` or `fp16`, with `accumulate` batches a step.
 
     Raises:
         UsageError: the device cannot compute with this precision.
@@ -68,6 +71,7 @@ def make_accelerator(precision: str) -> Accelerator:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision={"fp32": "no"}.get(precision, precision),
+            gradient_accumulation_steps=accumulate,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
     except ValueError as error:
@@ -78,14 +82,15 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
     """Train `run` in `folder`, from its newest state if it has one, to the end.
 
     Writes `metrics.csv` and the state after each epoch; at the end the weights, `outputs.npz` and
-    the results. The same seed gives the same weights, bit by bit, on the same machine and versions,
-    whether interrupted or not.
+    the results. The same seed gives the same weights, bit by bit, on the same machine, versions and
+    number of processes, whether interrupted or not.
 
     Raises:
         UsageError: an option that cannot work.
         RunError: a state that cannot be loaded, or a loss that is no longer a number.
+        TrainingStopped: a signal asked for it; the state is saved.
     """
-    check_recipe(run.recipe, len(dataset.train.labels))
+    check_recipe(run.recipe, len(dataset.train.labels), accelerator.num_processes)
     torch.manual_seed(run.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     preprocessing = run.preprocessing
@@ -95,31 +100,48 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
     method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)
     objective = Objective(network.to(memory_format=torch.channels_last), method)
     optimizer = make_optimizer(objective, run.recipe)
-    loader, order = make_loader(dataset, run.recipe.batch_size, run.seed)
+    loader, order = make_loader(dataset, run.recipe, run.seed)
     prepared, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     done = load_state(accelerator, folder)
-    rows = read_metrics(folder, done)
+    rows = read_metrics(folder, done.epoch)
 
-    epochs, steps = run.recipe.epochs, len(loader)
-    with TrainingProgress(
-        epochs * steps, done * steps, quiet=not accelerator.is_main_process
-    ) as progress:
-        if done:
-            progress.say(f"resuming after epoch {done} of {epochs}")
-        for epoch in range(done, epochs):
-            order.epoch = epoch
+    epochs, steps = run.recipe.epochs, len(order) // run.recipe.batch_size
+    with (
+        StopSignal() as stop,
+        TrainingProgress(
+            epochs * steps,
+            done.epoch * steps + done.step,
+            quiet=not accelerator.is_main_process,
+        ) as progress,
+    ):
+        if done != Position():
+            within = f" and {done.step} steps" if done.step else ""
+            progress.say(f"resuming after epoch {done.epoch}{within} of {epochs}")
+        for epoch in range(done.epoch, epochs):
+            begun = done if epoch == done.epoch else Position(epoch=epoch)
+            order.epoch, order.start = epoch, begun.step * run.recipe.batch_size
             method.begin_epoch(epoch, run.recipe)
             rate = learning_rate(run.recipe, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            row = {"epoch": epoch + 1, "lr": rate}
-            row |= _train_epoch(accelerator, prepared, optimizer, loader, progress, epoch)
+            sums = EpochSums.begin(begun, accelerator)
+            _train_epoch(accelerator, prepared, optimizer, loader, sums, progress, stop)
+            if sums.steps < steps:
+                save_state(accelerator, folder, sums.position(accelerator))
+                raise TrainingStopped(
+                    f"stopped after step {sums.steps} of epoch {epoch + 1}: "
+                    f"go on with mate-edge train --resume --out {folder}",
+                    stop.received or signal.SIGTERM,
+                )
+            _check_weights(objective, epoch)
+            row: Row = {"epoch": epoch + 1, "lr": rate} | sums.row(accelerator)
             if accelerator.is_main_process:
-                row |= _validate(network, dataset, accelerator.device) | method.log()
-                rows.append(row)
+                if (epoch + 1) % run.validate_every == 0 or epoch + 1 == epochs:
+                    row |= _validate(network, dataset, accelerator.device)
+                rows.append(row | method.log())
                 write_metrics(folder, rows)
                 progress.say(_epoch_line(row, epochs, network.num_exits))
-            save_state(accelerator, folder, epoch + 1)
+            save_state(accelerator, folder, Position(epoch=epoch + 1))
     if accelerator.is_main_process:
         _finish(folder, run, network, dataset, accelerator.device)
     accelerator.wait_for_everyone()
@@ -130,47 +152,48 @@ def _train_epoch(
     objective: torch.nn.Module,
     optimizer: SGD,
     loader: DataLoader[Any],
+    sums: EpochSums,
     progress: TrainingProgress,
-    epoch: int,
-) -> dict[str, float]:
-    """Train one epoch; return its mean loss, accuracies, speed and duration."""
+    stop: StopSignal,
+) -> None:
+    """Train the rest of an epoch, or until a signal comes, and add to `sums`."""
     objective.train()
-    device = accelerator.device
-    total = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device)
-    seen, state = 0, ""
-    started = time.perf_counter()
-    for step, (images, labels) in enumerate(loader, start=1):
+    alone = accelerator.num_processes == 1
+    state = ""
+    for images, labels in loader:
         images = images.to(memory_format=torch.channels_last)
-        loss, logits = objective(images, labels)
-        optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        optimizer.step()
-        total += loss.detach()
-        classes = labels.argmax(dim=-1) if labels.is_floating_point() else labels
-        correct = correct + (logits.detach().argmax(dim=-1) == classes[:, None]).sum(dim=0)
-        seen += len(labels)
-        if step % SHOW_EVERY == 0 or step == len(loader):
-            if not math.isfinite(mean_loss := float(total) / step):
-                raise RunError(
-                    f"the loss is {mean_loss} at step {step} of epoch {epoch + 1}: lower --lr and "
-                    "train again, or resume from the last epoch"
-                )
-            speed = seen * accelerator.num_processes / (time.perf_counter() - started)
-            exits = percentages((correct / seen).tolist())
-            state = f"loss {mean_loss:.3f}  exits {exits} %  {speed:.0f} images/s"
-        progress.step(f"epoch {epoch + 1}  {state}")
+        with accelerator.accumulate(objective):
+            loss, logits = objective(images, labels)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        sums.add(loss.detach(), logits.detach(), labels)
+        if not accelerator.sync_gradients:
+            continue
+        sums.steps += 1
+        looks = sums.steps % LOOK_EVERY == 0
+        if looks:
+            state = sums.line(accelerator.num_processes)
+        progress.step(f"epoch {sums.epoch + 1}  {state}")
         if progress.steps_here == ESTIMATE_AFTER:
-            left = progress.steps_left * (time.perf_counter() - started) / step
+            left = progress.steps_left * sums.seconds / sums.steps
             progress.say(f"this training will take about {duration(left)}")
-    seconds = time.perf_counter() - started
-    accuracies = (correct / seen).tolist()
-    return {
-        "loss": float(total) / len(loader),
-        **{f"train_accuracy_{k}": a for k, a in enumerate(accuracies, start=1)},
-        "images_per_s": seen * accelerator.num_processes / seconds,
-        "seconds": seconds,
-    }
+        if stop.received and (alone or looks):
+            accelerator.set_trigger()
+        if (stop.received if alone else looks and accelerator.check_trigger()) and (
+            progress.steps_left  # else it is done anyway
+        ):
+            break
+    sums.check()
+
+
+def _check_weights(objective: Objective, epoch: int) -> None:
+    """Refuse to keep a state whose weights the epoch's last step spoilt."""
+    if not all(bool(tensor.isfinite().all()) for tensor in objective.state_dict().values()):
+        raise RunError(
+            f"the last step of epoch {epoch + 1} left weights that are no numbers: lower --lr and "
+            "train again, or resume from the last epoch"
+        )
 
 
 def _validate(network: MultiExitNet, dataset: Dataset, device: torch.device) -> dict[str, float]:
@@ -182,11 +205,13 @@ def _validate(network: MultiExitNet, dataset: Dataset, device: torch.device) -> 
     }
 
 
-def _epoch_line(row: dict[str, Any], epochs: int, num_exits: int) -> str:
-    accuracies = [row[f"val_accuracy_{k}"] for k in range(1, num_exits + 1)]
+def _epoch_line(row: Row, epochs: int, num_exits: int) -> str:
+    split = "val" if "val_accuracy_1" in row else "train"
+    accuracies = [row[f"{split}_accuracy_{k}"] for k in range(1, num_exits + 1)]
+    name = "validation" if split == "val" else "training"
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  "
-        f"validation {percentages(accuracies)} %  {row['images_per_s']:.0f} images/s"
+        f"{name} {percentages(accuracies)} %  {row['images_per_s']:.0f} images/s"
     )
 
 

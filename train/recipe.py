@@ -40,8 +40,8 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     return float(recipe.lr * 0.1 ** sum(epoch >= drop for drop in recipe.drops))
 
 
-def check_recipe(recipe: Recipe, train_images: int) -> None:
-    """Refuse a recipe that cannot work.
+def check_recipe(recipe: Recipe, train_images: int, processes: int = 1) -> None:
+    """Refuse a recipe that cannot work on so many images with so many processes.
 
     Raises:
         UsageError: with the option to change.
@@ -50,6 +50,12 @@ def check_recipe(recipe: Recipe, train_images: int) -> None:
         raise UsageError(f"--epochs must be 1 or more, not {recipe.epochs}")
     if recipe.batch_size < 2:
         raise UsageError(f"--batch-size must be 2 or more, not {recipe.batch_size}")
+    shares = recipe.accumulate * processes
+    if recipe.accumulate < 1 or recipe.batch_size % shares or recipe.batch_size < 2 * shares:
+        raise UsageError(
+            f"--batch-size {recipe.batch_size} cannot be shared out to {processes} processes in "
+            f"--accumulate {recipe.accumulate} parts of 2 images or more"
+        )
     if not 0 < recipe.lr < 100:
         raise UsageError(f"--lr must be positive, not {recipe.lr}")
     if train_images < recipe.batch_size:

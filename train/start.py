@@ -27,6 +27,8 @@ from mate_edge.train.network import build_network
 from mate_edge.train.recipe import check_recipe
 
 PRECISIONS = {"fp32": None, "bf16": None, "fp16": None}
+RECIPE_OPTIONS = ("epochs", "batch_size", "accumulate", "lr")
+"""Those of `Options` that replace a field of the data set's recipe."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Options:
     seed: int | None = None
     size: int | None = None
     precision: str | None = None
+    accumulate: int | None = None
+    validate_every: int | None = None
 
 
 def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
@@ -68,11 +72,14 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     data = options.data or "cifar100"
     dataset = load_dataset(data, options.size)
     arch = options.arch or dataset.arch
-    chosen = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr}
+    chosen = {name: getattr(options, name) for name in RECIPE_OPTIONS}
     recipe = msgspec.structs.replace(
         dataset.recipe, **{name: value for name, value in chosen.items() if value is not None}
     )
     check_recipe(recipe, len(dataset.train.labels))
+    validate_every = 1 if options.validate_every is None else options.validate_every
+    if validate_every < 1:
+        raise UsageError(f"--validate-every must be 1 epoch or more, not {validate_every}")
     seed = options.seed or 0
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed must lie between 0 and 2^63 - 1, not {seed}")
@@ -98,6 +105,7 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
             "recipe": recipe,
             "seed": seed,
             "precision": precision,
+            "validate_every": validate_every,
             "images_sha256": dataset.fingerprint(),
             **provenance(),
         },
@@ -121,9 +129,7 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     stored = {
         "data": run.data,
         "size": run.preprocessing.size,
-        "epochs": run.recipe.epochs,
-        "batch_size": run.recipe.batch_size,
-        "lr": run.recipe.lr,
+        **{name: getattr(run.recipe, name) for name in RECIPE_OPTIONS},
     }
     for option in dataclasses.fields(options):
         wanted = getattr(options, option.name)
@@ -172,7 +178,7 @@ def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path
     if run.finished:
         return folder, run
     try:
-        train(folder, run, dataset, make_accelerator(run.precision))
+        train(folder, run, dataset, make_accelerator(run.precision, run.recipe.accumulate))
         return folder, read_run(folder)
     except ImageError as error:
         reason = str(error).rsplit("ImageError: ", 1)[-1]  # a worker's carries its traceback

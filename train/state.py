@@ -1,4 +1,4 @@
-"""The state that a training resumes from: one folder an epoch, written whole, the last one kept."""
+"""The state that a training resumes from: written whole, the last one kept."""
 
 from __future__ import annotations
 
@@ -8,20 +8,36 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from accelerate import Accelerator
 
 from mate_edge import files
 from mate_edge.errors import RunError
 
 STATE = "state"
+POSITION = "position.json"
 METRICS = "metrics.csv"
 Row = dict[str, Any]
 
 
-def save_state(accelerator: Accelerator, folder: Path, epochs_done: int) -> None:
-    """Keep model, method and optimiser after `epochs_done` epochs; drop the states before."""
-    final = folder / STATE / f"epoch-{epochs_done}"
-    temporary = folder / STATE / ".writing"
+class Position(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a training stands.
+
+    Attributes:
+        epoch: how many are complete.
+        step: how many steps of the next one are done.
+        sums: of that unfinished epoch, each process's own: see `EpochSums`.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: tuple[tuple[float, ...], ...] = ()
+
+
+def save_state(accelerator: Accelerator, folder: Path, position: Position) -> None:
+    """Keep model, method, optimiser and random states; drop the states before."""
+    name = f"epoch-{position.epoch}" + (f"-step-{position.step}" if position.step else "")
+    final, temporary = folder / STATE / name, folder / STATE / ".writing"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -29,30 +45,43 @@ def save_state(accelerator: Accelerator, folder: Path, epochs_done: int) -> None
     accelerator.save_state(str(temporary), safe_serialization=True)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        files.write_json(temporary / POSITION, position)
         files.publish(temporary, final)
         for old in (folder / STATE).glob("epoch-*"):
             if old != final:
                 shutil.rmtree(old)
+    accelerator.wait_for_everyone()
 
 
-def load_state(accelerator: Accelerator, folder: Path) -> int:
-    """Load the newest state, if there is one, and return how many epochs are done.
+def load_state(accelerator: Accelerator, folder: Path) -> Position:
+    """Load the newest state, if there is one, and return where it stands.
 
     Raises:
         RunError: it is damaged or of another network.
     """
-    states = {int(path.name[6:]): path for path in (folder / STATE).glob("epoch-*")}
-    if not states:
-        return 0
-    epochs_done = max(states)
+    found = []
+    for path in (folder / STATE).glob("epoch-*"):
+        data = files.read_bytes(path / POSITION, files.MAX_JSON_BYTES, RunError)
+        try:
+            position = msgspec.json.decode(data, type=Position)
+        except msgspec.DecodeError as error:
+            raise _damaged(path, error) from None
+        found.append((position.epoch, position.step, path, position))
+    if not found:
+        return Position()
+    *_, path, position = max(found)
     try:
-        accelerator.load_state(str(states[epochs_done]))  # weights_only: never unpickles code
+        accelerator.load_state(str(path))  # weights_only: never unpickles code
     except Exception as error:  # torch, safetensors and zipfile raise a dozen types on damage
-        raise RunError(
-            f"{states[epochs_done]} cannot be loaded ({str(error).splitlines()[0]}): "
-            f"remove it to train from the beginning"
-        ) from None
-    return epochs_done
+        raise _damaged(path, error) from None
+    return position
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{path} cannot be loaded ({str(error).splitlines()[0]}): "
+        "remove it to train from the beginning"
+    )
 
 
 def remove_state(folder: Path) -> None:
@@ -70,9 +99,13 @@ def read_metrics(folder: Path, epochs_done: int) -> list[Row]:
 
 
 def write_metrics(folder: Path, rows: list[Row]) -> None:
-    """Write `metrics.csv`, one row an epoch, whole or not at all."""
+    """Write `metrics.csv`, one row an epoch, whole or not at all.
+
+    A column that a row lacks, such as the accuracy of an epoch without validation, stays empty.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[-1]))
+    columns = list({column: None for row in rows for column in row})
+    writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(rows)
     files.write_whole(folder / METRICS, text.getvalue().encode())

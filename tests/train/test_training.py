@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -81,8 +82,6 @@ def test_the_outputs_are_the_networks_and_the_results_are_counted_from_them(
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(quick: Options) -> None:
-    import dataclasses
-
     folders = [
         run_training(dataclasses.replace(quick, seed=seed, epochs=1), None, resume=False)[0]
         for seed in (5, 5, 6)
@@ -95,9 +94,28 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(quick: Option
 TRAIN = ["train", "--data", "digits", "--epochs", "3", "--seed", "1"]
 
 
-def test_a_killed_training_resumes_to_bit_equal_weights(cli: Any, tmp_path: Path) -> None:
-    whole = cli(*TRAIN, "--out", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+@pytest.fixture(scope="module")
+def whole(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `TRAIN`, not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = cli(*TRAIN, "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_killed_training_resumes_to_bit_equal_weights(
+    cli: Any, tmp_path: Path, whole: Path
+) -> None:
     victim = subprocess.Popen(
         [sys.executable, "-m", "mate_edge", *TRAIN, "--out", "killed"],
         cwd=tmp_path,
@@ -120,16 +138,45 @@ def test_a_killed_training_resumes_to_bit_equal_weights(cli: Any, tmp_path: Path
     resumed = cli("train", "--resume", "--out", "killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after epoch" in resumed.stderr
-    one = load_file(tmp_path / "whole" / "model.safetensors")
-    other = load_file(tmp_path / "killed" / "model.safetensors")
-    assert all(np.array_equal(one[name], other[name]) for name in one)
-    with open(tmp_path / "killed" / "metrics.csv", newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    assert_same_weights(whole, tmp_path / "killed")
+    assert [row["epoch"] for row in metrics(tmp_path / "killed")] == ["1", "2", "3"]
     assert not (tmp_path / "killed" / "state").exists()
 
     again = cli("train", "--resume", "--out", "killed", cwd=tmp_path)
     assert again.returncode == 0
     assert "resnet8 on digits" in again.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_in_mid_epoch_and_the_resume_is_bit_equal(
+    number: signal.Signals, code: int, cli: Any, tmp_path: Path, whole: Path
+) -> None:
+    victim = subprocess.Popen(
+        [sys.executable, "-m", "mate_edge", *TRAIN, "--out", "stopped"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    state = tmp_path / "stopped" / "state" / "epoch-1"
+    while not state.exists():
+        assert victim.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.01)
+    victim.send_signal(number)
+    _, said = victim.communicate(timeout=60)
+    assert victim.returncode == code
+    assert "mate-edge train --resume --out stopped" in said.splitlines()[-1]
+    (kept,) = state.parent.iterdir()
+    assert kept.name.startswith("epoch-1-step-")
+    resumed = cli("train", "--resume", "--out", "stopped", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming after epoch 1 and {kept.name[13:]} steps" in resumed.stderr
+    assert_same_weights(whole, tmp_path / "stopped")
+    one, other = (metrics(folder) for folder in (whole, tmp_path / "stopped"))
+    counted = [name for name in one[0] if name not in ("images_per_s", "seconds")]
+    own = [name for name in counted if name.startswith(("teacher_accuracy", "kl_"))]
+    for name in set(counted) - set(own):  # the method's sums begin anew with the process
+        assert [row[name] for row in one] == [row[name] for row in other]
 
 
 def test_a_resume_with_other_options_is_refused_and_changes_nothing(quick: Options) -> None:
@@ -165,6 +212,12 @@ def test_a_damaged_state_is_a_clear_error(quick: Options) -> None:
     folder, _, _ = new_run(quick, None)
     state = folder / "state" / "epoch-1"
     state.mkdir(parents=True)
+    with pytest.raises(RunError, match=r"position.json is missing"):
+        run_training(Options(), folder, resume=True)
+    (state / "position.json").write_bytes(b"[")
+    with pytest.raises(RunError, match="epoch-1 cannot be loaded"):
+        run_training(Options(), folder, resume=True)
+    (state / "position.json").write_bytes(b'{"epoch": 1}')
     (state / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(RunError, match="epoch-1 cannot be loaded"):
         run_training(Options(), folder, resume=True)
@@ -204,10 +257,50 @@ def test_a_folder_of_large_images_trains_and_a_broken_one_is_named(
 
 
 def test_a_loss_that_is_no_number_stops_the_training(quick: Options) -> None:
-    import dataclasses
-
-    with pytest.raises(RunError, match="the loss is .* at step .* of epoch"):
+    with pytest.raises(RunError, match="the loss is no number at step .* of epoch"):
         run_training(dataclasses.replace(quick, lr=99.0, batch_size=16), None, resume=False)
+
+
+def test_the_step_of_the_first_bad_loss_is_named_and_the_state_before_is_kept(
+    quick: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mate_edge.train.losses.ce import CrossEntropy
+
+    steps = 0
+
+    def spoilt(self: CrossEntropy, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return logits.sum() * (math.nan if steps == 13 else 0.0)  # the 3rd of the 2nd ten
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEntropy, "forward", spoilt)
+        with pytest.raises(RunError, match="no number at step 3 of epoch 2"):
+            run_training(dataclasses.replace(quick, method="ce"), Path("r"), resume=False)
+    assert [path.name for path in Path("r/state").iterdir()] == ["epoch-1"]
+    assert run_training(Options(), Path("r"), resume=True)[1].finished
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    quick: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # without BatchNorm, whose statistics are each part's own, only rounding differs
+    import torch.nn as nn
+
+    monkeypatch.setattr(nn, "BatchNorm2d", lambda width: nn.Identity())
+    monkeypatch.setattr(
+        "mate_edge.train.backbones.resnet.BasicBlock",
+        lambda i, w, *rest: nn.Conv2d(i, w, 3, stride=2),
+    )
+    short = dataclasses.replace(quick, epochs=1, lr=0.01)
+    weights = []
+    for accumulate in (1, 4):
+        folder, _ = run_training(
+            dataclasses.replace(short, accumulate=accumulate), Path(f"by-{accumulate}"), False
+        )
+        weights.append(load_file(folder / "model.safetensors"))
+    for name, whole in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -241,6 +334,8 @@ def test_the_loss_is_computed_in_32_bits_under_mixed_precision() -> None:
         (Options(data="digits", method_options={"beta": 2.0}), "beta=2.0"),
         (Options(data="digits", epochs=0), "--epochs"),
         (Options(data="digits", batch_size=5000), "fewer than a batch of 5000"),
+        (Options(data="digits", batch_size=32, accumulate=5), "--accumulate 5 parts"),
+        (Options(data="digits", validate_every=0), "--validate-every"),
         (Options(data="digits", lr=-1.0), "--lr"),
         (Options(data="digits", seed=-1), "--seed"),
         (Options(data="digits", seed=2**64), "--seed"),

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from mate_edge.images import normalize
 from mate_edge.machine import cpu_count
+from mate_edge.runs import Recipe
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.images import FileImages
 
@@ -40,37 +41,45 @@ class TrainingImages(TorchDataset[tuple[Tensor, int]]):
 
 
 class EpochOrder(Sampler[Key]):
-    """All indices in an order that depends on the seed and on `epoch`, which the loop sets."""
+    """The indices of an epoch's whole steps, in an order that depends on the seed and `epoch`.
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    The loop sets `epoch`, and `start` when it goes on in the midst of an epoch.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self.used = length - length % batch_size
+        self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return self.length
+        return self.used - self.start
 
     def __iter__(self) -> Iterator[Key]:
         order = np.random.default_rng([self.seed, self.epoch, self.length]).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order)
+        return ((self.epoch, int(index)) for index in order[self.start : self.used])
 
 
 def make_loader(
-    dataset: Dataset, batch_size: int, seed: int
+    dataset: Dataset, recipe: Recipe, seed: int
 ) -> tuple[DataLoader[tuple[Tensor, int]], EpochOrder]:
     """Return a loader of training batches, and its sampler, whose `epoch` must be set.
 
+    With gradient accumulation a batch is a part of a step's.
+
     Images in memory need no workers; files get one a core.
     """
-    order = EpochOrder(len(dataset.train.labels), seed)
+    order = EpochOrder(len(dataset.train.labels), recipe.batch_size, seed)
     workers = cpu_count() if isinstance(dataset.train, FileImages) else 0
     loader = DataLoader(
         TrainingImages(dataset, seed),
-        batch_size,
+        recipe.batch_size // recipe.accumulate,
         sampler=order,
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_is,
+        generator=torch.Generator(),  # else each new epoch draws from what dropout draws from
     )
     return loader, order
 

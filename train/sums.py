@@ -1,0 +1,128 @@
+"""What is counted while an epoch trains."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from mate_edge.errors import RunError
+from mate_edge.train.progress import percentages
+from mate_edge.train.state import Position, Row
+
+
+@dataclass
+class EpochSums:
+    """Sums over the batches of this process, kept on the device so that adding never waits.
+
+    Attributes:
+        epoch: from 0.
+        steps: of the optimiser; with gradient accumulation a step has several batches.
+        batches: how many were added.
+        loss: their sum, a scalar.
+        correct: how many images each exit classified rightly, [K], or a scalar 0 before the first.
+        seen: how many images there were.
+        bad_batch: the first batch whose loss was no number, from 1; 0 for none.
+        earlier_s: seconds spent before an interruption.
+    """
+
+    epoch: int
+    steps: int
+    batches: int
+    loss: Tensor
+    correct: Tensor
+    seen: int
+    bad_batch: Tensor
+    earlier_s: float
+    started: float
+
+    @classmethod
+    def begin(cls, position: Position, accelerator: Accelerator) -> EpochSums:
+        """Start an epoch, or go on in the midst of one.
+
+        Raises:
+            RunError: in the midst, and with another number of processes.
+        """
+        device = accelerator.device
+        batches, seen, seconds, loss, *correct = 0.0, 0.0, 0.0, 0.0, 0.0
+        if position.step:
+            processes = len(position.sums)
+            if processes != accelerator.num_processes:
+                raise RunError(
+                    f"the training stopped within an epoch of {processes} processes and cannot go "
+                    f"on with {accelerator.num_processes}: resume it with {processes}"
+                )
+            batches, seen, seconds, loss, *correct = position.sums[accelerator.process_index]
+        return cls(
+            epoch=position.epoch,
+            steps=position.step,
+            batches=int(batches),
+            loss=torch.tensor(loss, device=device),
+            correct=torch.tensor(correct, device=device),
+            seen=int(seen),
+            bad_batch=torch.zeros((), dtype=torch.int64, device=device),
+            earlier_s=seconds,
+            started=time.perf_counter(),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """How long the epoch has been trained."""
+        return self.earlier_s + time.perf_counter() - self.started
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its loss, a scalar, logits [B, K, C], and labels [B] or [B, C]."""
+        classes = labels.argmax(dim=-1) if labels.is_floating_point() else labels
+        self.batches += 1
+        self.loss = self.loss + loss
+        self.correct = self.correct + (logits.argmax(dim=-1) == classes[:, None]).sum(dim=0)
+        self.seen += len(labels)
+        is_first = (self.bad_batch == 0) & ~loss.isfinite()
+        self.bad_batch = torch.where(is_first, self.batches, self.bad_batch)
+
+    def check(self) -> None:
+        """Refuse to go on once a loss was no number.
+
+        Raises:
+            RunError: with the step.
+        """
+        if bad := int(self.bad_batch):
+            step = -(-bad * self.steps // self.batches) if self.steps else 1
+            raise RunError(
+                f"the loss is no number at step {step} of epoch {self.epoch + 1}: lower --lr and "
+                "train again; the state after the last whole epoch is kept"
+            )
+
+    def line(self, processes: int) -> str:
+        """Return what the progress bar shows.
+
+        Raises:
+            RunError: as `check`.
+        """
+        self.check()
+        exits = percentages((self.correct / self.seen).tolist())
+        speed = self.seen * processes / self.seconds
+        mean = float(self.loss) / self.batches
+        return f"loss {mean:.3f}  exits {exits} %  {speed:.0f} images/s"
+
+    def row(self, accelerator: Accelerator) -> Row:
+        """Return the epoch's row: mean loss and accuracies over all processes, and the speed."""
+        counts = torch.tensor([self.batches, self.seen], device=accelerator.device)
+        sums = torch.cat([counts, self.loss[None], self.correct]).double()
+        batches, seen, loss, *correct = accelerator.reduce(sums).tolist()
+        seconds = self.seconds
+        return {
+            "loss": loss / batches,
+            **{f"train_accuracy_{k}": count / seen for k, count in enumerate(correct, start=1)},
+            "images_per_s": seen / seconds,
+            "seconds": seconds,
+        }
+
+    def position(self, accelerator: Accelerator) -> Position:
+        """Return where the training stands, for `save_state`; all processes must call it."""
+        own = (self.batches, self.seen, self.seconds, float(self.loss), *self.correct.tolist())
+        return Position(epoch=self.epoch, step=self.steps, sums=tuple(gather_object([own])))
