@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import torch
-from torch import nn
 
 from mate_edge.export.segments import segment_modules
+from mate_edge.train.flops import count_flops
 from mate_edge.train.network import MultiExitNet
-
-with warnings.catch_warnings():  # fvcore uses a decorator of torch that is deprecated
-    warnings.simplefilter("ignore", FutureWarning)
-    from fvcore.nn import FlopCountAnalysis
-
-ACTIVATIONS = ("aten::relu", "aten::relu_", "aten::clamp", "aten::clamp_")
-"""Arithmetic that fvcore passes over without a word; here it is listed as not counted."""
 
 
 class ExitCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +56,7 @@ def profile_network(network: MultiExitNet, channels: int, size: int) -> Profile:
     flops_so_far = parameters_so_far = 0
     uncounted: Counter[str] = Counter()
     for k, segment in enumerate(segment_modules(network)):
-        total, by_module, missing = _count(segment, features)
+        total, by_module, missing = count_flops(segment, features)
         uncounted += missing
         flops_so_far += total
         parameters = sum(p.numel() for p in segment.parameters())
@@ -88,26 +78,7 @@ def profile_network(network: MultiExitNet, channels: int, size: int) -> Profile:
     return Profile(
         input_shape=(channels, size, size),
         exits=tuple(exits),
-        unsplit_flops=_count(unsplit, images)[0],
+        unsplit_flops=count_flops(unsplit, images)[0],
         unsplit_parameters=sum(p.numel() for p in unsplit.parameters()),
         uncounted=dict(uncounted),
     )
-
-
-def _count(module: nn.Module, inputs: torch.Tensor) -> tuple[int, Counter[str], Counter[str]]:
-    """Return fvcore's FLOPs in all and by submodule, and the operators that it did not count."""
-    analysis = FlopCountAnalysis(module, inputs)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    ignored: Counter[str] = Counter()
-
-    def note(operator: str) -> Callable[[list[Any], list[Any]], int]:
-        def count_nothing(inputs: list[Any], outputs: list[Any]) -> int:
-            ignored[operator] += 1
-            return 0
-
-        return count_nothing
-
-    for operator in ACTIVATIONS:
-        analysis.set_op_handle(operator, note(operator))
-    by_module = Counter({name: round(flops) for name, flops in analysis.by_module().items()})
-    return round(analysis.total()), by_module, Counter(analysis.unsupported_ops()) + ignored

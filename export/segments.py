@@ -1,9 +1,13 @@
-"""One ONNX file for each segment: BatchNorm folded, batch axis dynamic, weights inside."""
+"""One ONNX file for each segment: batch axis dynamic, weights inside.
+
+BatchNorm is folded into the convolution before it.
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +64,7 @@ def to_onnx(
         The model, with its weights inside, and nothing that tells of this machine.
 
     Raises:
-        ExportError: BatchNorm is left, or the opset is outside `opsets`.
+        ExportError: BatchNorm is left after a convolution, or the opset is outside `opsets`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -80,11 +84,29 @@ def to_onnx(
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     if not opsets[0] <= opset <= opsets[1]:
         raise ExportError(f"torch wrote ONNX opset {opset}, the target reads {opsets}")
-    if any(node.op_type == "BatchNormalization" for node in model.graph.node):
+    if _has_foldable_batch_norm(model.graph):
         raise ExportError(f"BatchNorm of {output_names[-1]} could not be folded into a convolution")
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()
     return data
+
+
+def _has_foldable_batch_norm(graph: onnx.GraphProto) -> bool:
+    """Say whether a BatchNorm is left that only its convolution's output goes into.
+
+    One that comes before its convolution, as in a DenseNet, cannot be folded into any: it stays a
+    node, which every engine computes.
+    """
+    readers = Counter([name for node in graph.node for name in node.input])
+    readers.update(output.name for output in graph.output)
+    foldable = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Conv" and readers[node.output[0]] == 1
+    }
+    return any(
+        node.op_type == "BatchNormalization" and node.input[0] in foldable for node in graph.node
+    )
 
 
 def _strip(model: onnx.ModelProto) -> None:

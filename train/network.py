@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from mate_edge.errors import RunError
 from mate_edge.names import look_up
 from mate_edge.runs import Run, read_file
-from mate_edge.train.backbones import BACKBONES
-from mate_edge.train.heads import HEADS, linear
+from mate_edge.train.backbones import make_parts
+from mate_edge.train.backbones.parts import Classifier, Parts, output_shapes
+from mate_edge.train.exits import cut
+from mate_edge.train.heads import HEADS, linear, remaining_widths
 
 WEIGHTS = "model.safetensors"
 
@@ -66,8 +68,16 @@ class MultiExitNet(nn.Module):
         return nn.Sequential(*self.stages, self.heads[-1])
 
 
-def build_network(arch: str, head: str, channels: int, size: int, classes: int) -> MultiExitNet:
-    """Build a `MultiExitNet` with an exit at the end of each stage.
+def build_network(
+    arch: str,
+    head: str,
+    channels: int,
+    size: int,
+    classes: int,
+    cuts: Sequence[int] = (),
+    stem: str | None = None,
+) -> MultiExitNet:
+    """Build a `MultiExitNet` with fresh weights.
 
     Args:
         arch: a name in `BACKBONES`.
@@ -75,27 +85,37 @@ def build_network(arch: str, head: str, channels: int, size: int, classes: int) 
         channels: of the images.
         size: of the images, in pixels.
         classes: how many.
+        cuts: where the exits stand, as `choose_cuts` says; empty: at the ends of the stages.
+        stem: `small` or `imagenet`; None: by the size.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or images that the backbone cannot take.
     """
-    stages = look_up("--arch", arch, BACKBONES)(channels, size)
+    parts = make_parts(arch, channels, size, stem)
+    return assemble(arch, parts, head, channels, size, classes, cuts)
+
+
+def assemble(
+    arch: str,
+    parts: Parts,
+    head: str,
+    channels: int,
+    size: int,
+    classes: int,
+    cuts: Sequence[int] = (),
+) -> MultiExitNet:
+    """Put heads on a backbone's parts, which the network then shares; see `build_network`."""
     make_head = look_up("--head", head, HEADS)
-    widths = _widths(stages, channels, size)
-    heads = [make_head(widths[k:], classes) for k in range(len(stages) - 1)]
-    return MultiExitNet(stages, [*heads, linear(widths[-1:], classes)])
-
-
-@torch.no_grad()
-def _widths(stages: Sequence[nn.Module], channels: int, size: int) -> list[int]:
-    """Return each stage's number of output channels, found by looking."""
-    widths, features = [], torch.zeros(1, channels, size, size)
-    for stage in stages:
-        training = stage.training
-        features = stage.eval()(features)
-        stage.train(training)
-        widths.append(features.shape[1])
-    return widths
+    stages = cut(parts.stages, cuts)
+    ends = output_shapes(arch, parts.stages, channels, size)
+    shapes = output_shapes(arch, stages, channels, size) if cuts else ends
+    heads = [make_head(remaining_widths(shape, ends), classes) for shape in shapes[:-1]]
+    last = parts.classifier
+    if last is None:
+        last = linear([shapes[-1][1]], classes)
+    elif isinstance(last, Classifier):
+        last.resize(classes)
+    return MultiExitNet(stages, [*heads, last])
 
 
 def load_network(folder: Path, run: Run) -> MultiExitNet:

@@ -8,20 +8,35 @@ import torchvision
 from torch import nn
 
 from mate_edge.errors import UsageError
-from mate_edge.train.backbones import BACKBONES
-from mate_edge.train.heads import HEADS
-from mate_edge.train.network import MultiExitNet, build_network
+from mate_edge.train.backbones import BACKBONES, TORCHVISION, make_parts
+from mate_edge.train.heads import HEADS, remaining_widths
+from mate_edge.train.network import MultiExitNet, assemble, build_network
+
+DEEPER = {"resnet34", "resnet101", "resnet56", "vgg13_bn", "vgg16_bn", "efficientnet_b1",
+          "efficientnet_b2", "regnet_y_800mf", "regnet_x_800mf", "shufflenet_v2_x1_0"}  # fmt: skip
+"""They differ from another of their family in depth or width alone."""
 
 
 @pytest.mark.parametrize(
-    ("arch", "head"), [(arch, "sepconv") for arch in BACKBONES] + [("resnet18", h) for h in HEADS]
+    ("arch", "head"),
+    [
+        pytest.param(arch, "sepconv", marks=[pytest.mark.slow] if arch in DEEPER else [])
+        for arch in BACKBONES
+    ]
+    + [("resnet18", head) for head in HEADS]
+    + [("vgg11_bn", "bottleneck"), ("mobilenet_v2", "bottleneck")],
 )
-def test_every_backbone_and_head_gives_logits_for_every_exit(arch: str, head: str) -> None:
+def test_every_backbone_and_head_trains_at_every_exit(arch: str, head: str) -> None:
     network = build_network(arch, head, channels=1, size=32, classes=7)
-    logits = network(torch.randn(2, 1, 32, 32))
-    assert logits.shape == (2, len(network.stages), 7)
-    logits.sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    logits = network(torch.randn(4, 1, 32, 32))
+    assert logits.shape == (4, len(network.stages), 7)
+    nn.functional.cross_entropy(logits.mean(dim=1), torch.arange(4)).backward()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    assert network(torch.randn(4, 1, 32, 32)).isfinite().all()
+    still = [name for name, p in network.named_parameters() if torch.equal(p, before[name])]
+    # an early layer of a dying ReLU may get no gradient in one step, a whole part may not
+    assert len(still) < 0.1 * len(before)
 
 
 def test_exit_k_is_its_head_on_the_stages_up_to_it() -> None:
@@ -33,22 +48,67 @@ def test_exit_k_is_its_head_on_the_stages_up_to_it() -> None:
         torch.testing.assert_close(logits[:, k], head(features))
 
 
-def test_at_224_pixels_the_last_exit_is_torchvisions_network() -> None:
-    network = build_network("resnet18", "sepconv", 3, 224, 1000).eval()
-    reference = torchvision.models.resnet18().eval()
-    weights = network.unsplit().state_dict().values()
-    reference.load_state_dict(dict(zip(reference.state_dict(), weights, strict=True)))
-    images = torch.randn(1, 3, 224, 224)
-    torch.testing.assert_close(network(images)[:, -1], reference(images))
+@pytest.mark.parametrize("arch", [arch for arch in TORCHVISION if arch not in DEEPER])
+@torch.no_grad()
+def test_for_large_images_the_last_exit_is_torchvisions_network_bit_by_bit(arch: str) -> None:
+    parts = make_parts(arch, channels=3, size=128)
+    network = assemble(arch, parts, "linear", 3, 128, 1000).eval()
+    reference = torchvision.models.get_model(arch, weights=None).eval()
+    reference.load_state_dict(parts.network.state_dict())
+    images = torch.randn(2, 3, 128, 128)
+    assert torch.equal(network(images)[:, -1], reference(images))
 
 
-def test_small_images_get_a_stem_that_keeps_their_size() -> None:
-    assert build_network("resnet18", "linear", 3, 32, 10).stages[0](
-        torch.randn(1, 3, 32, 32)
-    ).shape == (1, 64, 32, 32)
-    assert build_network("resnet18", "linear", 3, 224, 10).stages[0](
-        torch.randn(1, 3, 224, 224)
-    ).shape == (1, 64, 56, 56)
+def test_weights_are_drawn_in_the_order_backbone_stem_early_heads_last_head() -> None:
+    torch.manual_seed(3)
+    found = build_network("resnet18", "sepconv", 3, 32, 100).state_dict()
+    torch.manual_seed(3)
+    backbone = torchvision.models.resnet18()
+    stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    heads = [HEADS["sepconv"](widths, 100) for widths in ([64, 128, 256, 512], [128, 256, 512])]
+    HEADS["sepconv"]([256, 512], 100)
+    last = nn.Linear(512, 100)
+    for name, expected in (
+        ("stages.0.0.weight", stem.weight),
+        ("stages.0.3.1.conv2.weight", backbone.layer1[1].conv2.weight),
+        ("stages.3.1.conv2.weight", backbone.layer4[1].conv2.weight),
+        ("heads.0.0.weight", heads[0].get_parameter("0.weight")),
+        ("heads.1.4.weight", heads[1].get_parameter("4.weight")),
+        ("heads.3.2.weight", last.weight),
+    ):
+        assert torch.equal(found[name], expected), name
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "side"),
+    [
+        ("resnet18", 32, 32),
+        ("resnet18", 224, 56),
+        ("densenet121", 32, 16),
+        ("mobilenet_v2", 32, 16),
+        ("mobilenet_v2", 224, 56),
+        ("convnext_tiny", 32, 16),
+        ("convnext_tiny", 224, 56),
+    ],
+)
+def test_small_images_get_a_stem_with_less_stride(arch: str, size: int, side: int) -> None:
+    (first, *_) = make_parts(arch, 3, size).stages
+    assert first.eval()(torch.randn(1, 3, size, size)).shape[2:] == (side, side)
+
+
+def test_a_network_that_needs_larger_images_says_so() -> None:
+    with pytest.raises(UsageError, match="vgg11_bn cannot take 3x16x16 images: stage 5 .* --size"):
+        build_network("vgg11_bn", "sepconv", 3, 16, 10)
+
+
+def test_an_early_head_halves_the_size_where_the_backbone_does() -> None:
+    ends = [torch.Size(end) for end in ((1, 16, 32, 32), (1, 32, 16, 16), (1, 48, 16, 16),
+                                        (1, 64, 8, 8), (1, 96, 8, 8))]  # fmt: skip
+    found = [remaining_widths(end, ends) for end in ends]
+    assert found == [[16, 48, 96], [32, 96], [48, 96], [64], [96]]
+    in_the_midst_of_stage_2 = torch.Size((1, 32, 16, 16))
+    assert remaining_widths(in_the_midst_of_stage_2, ends) == [32, 96]
 
 
 def test_early_heads_end_with_the_backbones_width() -> None:

@@ -1,6 +1,7 @@
-"""Backbones by name: each is a function that returns the list of stages.
+"""Backbones by name: each gives its stages, and an exit may follow each.
 
-An exit may follow each stage. To add a backbone, write such a function and give it a line here.
+To add one of torchvision's, give it a line in `TORCHVISION` (and a new family a file); to add
+another, write a function that returns `Parts` and give it a line in `BACKBONES`.
 """
 
 from __future__ import annotations
@@ -8,17 +9,72 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+from mate_edge.names import look_up
+from mate_edge.train.backbones.convnext import CONVNEXT
+from mate_edge.train.backbones.densenet import DENSENET
+from mate_edge.train.backbones.efficientnet import EFFICIENTNET
+from mate_edge.train.backbones.imagenet import Family, imagenet_network
+from mate_edge.train.backbones.mobilenet import (
+    MOBILENET_V2,
+    MOBILENET_V3_LARGE,
+    MOBILENET_V3_SMALL,
+)
+from mate_edge.train.backbones.parts import Parts
+from mate_edge.train.backbones.regnet import REGNET
+from mate_edge.train.backbones.resnet import RESNET, small_resnet
+from mate_edge.train.backbones.shufflenet import SHUFFLENET
+from mate_edge.train.backbones.vgg import VGG
 
-from mate_edge.train.backbones.resnet import small_resnet, torchvision_resnet
+SMALL_IMAGE = 128
+"""Images below this size (px) get the small stem of their family: less early stride or pooling."""
 
-Backbone = Callable[[int, int], list[nn.Module]]
-"""(input channels, input size in pixels) -> stages, each a module from features to features."""
+TORCHVISION: dict[str, Family] = {
+    "resnet18": RESNET,
+    "resnet34": RESNET,
+    "resnet50": RESNET,
+    "resnet101": RESNET,
+    "wide_resnet50_2": RESNET,
+    "vgg11_bn": VGG,
+    "vgg13_bn": VGG,
+    "vgg16_bn": VGG,
+    "mobilenet_v2": MOBILENET_V2,
+    "mobilenet_v3_small": MOBILENET_V3_SMALL,
+    "mobilenet_v3_large": MOBILENET_V3_LARGE,
+    "efficientnet_b0": EFFICIENTNET,
+    "efficientnet_b1": EFFICIENTNET,
+    "efficientnet_b2": EFFICIENTNET,
+    "convnext_tiny": CONVNEXT,
+    "regnet_y_400mf": REGNET,
+    "regnet_y_800mf": REGNET,
+    "regnet_x_400mf": REGNET,
+    "regnet_x_800mf": REGNET,
+    "shufflenet_v2_x0_5": SHUFFLENET,
+    "shufflenet_v2_x1_0": SHUFFLENET,
+    "densenet121": DENSENET,
+}
+
+Backbone = Callable[[int, bool], Parts]
+"""(channels of the images, whether they are small) -> the backbone with fresh weights."""
 
 BACKBONES: dict[str, Backbone] = {
     "resnet8": partial(small_resnet, 1),
     "resnet20": partial(small_resnet, 3),
-    "resnet18": partial(torchvision_resnet, "resnet18"),
-    "resnet34": partial(torchvision_resnet, "resnet34"),
-    "resnet50": partial(torchvision_resnet, "resnet50"),
+    "resnet56": partial(small_resnet, 9),
+    **{arch: partial(imagenet_network, arch, family) for arch, family in TORCHVISION.items()},
 }
+
+
+def make_parts(arch: str, channels: int, size: int, stem: str | None = None) -> Parts:
+    """Return a backbone's parts with fresh weights.
+
+    Args:
+        arch: a name in `BACKBONES`.
+        channels: of the images.
+        size: of the images, in pixels.
+        stem: `small` or `imagenet`; None: by the size.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    small = size < SMALL_IMAGE if stem is None else stem == "small"
+    return look_up("--arch", arch, BACKBONES)(channels, small)

@@ -1,40 +1,36 @@
-"""Residual networks (He et al., arXiv:1512.03385), built from torchvision's blocks."""
+"""Residual networks (He et al., arXiv:1512.03385) and wide ones (arXiv:1605.07146)."""
 
 from __future__ import annotations
 
-import torchvision
+from typing import Any
+
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-SMALL_IMAGE = 128
-"""Inputs below this size (px) get a 3x3 stem without stride or pooling, as is usual on CIFAR."""
+from mate_edge.train.backbones.imagenet import Family
+from mate_edge.train.backbones.parts import Classifier, Parts
 
 
-def torchvision_resnet(arch: str, channels: int, size: int) -> list[nn.Module]:
-    """Return the four stages of torchvision's `arch`; the stem belongs to the first one."""
-    network = torchvision.models.get_model(arch, weights=None)
-    stem: list[nn.Module]
-    if size < SMALL_IMAGE:
-        width = network.conv1.out_channels
-        convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        stem = [convolution, network.bn1, network.relu]
-    else:
-        if channels != network.conv1.in_channels:
-            width = network.conv1.out_channels
-            network.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
-            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        stem = [network.conv1, network.bn1, network.relu, network.maxpool]
-    return [
+def _split(network: Any, small: bool) -> tuple[list[nn.Module], Classifier]:
+    stem = [network.conv1, network.bn1, network.relu, *([] if small else [network.maxpool])]
+    stages = [
         nn.Sequential(*stem, network.layer1),
         network.layer2,
         network.layer3,
         network.layer4,
     ]
+    return stages, Classifier(network.avgpool, nn.Flatten(), network.fc)
 
 
-def small_resnet(blocks: int, channels: int, size: int) -> list[nn.Module]:
-    """Return the three stages (widths 16, 32, 64) of the ResNet with 6 * blocks + 2 layers."""
+RESNET = Family(small_stem={"kernel_size": 3, "stride": 1, "padding": 1}, split=_split)
+"""Small images: a 3x3 stem without stride or pooling, as is usual on CIFAR."""
+
+
+def small_resnet(blocks: int, channels: int, small: bool) -> Parts:
+    """Return the three stages (widths 16, 32, 64) of the ResNet with 6 * blocks + 2 layers.
+
+    It is the same for images of any size, so `small` changes nothing.
+    """
     stem = [nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)]
     stages: list[nn.Module] = [
         nn.Sequential(*stem, *_stage(16, 16, blocks, stride=1)),
@@ -45,7 +41,7 @@ def small_resnet(blocks: int, channels: int, size: int) -> list[nn.Module]:
         for module in stage.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return stages
+    return Parts(stages, nn.ModuleList(stages))
 
 
 def _stage(inputs: int, width: int, blocks: int, stride: int) -> list[nn.Module]:

@@ -1,0 +1,89 @@
+"""Every architecture becomes ONNX that computes what torch computes."""
+
+from __future__ import annotations
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mate_edge.errors import ExportError
+from mate_edge.export.check import TOLERANCE
+from mate_edge.export.segments import segment_modules, to_onnx
+from mate_edge.train.backbones import BACKBONES
+from mate_edge.train.network import MultiExitNet, build_network
+
+OPSETS = (18, 21)
+
+
+def used(arch: str) -> MultiExitNet:
+    """A network whose BatchNorms have seen data, so that leaving one out shows."""
+    torch.manual_seed(0)
+    network = build_network(arch, "sepconv", 3, 32, 5)
+    with torch.no_grad():
+        network.train()(torch.randn(8, 3, 32, 32))
+    return network.eval()
+
+
+@torch.no_grad()
+def compare_segments(network: MultiExitNet) -> None:
+    features = torch.randn(3, 3, 32, 32)
+    for module in segment_modules(network):
+        names = ["logits"] if module.last else ["features", "logits"]
+        data = to_onnx(module, features[:2], "input", names, OPSETS)
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        found = session.run(names, {"input": features.numpy()})
+        outputs = module(features)
+        expected = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        for f, e in zip(found, expected, strict=True):
+            assert (torch.from_numpy(f) - e).abs().max() <= TOLERANCE * e.abs().max()
+        features = expected[0]
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["vgg11_bn", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny",
+     "regnet_y_400mf", "shufflenet_v2_x0_5"],
+)  # fmt: skip
+def test_a_network_of_each_family_is_exported(arch: str) -> None:
+    network = used(arch)
+    compare_segments(network.keep_exits([network.num_exits]))  # one export, not K: they take time
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", BACKBONES)
+def test_every_segment_of_every_architecture_is_exported(arch: str) -> None:
+    compare_segments(used(arch))
+
+
+def test_a_batch_norm_before_its_convolution_stays() -> None:
+    class DenseLayer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, padding=1)
+            self.norm, self.second = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.first(images)
+            return torch.cat([features, self.second(self.norm(features))], dim=1)
+
+    torch.manual_seed(0)
+    layer = DenseLayer()
+    images = torch.randn(3, 3, 8, 8)
+    layer.train()(5 * images + 2)
+    data = to_onnx(layer.eval(), images, "images", ["features"], OPSETS)
+    kinds = [node.op_type for node in onnx.load_from_string(data).graph.node]
+    assert "BatchNormalization" in kinds
+    (found,) = onnxruntime.InferenceSession(data).run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), layer(images).detach())
+
+
+def test_a_batch_norm_that_should_have_been_folded_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    export = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: export(*a, **k, optimize=False))
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(ExportError, match="could not be folded"):
+        to_onnx(module, torch.zeros(2, 3, 8, 8), "images", ["features"], OPSETS)
