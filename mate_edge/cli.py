@@ -84,7 +84,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Over all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="The first learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and variations.")] = None,
-    size: Annotated[int | None, typer.Option(help="Input pixels, for folders.")] = None,
+    size: Annotated[int | None, typer.Option(help="Input pixels, for sets in files.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,

@@ -18,7 +18,7 @@ from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
 from mate_edge.runs import RUNS, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
-from mate_edge.train.data import DATASETS, load_dataset
+from mate_edge.train.data import DATASETS, OF_ONE_SIZE, load_dataset
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.heads import HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
@@ -136,7 +136,7 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
                 f"{folder} was started with {option.name} {found}, not {wanted}: resume it without "
                 "this option, or train a new run"
             )
-    dataset = load_dataset(run.data, None if run.data in DATASETS else run.preprocessing.size)
+    dataset = load_dataset(run.data, None if run.data in OF_ONE_SIZE else run.preprocessing.size)
     same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
     if not same or dataset.fingerprint() != run.images_sha256:
         raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")

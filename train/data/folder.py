@@ -21,6 +21,8 @@ from mate_edge.train.data.images import FileImages
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 ARCH = "resnet18"
+SIZE = 224
+MAX_SIZE = 1024
 LARGE = 128
 """From this size on (px), images stay on disk and are cut at random sizes in training."""
 

@@ -138,17 +138,18 @@ class FileImages:
             ImageError: some cannot be read; the message counts them and names the first.
         """
         failures: list[str] = []
+        size = preprocessing.size
+        pixels = np.empty((len(self.paths), size, size, preprocessing.channels), np.uint8)
 
-        def load(path: Path) -> Pixels | None:
+        def load(i: int) -> None:
             try:
-                return self._plain(path, preprocessing)
+                pixels[i] = self._plain(self.paths[i], preprocessing)
             except ImageError as error:
                 failures.append(str(error))
-                return None
 
         with ThreadPoolExecutor() as pool:
-            pixels = list(pool.map(load, self.paths))
+            list(pool.map(load, range(len(self.paths))))
         if failures:
             more = f", and {len(failures) - 1} more files fail" if len(failures) > 1 else ""
             raise ImageError(f"{min(failures)}{more}: remove or mend them, then train again")
-        return MemoryImages(np.stack([p for p in pixels if p is not None]), self.labels)
+        return MemoryImages(pixels, self.labels)
