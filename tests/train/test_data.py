@@ -21,9 +21,10 @@ from mate_edge.errors import DataError, ImageError, UsageError
 from mate_edge.images import Preprocessing, crop
 from mate_edge.train.data import fashion_mnist, load_dataset
 from mate_edge.train.data.augment import PADDING, crop_resized, crop_shifted, flip_some
-from mate_edge.train.data.dataset import channel_statistics, split_off
+from mate_edge.train.data.dataset import channel_statistics
 from mate_edge.train.data.images import FileImages, MemoryImages
 from mate_edge.train.data.loader import make_loader
+from mate_edge.train.data.splits import split_off
 from mate_edge.train.evaluate import spread
 from mate_edge.train.loop import make_accelerator
 
@@ -65,6 +66,12 @@ def test_a_split_takes_the_same_share_of_each_class(counts: list[int]) -> None:
     assert chosen.sum() == pytest.approx(len(labels) / 10, abs=1)
     for label, count in enumerate(counts):
         assert abs(chosen[labels == label].sum() - count / 10) <= 1
+
+
+@given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=30))
+def test_a_split_leaves_an_image_of_every_class(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    assert set(labels[~split_off(labels)]) == set(range(len(counts)))
 
 
 def test_channel_statistics_are_mean_and_deviation() -> None:
@@ -185,6 +192,33 @@ def test_without_a_test_folder_val_is_the_test_split(tmp_path: Path) -> None:
     assert "val/ serves as the test split" in dataset.note
 
 
+def test_a_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
+    dataset = load_dataset(str(make_folder(tmp_path, {"0": 1, "1": 40, "3": 15})), 32)
+    assert dataset.classes == ("0", "1", "3")
+    assert (dataset.train.labels == 0).sum() == 1
+
+
+def test_more_than_ten_times_the_images_of_the_smallest_class_are_noted(tmp_path: Path) -> None:
+    tree = {"train/ant": 1, "train/bee": 10, "val/ant": 1, "val/bee": 1, "test/ant": 1,
+            "test/bee": 1}  # fmt: skip
+    assert load_dataset(str(make_folder(tmp_path / "ten", tree)), 32).note == ""
+    tree["train/bee"] = 11
+    assert load_dataset(str(make_folder(tmp_path / "eleven", tree)), 32).note == (
+        "the classes are unbalanced: 11 training images of bee, 1 of ant"
+    )
+
+
+def test_validation_and_test_folders_may_lack_rare_classes(tmp_path: Path) -> None:
+    tree = {"train/ant": 9, "train/bee": 9, "train/cat": 9, "val/bee": 3, "test/ant": 2,
+            "test/cat": 4}  # fmt: skip
+    dataset = load_dataset(str(make_folder(tmp_path, tree)), 32)
+    assert dataset.val.labels.tolist() == [1] * 3
+    assert dataset.test.labels.tolist() == [0] * 2 + [2] * 4
+    assert dataset.note == (
+        "val/ lacks 2 of 3 classes, such as ant; test/ lacks 1 of 3 classes, such as bee"
+    )
+
+
 def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
     dataset = load_dataset(str(make_folder(tmp_path, {"ant": 50, "bee": 50})))
     counts = [len(s.labels) for s in (dataset.train, dataset.val, dataset.test)]
@@ -204,8 +238,9 @@ def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
         ({"ant": 9}, "1 class folders"),
         ({"ant": 9, "bee": 0}, "bee has no readable image"),
         ({"ant": 2, "bee": 2}, "too few images"),
-        ({"train/a": 9, "train/b": 9, "val/a": 1, "val/c": 1}, "other classes.*b, c"),
+        ({"train/a": 9, "train/b": 9, "val/a": 1, "val/c": 1}, "training images have not: c"),
         ({"train/a": 9, "train/b": 9, "val/a": 1, "val/b": 0}, "no readable image"),
+        ({"train/a": 9, "train/b": 9, "val": 2}, "val has no class folders"),
         ({"val/a": 9, "val/b": 9, "test/a": 9, "test/b": 9}, "no train/"),
     ],
 )
@@ -336,6 +371,10 @@ def test_cifar_is_read_from_its_binary_form(
     assert image[0, 5].tolist() == [10, 0, 99]
     (place / test).write_bytes(data[:-1])
     with pytest.raises(DataError, match="no multiple"):
+        load_dataset(name)
+    (place / names).write_text("cat\ndog\nowl\nfox\nyak\n")
+    (place / test).write_bytes(data)
+    with pytest.raises(DataError, match="no training image shows fox, yak, 2 of 5 classes"):
         load_dataset(name)
 
 

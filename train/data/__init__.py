@@ -9,7 +9,7 @@ from pathlib import Path
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
 from mate_edge.train.data import cifar, digits, fashion_mnist, folder, tiny_imagenet
-from mate_edge.train.data.dataset import Dataset
+from mate_edge.train.data.dataset import Dataset, check_splits
 from mate_edge.train.data.layout import Layout, check_size
 
 OF_ONE_SIZE: dict[str, Callable[[], Dataset]] = {
@@ -34,6 +34,10 @@ def load_dataset(name: str, size: int | None = None) -> Dataset:
         UsageError: an unknown name, or a size that cannot be.
         DataError: missing, empty or malformed.
     """
+    return check_splits(_load(name, size))
+
+
+def _load(name: str, size: int | None) -> Dataset:
     path = Path(name)
     if name not in DATASETS and path.is_dir():
         for known, layout in LAYOUTS.items():

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from mate_edge.errors import DataError
-from mate_edge.images import SUFFIXES, Preprocessing
+from mate_edge.images import SUFFIXES
 from mate_edge.runs import Recipe
 from mate_edge.train.data.dataset import Dataset, from_arrays
 from mate_edge.train.data.images import FileImages
@@ -35,13 +33,10 @@ def read(folder: Path, size: int) -> Dataset:
         raise DataError(
             f"{folder / 'wnids.txt'} must list two different classes or more, one a line"
         )
-    scaled = Preprocessing(
-        channels=3, size=size, resize=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
-    )
     return from_arrays(
         _names(folder, wnids),
-        _train(folder / "train", wnids).in_memory(scaled),
-        _test(folder / "val", wnids).in_memory(scaled),
+        _train(folder / "train", wnids).in_memory(size),
+        _test(folder / "val", wnids).in_memory(size),
         flip=True,
         arch="resnet18",
         recipe=Recipe(epochs=200),
@@ -60,8 +55,7 @@ def _names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
 
 
 def _train(folder: Path, wnids: list[str]) -> FileImages:
-    paths: list[Path] = []
-    labels: list[int] = []
+    pairs: list[tuple[Path, int]] = []
     for label, wnid in enumerate(wnids):
         images = listed(folder, wnid) / "images"
         found = sorted(path for path in images.glob("*") if path.suffix.lower() in SUFFIXES)
@@ -70,9 +64,8 @@ def _train(folder: Path, wnids: list[str]) -> FileImages:
                 f"{images} has no images, but wnids.txt lists this class: unpack it again, or "
                 "remove the line"
             )
-        paths += found
-        labels += [label] * len(found)
-    return FileImages(tuple(paths), np.asarray(labels, np.int64))
+        pairs += [(path, label) for path in found]
+    return FileImages.of(pairs)
 
 
 def _test(folder: Path, wnids: list[str]) -> FileImages:
@@ -85,14 +78,14 @@ def _test(folder: Path, wnids: list[str]) -> FileImages:
             f"{min(unlabelled)}: unpack the data set again"
         )
     indices = {wnid: label for label, wnid in enumerate(wnids)}
-    kept = [(listed(images, name), indices[wnid]) for name, wnid in rows if wnid in indices]
-    labels = np.asarray([label for _, label in kept], np.int64)
-    if missing := set(range(len(wnids))) - set(labels.tolist()):
+    if missing := set(wnids) - {wnid for _, wnid in rows}:
         raise DataError(
-            f"{annotations} has no image of {wnids[min(missing)]}, but wnids.txt lists this class: "
-            "unpack it again, or remove the line"
+            f"{annotations} has no image of {min(missing)}, but wnids.txt lists this class: unpack "
+            "it again, or remove the line"
         )
-    return FileImages(tuple(path for path, _ in kept), labels)
+    return FileImages.of(
+        (listed(images, name), indices[wnid]) for name, wnid in rows if wnid in indices
+    )
 
 
 def _fetch(folder: Path) -> None:
