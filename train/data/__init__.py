@@ -8,7 +8,16 @@ from pathlib import Path
 
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
-from mate_edge.train.data import cifar, digits, fashion_mnist, folder, tiny_imagenet
+from mate_edge.train.data import (
+    cifar,
+    cub200,
+    digits,
+    fashion_mnist,
+    folder,
+    mit67,
+    stanford_dogs,
+    tiny_imagenet,
+)
 from mate_edge.train.data.dataset import Dataset, check_splits
 from mate_edge.train.data.layout import Layout, check_size
 
@@ -18,7 +27,12 @@ OF_ONE_SIZE: dict[str, Callable[[], Dataset]] = {
     "cifar10": partial(cifar.load, "cifar10"),
     "cifar100": partial(cifar.load, "cifar100"),
 }
-LAYOUTS: dict[str, Layout] = {"tinyimagenet": tiny_imagenet.LAYOUT}
+LAYOUTS: dict[str, Layout] = {
+    "tinyimagenet": tiny_imagenet.LAYOUT,
+    "cub200": cub200.LAYOUT,
+    "stanford-dogs": stanford_dogs.LAYOUT,
+    "mit67": mit67.LAYOUT,
+}
 DATASETS = (*OF_ONE_SIZE, *LAYOUTS)
 
 
@@ -43,7 +57,7 @@ def _load(name: str, size: int | None) -> Dataset:
         for known, layout in LAYOUTS.items():
             if layout.recognises(path):
                 return layout.load(known, path.resolve(), size)
-        size = check_size(folder.SIZE if size is None else size, folder.MAX_SIZE)
+        size = check_size(folder.SIZE if size is None else size)
         return folder.load(path.resolve(), size)
     if name not in DATASETS and len(path.parts) > 1:
         raise UsageError(f"--data {name} is no folder: check the path")

@@ -16,7 +16,6 @@ from mate_edge.train.data.images import FileImages
 from mate_edge.train.data.splits import split_off
 
 SIZE = 224
-MAX_SIZE = 1024
 
 
 def load(root: Path, size: int) -> Dataset:

@@ -10,7 +10,7 @@ from mate_edge.errors import UsageError
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.places import data_folder, download
 
-MIN_SIZE = 16
+MIN_SIZE, MAX_SIZE = 16, 1024  # pixels
 
 
 @dataclass(frozen=True)
@@ -19,23 +19,23 @@ class Layout:
 
     Attributes:
         folder: its name in the data folder.
-        marker: a file, or folder, in it that tells it from others.
+        marker: a file in it that tells it from others.
         size: of the network's input in pixels, when the user gives none.
-        max_size: the largest that may be given.
         read: from a folder and a size to the data set.
-        fetch: downloads it, so that the marker appears.
+        fetch: downloads it, so that the marker appears in the folder given.
+        max_size: the largest size that may be given.
     """
 
     folder: str
     marker: str
     size: int
-    max_size: int
     read: Callable[[Path, int], Dataset]
     fetch: Callable[[Path], object]
+    max_size: int = MAX_SIZE
 
     def recognises(self, folder: Path) -> bool:
         """Say whether `folder` holds this data set."""
-        return (folder / self.marker).exists()
+        return (folder / self.marker).is_file()
 
     def load(self, name: str, folder: Path | None, size: int | None) -> Dataset:
         """Load the data set from `folder`, or from the data folder, downloading it if need be.
@@ -58,7 +58,7 @@ class Layout:
         return folder
 
 
-def check_size(size: int, most: int) -> int:
+def check_size(size: int, most: int = MAX_SIZE) -> int:
     """Return `size`, the network's input in pixels.
 
     Raises:

@@ -94,4 +94,4 @@ def _fetch(folder: Path) -> None:
     download_and_extract_archive(URL, str(folder.parent), md5=MD5)
 
 
-LAYOUT = Layout("tiny-imagenet-200", "wnids.txt", 64, 224, read, _fetch)
+LAYOUT = Layout("tiny-imagenet-200", "wnids.txt", 64, read, _fetch, max_size=224)
