@@ -86,6 +86,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of weights, order and variations.")] = None,
     size: Annotated[int | None, typer.Option(help="Input pixels, for sets in files.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    train_images: Annotated[
+        int | None, typer.Option(help="Train on this many of the training images.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,
 ) -> None:
@@ -96,7 +99,7 @@ def train(
 
     options = Options(
         data, arch, head, method, _pairs(method_option), epochs, batch_size, lr, seed, size,
-        precision,
+        precision, train_images,
     )  # fmt: skip
     folder, run = run_training(options, out, resume)
     if is_main_process():

@@ -55,6 +55,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     head: str
     exits: int
     data: str
+    train_images: int | None = None
+    """How many of the training images were used; None for all."""
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     method: str

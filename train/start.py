@@ -44,6 +44,7 @@ class Options:
     seed: int | None = None
     size: int | None = None
     precision: str | None = None
+    train_images: int | None = None
 
 
 def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
@@ -66,7 +67,7 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     if out is not None and out.exists():
         raise UsageError(f"{out} exists already: remove it, choose another --out, or --resume it")
     data = options.data or "cifar100"
-    dataset = load_dataset(data, options.size)
+    dataset = load_dataset(data, options.size, options.train_images)
     arch = options.arch or dataset.arch
     chosen = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr}
     recipe = msgspec.structs.replace(
@@ -90,6 +91,7 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
             "head": head,
             "exits": network.num_exits,
             "data": data if data in DATASETS else str(Path(data).resolve()),
+            "train_images": options.train_images,
             "classes": dataset.classes,
             "preprocessing": dataset.preprocessing,
             "method": method,
@@ -136,7 +138,8 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
                 f"{folder} was started with {option.name} {found}, not {wanted}: resume it without "
                 "this option, or train a new run"
             )
-    dataset = load_dataset(run.data, None if run.data in OF_ONE_SIZE else run.preprocessing.size)
+    size = None if run.data in OF_ONE_SIZE else run.preprocessing.size
+    dataset = load_dataset(run.data, size, run.train_images)
     same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
     if not same or dataset.fingerprint() != run.images_sha256:
         raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")

@@ -18,7 +18,7 @@ from mate_edge.train.data import (
     stanford_dogs,
     tiny_imagenet,
 )
-from mate_edge.train.data.dataset import Dataset, check_splits
+from mate_edge.train.data.dataset import Dataset, check_splits, train_on_some
 from mate_edge.train.data.layout import Layout, check_size
 
 OF_ONE_SIZE: dict[str, Callable[[], Dataset]] = {
@@ -36,19 +36,21 @@ LAYOUTS: dict[str, Layout] = {
 DATASETS = (*OF_ONE_SIZE, *LAYOUTS)
 
 
-def load_dataset(name: str, size: int | None = None) -> Dataset:
+def load_dataset(name: str, size: int | None = None, train_images: int | None = None) -> Dataset:
     """Load a data set by its name, or by the path of a folder.
 
     Args:
         name: in `DATASETS`, or a folder (anything with a separator in it, or that exists): a copy
             of a published set, or else one subfolder a class.
         size: of the network's input in pixels; the set's own when None, 224 for a folder.
+        train_images: how many of the training images to train on; all when None.
 
     Raises:
-        UsageError: an unknown name, or a size that cannot be.
+        UsageError: an unknown name, or a size or number of images that cannot be.
         DataError: missing, empty or malformed.
     """
-    return check_splits(_load(name, size))
+    dataset = check_splits(_load(name, size))
+    return dataset if train_images is None else train_on_some(dataset, train_images)
 
 
 def _load(name: str, size: int | None) -> Dataset:

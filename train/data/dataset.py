@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.errors import DataError
+from mate_edge.errors import DataError, UsageError
 from mate_edge.images import Preprocessing
 from mate_edge.runs import Recipe
 from mate_edge.train.data.images import FileImages, Images, MemoryImages
-from mate_edge.train.data.splits import split_off
+from mate_edge.train.data.splits import choose_some, split_off
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -81,6 +81,25 @@ def check_splits(dataset: Dataset) -> Dataset:
         f"the classes are unbalanced: {counts[most]} training images of {dataset.classes[most]}, "
         f"{counts[least]} of {dataset.classes[least]}"
     )
+
+
+def train_on_some(dataset: Dataset, count: int) -> Dataset:
+    """Keep `count` of the training images, the same share of each class; see `choose_some`.
+
+    Validation, test and preprocessing stay those of the whole set, so that results compare.
+
+    Raises:
+        UsageError: more than there are, or fewer than classes.
+    """
+    labels, classes = dataset.train.labels, len(dataset.classes)
+    if not classes <= count <= len(labels):
+        raise UsageError(
+            f"--train-images must lie between {classes}, one a class, and {len(labels)}, all of "
+            f"them, not {count}"
+        )
+    train = dataset.train.pick(choose_some(labels, count))
+    note = f"{count} of {len(labels)} training images are used"
+    return dataclasses.replace(dataset, train=train).noting(note)
 
 
 def _some(names: list[str]) -> str:
