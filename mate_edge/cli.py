@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import sys
 import warnings
@@ -11,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mate_edge import __version__
 from mate_edge.errors import MateEdgeError, UsageError
+
+if TYPE_CHECKING:
+    from mate_edge.runs import OptionValue
 
 app = typer.Typer(
     help="Train multi-exit image classifiers and run them under a deadline.",
@@ -75,7 +77,7 @@ def train(
         str | None, typer.Option(help="A data set's name or a folder of images.")
     ] = None,
     arch: Annotated[str | None, typer.Option(help="The backbone.")] = None,
-    method: Annotated[str | None, typer.Option(help="mate or ce.")] = None,
+    method: Annotated[str | None, typer.Option(help="mate, ce or a baseline.")] = None,
     head: Annotated[str | None, typer.Option(help="sepconv, bottleneck or linear.")] = None,
     method_option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, such as beta=0.6; repeatable.")
@@ -106,16 +108,13 @@ def train(
         print_results(folder, run)
 
 
-def _pairs(given: list[str] | None) -> dict[str, float]:
-    pairs = {}
+def _pairs(given: list[str] | None) -> dict[str, OptionValue]:
+    pairs: dict[str, OptionValue] = {}
     for pair in given or []:
-        name, _, value = pair.partition("=")
-        try:
-            pairs[name.strip()] = float(value)
-        except ValueError:
-            pairs[name.strip()] = math.nan
-        if not math.isfinite(pairs[name.strip()]):
-            raise UsageError(f"--method-option takes NAME=NUMBER, not {pair!r}")
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--method-option takes NAME=VALUE, not {pair!r}")
+        pairs[name.strip()] = value.strip()
     return pairs
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RUNS = Path("runs")
+OptionValue = float | bool | str
+"""What an option of a training method may be."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +37,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     milestones: tuple[float, ...] = (0.375, 0.65, 0.9)
+
+    @property
+    def drops(self) -> tuple[int, ...]:
+        """The epochs, from 0, that begin with a lower learning rate."""
+        return tuple(round(milestone * self.epochs) for milestone in self.milestones)
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +67,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     method: str
-    method_options: dict[str, float] = {}
+    method_options: dict[str, OptionValue] = {}
     recipe: Recipe
     seed: int
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

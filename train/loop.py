@@ -92,7 +92,7 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
     network = build_network(
         run.arch, run.head, preprocessing.channels, preprocessing.size, len(run.classes)
     )
-    method = make_method(run.method, network.num_exits, run.method_options)
+    method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)
     objective = Objective(network.to(memory_format=torch.channels_last), method)
     optimizer = make_optimizer(objective, run.recipe)
     loader, order = make_loader(dataset, run.recipe.batch_size, run.seed)
@@ -108,6 +108,7 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
             progress.say(f"resuming after epoch {done} of {epochs}")
         for epoch in range(done, epochs):
             order.epoch = epoch
+            method.begin_epoch(epoch, run.recipe)
             rate = learning_rate(run.recipe, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -146,7 +147,8 @@ def _train_epoch(
         accelerator.backward(loss)
         optimizer.step()
         total += loss.detach()
-        correct = correct + (logits.detach().argmax(dim=-1) == labels[:, None]).sum(dim=0)
+        classes = labels.argmax(dim=-1) if labels.is_floating_point() else labels
+        correct = correct + (logits.detach().argmax(dim=-1) == classes[:, None]).sum(dim=0)
         seen += len(labels)
         if step % SHOW_EVERY == 0 or step == len(loader):
             if not math.isfinite(mean_loss := float(total) / step):

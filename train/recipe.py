@@ -37,8 +37,7 @@ def make_optimizer(objective: Objective, recipe: Recipe) -> SGD:
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
     """Return the rate of an epoch (from 0): divided by 10 at each milestone passed."""
-    drops = sum(epoch >= round(milestone * recipe.epochs) for milestone in recipe.milestones)
-    return float(recipe.lr * 0.1**drops)
+    return float(recipe.lr * 0.1 ** sum(epoch >= drop for drop in recipe.drops))
 
 
 def check_recipe(recipe: Recipe, train_images: int) -> None:

@@ -16,13 +16,13 @@ from accelerate.utils import broadcast_object_list
 from mate_edge import files
 from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
-from mate_edge.runs import RUNS, Run, find_run, read_run, write_run
+from mate_edge.runs import RUNS, OptionValue, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
 from mate_edge.train.data import DATASETS, OF_ONE_SIZE, load_dataset
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.heads import HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
-from mate_edge.train.losses import METHODS, make_method
+from mate_edge.train.losses import METHODS, complete_options, make_method
 from mate_edge.train.network import build_network
 from mate_edge.train.recipe import check_recipe
 
@@ -37,7 +37,7 @@ class Options:
     arch: str | None = None
     head: str | None = None
     method: str | None = None
-    method_options: dict[str, float] = field(default_factory=dict)
+    method_options: dict[str, OptionValue] = field(default_factory=dict)
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -81,7 +81,8 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     network = build_network(
         arch, head, preprocessing.channels, preprocessing.size, len(dataset.classes)
     )
-    make_method(method, network.num_exits, options.method_options)
+    method_options = complete_options(method, options.method_options)
+    make_method(method, network.num_exits, len(dataset.classes), method_options)
     label = data if data in DATASETS else re.sub(r"[^\w.-]+", "-", Path(data).resolve().name)
     folder = out or files.unused(RUNS / f"{label}-{arch}-{method}")
     run = msgspec.convert(
@@ -95,7 +96,7 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
             "classes": dataset.classes,
             "preprocessing": dataset.preprocessing,
             "method": method,
-            "method_options": METHODS[method].OPTIONS | options.method_options,
+            "method_options": method_options,
             "recipe": recipe,
             "seed": seed,
             "precision": precision,
@@ -132,7 +133,7 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
         if option.name == "data" and wanted is not None and wanted not in DATASETS:
             wanted = str(Path(wanted).resolve())
         if option.name == "method_options":
-            wanted = wanted and run.method_options | wanted
+            wanted = wanted and complete_options(run.method, run.method_options | wanted)
         if wanted not in (None, {}, found):
             raise UsageError(
                 f"{folder} was started with {option.name} {found}, not {wanted}: resume it without "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mate_edge.errors import UsageError
+from mate_edge.runs import OptionValue, Recipe
 from mate_edge.train.losses import make_method
-from mate_edge.train.losses.ce import label_loss
 from mate_edge.train.losses.mate import Mate
+from mate_edge.train.losses.terms import label_loss
 
 B, K, C = 6, 3, 5
 
@@ -25,9 +28,10 @@ def labels() -> torch.Tensor:
     return torch.arange(B) % C
 
 
-def make_mate(random_weights: bool = True, **options: float) -> Mate:
-    mate = Mate(K, **options).double()
-    if random_weights:
+def make_mate(random_weights: bool = True, **options: OptionValue) -> Mate:
+    mate = make_method("mate", K, C, options).double()
+    assert isinstance(mate, Mate)
+    if random_weights and mate.teacher_weights is not None:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             mate.teacher_weights.normal_(generator=generator)
@@ -36,15 +40,17 @@ def make_mate(random_weights: bool = True, **options: float) -> Mate:
 
 def spelled_out(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The loss as the specification writes it, K^2 divergences and all."""
-    t, alpha, beta = mate.temperature, mate.alpha, float(mate.lam[0, 0])
-    ensemble = mate.teacher_weights.softmax(dim=1)
+    t, alpha, beta = mate.options.temperature, mate.options.alpha, mate.options.beta
+    ensemble = mate.ensemble_weights
     teachers = [sum(ensemble[i, k] * logits[:, k].detach() for k in range(K)) for i in range(K)]
-    loss = sum(F.cross_entropy(logits[:, j], labels) for j in range(K))
-    loss = loss + mate.nu * sum(F.cross_entropy(teacher, labels) for teacher in teachers)
+    loss = mate.options.mu * sum(F.cross_entropy(logits[:, j], labels) for j in range(K))
+    loss = loss + mate.options.nu * sum(F.cross_entropy(teacher, labels) for teacher in teachers)
     for j in range(K):
         for i in range(K):
             lam = beta if i == j else (1 - beta) / (K - 1)
-            inner = mate.gamma * teachers[i] + (1 - mate.gamma) * teachers[i].detach()
+            inner = (
+                mate.options.gamma * teachers[i] + (1 - mate.options.gamma) * teachers[i].detach()
+            )
             divergence = F.kl_div(
                 F.log_softmax(logits[:, j] / t, dim=-1),
                 F.log_softmax(inner / t, dim=-1),
@@ -56,10 +62,16 @@ def spelled_out(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"beta": 0.5, "gamma": 0.3, "nu": 0.5, "alpha": 2.0, "temperature": 4.0}]
+    "options",
+    [
+        {},
+        {"beta": 0.5, "gamma": 0.3, "nu": 0.5, "mu": 0.7, "alpha": 2.0, "temperature": 4.0},
+        {"teacher_weights": "single-row"},
+        {"teacher_weights": "deeper-only"},
+    ],
 )
 def test_the_cheap_form_is_the_loss_of_the_specification(
-    options: dict[str, float], logits: torch.Tensor, labels: torch.Tensor
+    options: dict[str, OptionValue], logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
     mate = make_mate(**options)
     cheap = mate(logits, labels)
@@ -84,12 +96,12 @@ def test_the_exits_gradient_takes_the_teachers_as_constants(
 
 def test_the_exits_gradient_is_the_closed_form(logits: torch.Tensor, labels: torch.Tensor) -> None:
     mate = make_mate(alpha=1.5)
-    t = mate.temperature
+    t = mate.options.temperature
     teachers = mate.ensemble_weights @ logits.detach()
     soft = mate.lam @ (teachers / t).softmax(dim=-1)
     onehot = F.one_hot(labels, C)[:, None, :]
     student = logits.softmax(dim=-1) - onehot
-    expected = (student + mate.alpha * t * ((logits / t).softmax(dim=-1) - soft)) / B
+    expected = (student + mate.options.alpha * t * ((logits / t).softmax(dim=-1) - soft)) / B
     (found,) = torch.autograd.grad(mate(logits, labels), logits)
     torch.testing.assert_close(found, expected)
 
@@ -98,8 +110,8 @@ def test_at_zero_weights_it_is_one_mean_ensemble_and_k_times_its_label_loss(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
     mate = make_mate(random_weights=False)
-    t, ensemble = mate.temperature, logits.mean(dim=1).detach()
-    expected = label_loss(logits, labels) + K * F.cross_entropy(ensemble, labels)
+    t, ensemble = mate.options.temperature, logits.mean(dim=1).detach()
+    expected = label_loss(logits, labels).sum() + K * F.cross_entropy(ensemble, labels)
     for j in range(K):
         expected = expected + t**2 * F.kl_div(
             F.log_softmax(logits[:, j] / t, dim=-1),
@@ -177,21 +189,99 @@ def test_gradcheck_passes_on_the_teacher_weights(
 def test_one_exit_is_plain_cross_entropy(labels: torch.Tensor) -> None:
     logits = torch.randn(B, 1, C)
     expected = F.cross_entropy(logits[:, 0], labels)
-    torch.testing.assert_close(Mate(1)(logits, labels), expected)
-    torch.testing.assert_close(make_method("ce", 1, {})(logits, labels), expected)
+    for name in ("mate", "ce"):
+        torch.testing.assert_close(make_method(name, 1, C, {})(logits, labels), expected)
 
 
 def test_deep_supervision_is_the_sum_of_all_cross_entropies(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
     expected = sum(F.cross_entropy(logits[:, k], labels) for k in range(K))
-    torch.testing.assert_close(make_method("ce", K, {})(logits, labels), expected)
+    torch.testing.assert_close(make_method("ce", K, C, {})(logits, labels), expected)
 
 
-def test_the_log_holds_every_row_of_the_ensemble_weights() -> None:
-    log = make_mate().log()
-    assert len(log) == K * K
+def test_the_teacher_weights_that_are_not_learned_are_what_they_are_called() -> None:
+    fixed, uniform = make_mate(teacher_weights="fixed"), make_mate(teacher_weights="uniform")
+    torch.testing.assert_close(fixed.ensemble_weights, fixed.lam.T)
+    torch.testing.assert_close(uniform.ensemble_weights, torch.full((K, K), 1 / K).double())
+    assert not [*fixed.parameters(), *uniform.parameters()]
+
+
+def test_a_single_row_makes_one_teacher_and_deeper_only_looks_no_shallower() -> None:
+    rows = make_mate(teacher_weights="single-row").ensemble_weights
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+    deeper = make_mate(teacher_weights="deeper-only").ensemble_weights
+    assert torch.equal(deeper.tril(-1), torch.zeros(K, K).double())
+    torch.testing.assert_close(deeper.sum(dim=1), torch.ones(K).double())
+    assert deeper[0].min() > 0
+
+
+def test_the_teachers_label_loss_reaches_the_exits_when_asked(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    mate = make_mate(teacher_gradient=True, alpha=0.0)
+    (found,) = torch.autograd.grad(mate(logits, labels), logits)
+    teachers = mate.ensemble_weights @ logits
+    loss = label_loss(logits, labels).sum() + label_loss(teachers, labels).sum()
+    (expected,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_ramp_scales_distillation_alone(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    mate, without = make_mate(ramp=80), make_mate(alpha=0.0)
+    full = make_mate()(logits, labels) - without(logits, labels)
+    for epoch, weight in ((0, math.exp(-5)), (40, math.exp(-1.25)), (80, 1.0), (100, 1.0)):
+        mate.begin_epoch(epoch, Recipe(epochs=200))
+        torch.testing.assert_close(mate(logits, labels) - without(logits, labels), weight * full)
+
+
+def test_frozen_weights_stay_from_the_last_drop_on_and_through_a_resume(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    recipe = Recipe(epochs=10, milestones=(0.5, 0.8))
+    mate = make_mate(freeze_weights=True)
+    optimizer = torch.optim.SGD(mate.parameters(), lr=1.0, momentum=0.9)
+    seen = []
+    for epoch in range(10):
+        mate.begin_epoch(epoch, recipe)
+        seen.append(mate.ensemble_weights.detach().clone())
+        optimizer.zero_grad()
+        mate(logits.detach(), labels).backward()
+        optimizer.step()
+    assert not torch.equal(seen[7], seen[8]), "the epoch of the drop begins with the newest"
+    assert torch.equal(seen[8], seen[9])
+    again = make_mate(freeze_weights=True)
+    again.load_state_dict(mate.state_dict())
+    again.begin_epoch(9, recipe)
+    torch.testing.assert_close(again.ensemble_weights, seen[9])
+
+
+def test_the_log_holds_the_weights_the_teachers_accuracy_and_the_gaps(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    mate = make_mate()
+    mate.begin_epoch(0, Recipe(epochs=1))
+    mate(logits, labels)
+    mate(logits, labels)
+    log = mate.log()
     assert sum(log[f"teacher_weight_1{k}"] for k in (1, 2, 3)) == pytest.approx(1)
+    teachers = (mate.ensemble_weights @ logits).detach()
+    t = mate.options.temperature
+    for k in range(K):
+        accuracy = (teachers[:, k].argmax(dim=-1) == labels).double().mean()
+        assert log[f"teacher_accuracy_{k + 1}"] == pytest.approx(float(accuracy))
+        for name, teacher in (("kl_primary", teachers[:, k]), ("kl_last", teachers[:, -1])):
+            gap = t**2 * F.kl_div(
+                F.log_softmax(logits[:, k] / t, dim=-1),
+                F.softmax(teacher / t, dim=-1),
+                reduction="batchmean",
+            )
+            assert log[f"{name}_{k + 1}"] == pytest.approx(float(gap), rel=1e-5)
+    mate.begin_epoch(1, Recipe(epochs=2))
+    mate(logits, torch.zeros_like(labels))
+    fresh = (teachers[:, 0].argmax(dim=-1) == 0).double().mean()
+    assert mate.log()["teacher_accuracy_1"] == pytest.approx(float(fresh)), "epochs do not mix"
 
 
 @pytest.mark.parametrize(
@@ -199,12 +289,15 @@ def test_the_log_holds_every_row_of_the_ensemble_weights() -> None:
     [
         ("mat", {}, "Did you mean mate?"),
         ("mate", {"bet": 0.5}, "Did you mean beta?"),
-        ("mate", {"beta": 0.2}, "between 1/3 and 1"),
-        ("mate", {"beta": 1.0}, "between 1/3 and 1"),
-        ("mate", {"temperature": 0.0}, "positive"),
-        ("mate", {"nu": -1.0}, "negative"),
-        ("mate", {"gamma": float("nan")}, "negative"),
-        ("mate", {"temperature": float("nan")}, "positive"),
+        ("mate", {"beta": 0.2}, "above 1/3"),
+        ("mate", {"beta": 1.0}, "beta=1.0: expected `float` < 1.0"),
+        ("mate", {"temperature": 0.0}, "expected `float` > 0.0"),
+        ("mate", {"nu": -1.0}, "expected `float` >= 0.0"),
+        ("mate", {"gamma": float("nan")}, "gamma=nan"),
+        ("mate", {"temperature": "inf"}, "temperature=inf"),
+        ("mate", {"temperature": "warm"}, "temperature=warm: expected `float`"),
+        ("mate", {"ramp": 2.5}, "ramp=2.5: expected `int`"),
+        ("mate", {"teacher_weights": "fix"}, "Did you mean fixed?"),
         ("ce", {"beta": 0.5}, "no options"),
     ],
 )
@@ -212,4 +305,4 @@ def test_a_wrong_method_or_option_is_a_clear_error(
     name: str, options: dict[str, float], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        make_method(name, K, options)
+        make_method(name, K, C, options)

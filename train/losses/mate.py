@@ -5,20 +5,23 @@ teachers", Frontiers of IT & EE 25(4):585-599, 2024, doi:10.1631/FITEE.2200644.
 
 The abstract states: several ensemble teachers are obtained from all exits with different trainable
 weights; each exit learns from all teachers, but mainly from its primary one. All else here is
-inferred; what can be chosen (beta, gamma, nu, alpha, the temperature) is an option.
+inferred, and an option.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+import msgspec
 import torch
 import torch.nn.functional as F
+from msgspec import Meta
 from torch import Tensor, nn
 
 from mate_edge.errors import UsageError
-from mate_edge.train.losses.ce import label_loss
-from mate_edge.train.losses.method import Method
+from mate_edge.runs import Recipe
+from mate_edge.train.losses.method import Epochs, Method, Positive, Weight
+from mate_edge.train.losses.terms import label_loss, ramp
 
 
 class Mate(Method):
@@ -29,84 +32,147 @@ class Mate(Method):
         t_i  = sum_k A_ik sg(z_k)                                       teacher i
         lam  = beta on the diagonal, (1 - beta) / (K - 1) elsewhere     student j <- teacher i
         KL_ji = T^2 mean_b KL(softmax(t_i / T) || softmax(z_j / T))
-        L    = sum_j CE(z_j, y) + nu sum_i CE(t_i, y) + alpha sum_ji lam_ji KL_ji
+        L    = mu sum_j CE(z_j, y) + nu sum_i CE(t_i, y) + r(e) alpha sum_ji lam_ji KL_ji
 
     Inside KL the teacher is gamma t_i + (1 - gamma) sg(t_i). The K^2 divergences are never formed:
-    all that they need are two [K, K] products with [B, K, C] tensors.
-
-    Args:
-        num_exits: K. With K = 1 this is plain cross-entropy.
-        beta: the primary teacher's weight, in (1 / K, 1).
-        gamma: scales the gradient that W gets from KL.
-        nu: the weight of the teachers' own label loss.
-        alpha: the weight of distillation.
-        temperature: T.
+    all that they need are two [K, K] products with [B, K, C] tensors. With K = 1 this is plain
+    cross-entropy.
 
     Raises:
-        UsageError: an option out of range.
+        UsageError: beta is not above 1 / K.
     """
 
-    OPTIONS: ClassVar[dict[str, float]] = {
-        "beta": 0.7,
-        "gamma": 1.0,
-        "nu": 1.0,
-        "alpha": 1.0,
-        "temperature": 3.0,
-    }
+    class Options(msgspec.Struct, frozen=True, kw_only=True):
+        """Each choice that the abstract leaves open.
 
-    def __init__(
-        self,
-        num_exits: int,
-        beta: float = OPTIONS["beta"],
-        gamma: float = OPTIONS["gamma"],
-        nu: float = OPTIONS["nu"],
-        alpha: float = OPTIONS["alpha"],
-        temperature: float = OPTIONS["temperature"],
-    ) -> None:
-        super().__init__(num_exits)
-        if num_exits > 1 and not 1 / num_exits < beta < 1:
-            raise UsageError(f"beta must lie between 1/{num_exits} and 1, not {beta}")
-        if not (min(gamma, nu, alpha) >= 0 and temperature > 0):
-            raise UsageError("gamma, nu and alpha must not be negative, temperature positive")
-        self.gamma, self.nu, self.alpha, self.temperature = gamma, nu, alpha, temperature
-        self.teacher_weights = nn.Parameter(torch.zeros(num_exits, num_exits))
-        others = (1 - beta) / (num_exits - 1) if num_exits > 1 else 0.0
-        lam = torch.full((num_exits, num_exits), others).fill_diagonal_(beta)
+        Attributes:
+            beta: the primary teacher's weight, in (1 / K, 1).
+            gamma: scales the gradient that W gets from KL.
+            mu: the weight of the exits' label loss.
+            nu: the weight of the teachers' label loss.
+            alpha: the weight of distillation.
+            temperature: T.
+            ramp: epochs until distillation has its full weight; 0 is from the start.
+            teacher_weights: `learned` is A = softmax(W). `fixed` is A = lam transposed, `uniform`
+                A = 1 / K. `single-row` learns one row for all teachers, `deeper-only` lets teacher
+                i use the exits from i on.
+            teacher_gradient: whether the teachers' label loss also trains the exits.
+            freeze_weights: whether A stays as it is from the last drop of the learning rate on.
+        """
+
+        beta: Annotated[float, Meta(gt=0, lt=1)] = 0.7
+        gamma: Weight = 1.0
+        mu: Weight = 1.0
+        nu: Weight = 1.0
+        alpha: Weight = 1.0
+        temperature: Positive = 3.0
+        ramp: Epochs = 0
+        teacher_weights: Literal["learned", "fixed", "uniform", "single-row", "deeper-only"] = (
+            "learned"
+        )
+        teacher_gradient: bool = False
+        freeze_weights: bool = False
+
+    OPTIONS: ClassVar[type[msgspec.Struct]] = Options
+    options: Options
+
+    def __init__(self, num_exits: int, num_classes: int, options: Options) -> None:
+        super().__init__(num_exits, num_classes, options)
+        if num_exits > 1 and options.beta <= 1 / num_exits:
+            raise UsageError(
+                f"--method-option beta={options.beta}: with {num_exits} exits it must be above "
+                f"1/{num_exits}, or no teacher is the primary one"
+            )
+        others = (1 - options.beta) / (num_exits - 1) if num_exits > 1 else 0.0
+        lam = torch.full((num_exits, num_exits), others).fill_diagonal_(options.beta)
+        shallower = torch.ones(num_exits, num_exits).tril(-1).bool()
         self.lam: Tensor
+        self.shallower: Tensor
         self.register_buffer("lam", lam, persistent=False)
+        self.register_buffer("shallower", shallower, persistent=False)
+        rows = {"learned": num_exits, "deeper-only": num_exits, "single-row": 1}
+        learned = num_exits > 1 and options.teacher_weights in rows
+        self.teacher_weights: nn.Parameter | None = None
+        if learned:
+            start = torch.zeros(rows[options.teacher_weights], num_exits)
+            self.teacher_weights = nn.Parameter(start)
+        self.frozen: Tensor  # A from when it was frozen; rows of zeros before
+        self.register_buffer("frozen", torch.zeros(num_exits, num_exits))
+        self.sums: Tensor  # of this epoch: correct teachers, KL_jj, KL_jK, and the samples
+        self.register_buffer("sums", torch.zeros(3 * num_exits + 1), persistent=False)
+        self.weight = options.alpha
+        self.is_frozen = False
 
     @property
     def ensemble_weights(self) -> Tensor:
         """A [K, K]: row i holds teacher i's weights over the exits and sums to 1."""
-        return self.teacher_weights.softmax(dim=1)
+        if self.teacher_weights is None:
+            uniform = torch.full_like(self.lam, 1 / self.num_exits)
+            return self.lam.T if self.options.teacher_weights == "fixed" else uniform
+        weights = self.teacher_weights.expand(self.num_exits, -1)
+        if self.options.teacher_weights == "deeper-only":
+            weights = weights.masked_fill(self.shallower, -torch.inf)
+        # frozen by a sum, not by requires_grad: DistributedDataParallel wants every gradient
+        learned = weights.softmax(dim=1)
+        return self.frozen + 0 * learned if self.is_frozen else learned
+
+    def begin_epoch(self, epoch: int, recipe: Recipe) -> None:
+        """Set r(e), freeze A when its time has come, and start new sums."""
+        self.weight = self.options.alpha * ramp(epoch, self.options.ramp)
+        self.sums.zero_()
+        self.is_frozen = bool(self.frozen.any())
+        if self.options.freeze_weights and not self.is_frozen and epoch >= max(recipe.drops):
+            self.frozen.copy_(self.ensemble_weights.detach())
+            self.is_frozen = True
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `Method.forward`."""
-        students = label_loss(logits, labels)
+        students = self.options.mu * label_loss(logits, labels).sum()
         if self.num_exits == 1:
             return students
-        teachers = self.ensemble_weights.to(logits.dtype) @ logits.detach()
-        loss = students + self.nu * label_loss(teachers, labels)
-        return loss + self.alpha * self._divergence(logits, teachers)
+        weights = self.ensemble_weights.to(logits.dtype)
+        teachers = weights @ logits.detach()
+        judged = weights @ logits if self.options.teacher_gradient else teachers
+        loss = students + self.options.nu * label_loss(judged, labels).sum()
+        return loss + self.weight * self._divergence(logits, teachers, labels)
 
-    def _divergence(self, logits: Tensor, teachers: Tensor) -> Tensor:
+    def _divergence(self, logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
         """Return sum_ji lam_ji KL_ji.
 
         With p_i and q_j the softened probabilities this is T^2 mean_b of
         sum_i (sum_j lam_ji) p_i.log p_i - sum_i p_i.(lam^T log q)_i.
         """
-        inner = self.gamma * teachers + (1 - self.gamma) * teachers.detach()
-        log_p = F.log_softmax(inner / self.temperature, dim=-1)
-        log_q = F.log_softmax(logits / self.temperature, dim=-1)
+        gamma, temperature = self.options.gamma, self.options.temperature
+        inner = gamma * teachers + (1 - gamma) * teachers.detach()
+        log_p = F.log_softmax(inner / temperature, dim=-1)
+        log_q = F.log_softmax(logits / temperature, dim=-1)
+        p = log_p.exp()
         lam = self.lam.to(logits.dtype)
         weighted = lam.sum(dim=0)[:, None] * log_p - lam.T @ log_q
-        return self.temperature**2 * (log_p.exp() * weighted).sum() / len(logits)
+        if self.training:
+            self._count(p.detach(), log_p.detach(), log_q.detach(), labels)
+        return temperature**2 * (p * weighted).sum() / len(logits)
+
+    @torch.no_grad()
+    def _count(self, p: Tensor, log_p: Tensor, log_q: Tensor, labels: Tensor) -> None:
+        classes = labels.argmax(dim=-1) if labels.is_floating_point() else labels
+        correct = (p.argmax(dim=-1) == classes[:, None]).sum(dim=0)
+        primary = (p * (log_p - log_q)).sum(dim=(0, 2))
+        last = (p[:, -1:] * (log_p[:, -1:] - log_q)).sum(dim=(0, 2))
+        scale = self.options.temperature**2
+        samples = torch.full_like(primary[:1], len(p))
+        self.sums += torch.cat([correct, scale * primary, scale * last, samples])
 
     def log(self) -> dict[str, float]:
-        """Return A as `teacher_weight_ik`, exits numbered from 1."""
+        """Return A, each teacher's training accuracy, KL_jj and KL_jK of the epoch.
+
+        Names count from 1: `teacher_weight_ik`, `teacher_accuracy_i`, `kl_primary_j`, `kl_last_j`.
+        The sums are the main process's; A is everyone's.
+        """
         weights = self.ensemble_weights.detach().cpu()
-        return {
-            f"teacher_weight_{i + 1}{k + 1}": float(weights[i, k])
-            for i in range(self.num_exits)
-            for k in range(self.num_exits)
-        }
+        exits = range(self.num_exits)
+        row = {f"teacher_weight_{i + 1}{k + 1}": float(weights[i, k]) for i in exits for k in exits}
+        means = (self.sums[:-1] / self.sums[-1].clamp(min=1)).view(3, self.num_exits).tolist()
+        for name, values in zip(("teacher_accuracy", "kl_primary", "kl_last"), means, strict=True):
+            row |= {f"{name}_{k + 1}": value for k, value in enumerate(values)}
+        return row
