@@ -91,6 +91,13 @@ def train(
     train_images: Annotated[
         int | None, typer.Option(help="Train on this many of the training images.")
     ] = None,
+    randaugment: Annotated[
+        int | None, typer.Option(help="RandAugment's magnitude, 1 to 30.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="The share of a label that goes to all classes.")
+    ] = None,
+    mixup: Annotated[float | None, typer.Option(help="MixUp's alpha, such as 0.2.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,
 ) -> None:
@@ -101,7 +108,7 @@ def train(
 
     options = Options(
         data, arch, head, method, _pairs(method_option), epochs, batch_size, lr, seed, size,
-        precision, train_images,
+        precision, train_images, randaugment, label_smoothing, mixup,
     )  # fmt: skip
     folder, run = run_training(options, out, resume)
     if is_main_process():

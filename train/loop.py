@@ -95,7 +95,7 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
     method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)
     objective = Objective(network.to(memory_format=torch.channels_last), method)
     optimizer = make_optimizer(objective, run.recipe)
-    loader, order = make_loader(dataset, run.recipe.batch_size, run.seed)
+    loader, order = make_loader(dataset, run.recipe, run.seed)
     prepared, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     done = load_state(accelerator, folder)
     rows = read_metrics(folder, done)

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from mate_edge import files
 from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
-from mate_edge.runs import RUNS, OptionValue, Run, find_run, read_run, write_run
+from mate_edge.runs import RUNS, OptionValue, Recipe, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
 from mate_edge.train.data import DATASETS, OF_ONE_SIZE, load_dataset
 from mate_edge.train.data.dataset import Dataset
@@ -45,6 +45,9 @@ class Options:
     size: int | None = None
     precision: str | None = None
     train_images: int | None = None
+    randaugment: int | None = None
+    label_smoothing: float | None = None
+    mixup: float | None = None
 
 
 def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
@@ -69,7 +72,7 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     data = options.data or "cifar100"
     dataset = load_dataset(data, options.size, options.train_images)
     arch = options.arch or dataset.arch
-    chosen = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr}
+    chosen = {name: getattr(options, name, None) for name in Recipe.__struct_fields__}
     recipe = msgspec.structs.replace(
         dataset.recipe, **{name: value for name, value in chosen.items() if value is not None}
     )
@@ -123,9 +126,7 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     stored = {
         "data": run.data,
         "size": run.preprocessing.size,
-        "epochs": run.recipe.epochs,
-        "batch_size": run.recipe.batch_size,
-        "lr": run.recipe.lr,
+        **msgspec.structs.asdict(run.recipe),
     }
     for option in dataclasses.fields(options):
         wanted = getattr(options, option.name)

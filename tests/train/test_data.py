@@ -19,6 +19,7 @@ from PIL import Image
 
 from mate_edge.errors import DataError, ImageError, UsageError
 from mate_edge.images import Preprocessing, crop
+from mate_edge.runs import Recipe
 from mate_edge.train.data import fashion_mnist, load_dataset
 from mate_edge.train.data.augment import PADDING, crop_resized, crop_shifted, flip_some
 from mate_edge.train.data.dataset import channel_statistics
@@ -29,6 +30,7 @@ from mate_edge.train.evaluate import spread
 from mate_edge.train.loop import make_accelerator
 
 Tree = dict[str, int]
+RECIPE = Recipe(epochs=2, batch_size=32)
 
 
 def make_folder(root: Path, tree: Tree, side: int = 40) -> Path:
@@ -175,7 +177,7 @@ def test_a_variation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> No
 
 
 def test_the_order_changes_from_epoch_to_epoch_under_accelerate_too() -> None:
-    loader, order = make_loader(load_dataset("digits"), 32, seed=0)
+    loader, order = make_loader(load_dataset("digits"), RECIPE, seed=0)
     prepared = make_accelerator("fp32").prepare(loader)
     labels = []
     for epoch in (0, 1, 0):
@@ -186,7 +188,7 @@ def test_the_order_changes_from_epoch_to_epoch_under_accelerate_too() -> None:
 
 def test_an_epoch_is_a_permutation_that_its_number_decides() -> None:
     dataset = load_dataset("digits")
-    loader, order = make_loader(dataset, 32, seed=3)
+    loader, order = make_loader(dataset, RECIPE, seed=3)
     first = list(order)
     assert sorted(index for _, index in first) == list(range(len(dataset.train.labels)))
     assert list(order) == first
