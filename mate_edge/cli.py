@@ -87,7 +87,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Over all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="The first learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and variations.")] = None,
-    size: Annotated[int | None, typer.Option(help="Input pixels, for folders.")] = None,
+    size: Annotated[int | None, typer.Option(help="Input pixels, for sets in files.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Split each batch into so many, one after another.")
@@ -95,6 +95,16 @@ def train(
     validate_every: Annotated[
         int | None, typer.Option(help="Validate each so many epochs, and after the last.")
     ] = None,
+    train_images: Annotated[
+        int | None, typer.Option(help="Train on this many of the training images.")
+    ] = None,
+    randaugment: Annotated[
+        int | None, typer.Option(help="RandAugment's magnitude, 1 to 30.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="The share of a label that goes to all classes.")
+    ] = None,
+    mixup: Annotated[float | None, typer.Option(help="MixUp's alpha, such as 0.2.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,
 ) -> None:
@@ -105,7 +115,7 @@ def train(
 
     options = Options(
         data, arch, head, method, _pairs(method_option), epochs, batch_size, lr, seed, size,
-        precision, accumulate, validate_every,
+        precision, accumulate, validate_every, train_images, randaugment, label_smoothing, mixup,
     )  # fmt: skip
     folder, run = run_training(options, out, resume)
     if is_main_process():

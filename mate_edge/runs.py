@@ -39,6 +39,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     milestones: tuple[float, ...] = (0.375, 0.65, 0.9)
+    randaugment: int = 0
+    """RandAugment's magnitude, 1 to 30; 0 for none."""
+    label_smoothing: float = 0.0
+    """The share of each label that goes to all classes alike."""
+    mixup: float = 0.0
+    """The alpha of MixUp's Beta(alpha, alpha); 0 for none."""
 
     @property
     def drops(self) -> tuple[int, ...]:
@@ -64,6 +70,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     head: str
     exits: int
     data: str
+    train_images: int | None = None
+    """How many of the training images were used; None for all."""
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     method: str

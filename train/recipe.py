@@ -58,6 +58,14 @@ def check_recipe(recipe: Recipe, train_images: int, processes: int = 1) -> None:
         )
     if not 0 < recipe.lr < 100:
         raise UsageError(f"--lr must be positive, not {recipe.lr}")
+    if not 0 <= recipe.randaugment <= 30:
+        raise UsageError(f"--randaugment must lie between 0 and 30, not {recipe.randaugment}")
+    if not 0 <= recipe.label_smoothing < 1:
+        raise UsageError(
+            f"--label-smoothing must be 0 or more and below 1, not {recipe.label_smoothing}"
+        )
+    if not 0 <= recipe.mixup < float("inf"):
+        raise UsageError(f"--mixup must be 0 or more, not {recipe.mixup}")
     if train_images < recipe.batch_size:
         raise UsageError(
             f"there are {train_images} training images, fewer than a batch of "

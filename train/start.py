@@ -16,9 +16,9 @@ from accelerate.utils import broadcast_object_list
 from mate_edge import files
 from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
-from mate_edge.runs import RUNS, OptionValue, Run, find_run, read_run, write_run
+from mate_edge.runs import RUNS, OptionValue, Recipe, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
-from mate_edge.train.data import DATASETS, load_dataset
+from mate_edge.train.data import DATASETS, OF_ONE_SIZE, load_dataset
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.heads import HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
@@ -27,8 +27,6 @@ from mate_edge.train.network import build_network
 from mate_edge.train.recipe import check_recipe
 
 PRECISIONS = {"fp32": None, "bf16": None, "fp16": None}
-RECIPE_OPTIONS = ("epochs", "batch_size", "accumulate", "lr")
-"""Those of `Options` that replace a field of the data set's recipe."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,10 @@ class Options:
     precision: str | None = None
     accumulate: int | None = None
     validate_every: int | None = None
+    train_images: int | None = None
+    randaugment: int | None = None
+    label_smoothing: float | None = None
+    mixup: float | None = None
 
 
 def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
@@ -70,9 +72,9 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     if out is not None and out.exists():
         raise UsageError(f"{out} exists already: remove it, choose another --out, or --resume it")
     data = options.data or "cifar100"
-    dataset = load_dataset(data, options.size)
+    dataset = load_dataset(data, options.size, options.train_images)
     arch = options.arch or dataset.arch
-    chosen = {name: getattr(options, name) for name in RECIPE_OPTIONS}
+    chosen = {name: getattr(options, name, None) for name in Recipe.__struct_fields__}
     recipe = msgspec.structs.replace(
         dataset.recipe, **{name: value for name, value in chosen.items() if value is not None}
     )
@@ -98,6 +100,7 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
             "head": head,
             "exits": network.num_exits,
             "data": data if data in DATASETS else str(Path(data).resolve()),
+            "train_images": options.train_images,
             "classes": dataset.classes,
             "preprocessing": dataset.preprocessing,
             "method": method,
@@ -129,7 +132,7 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     stored = {
         "data": run.data,
         "size": run.preprocessing.size,
-        **{name: getattr(run.recipe, name) for name in RECIPE_OPTIONS},
+        **msgspec.structs.asdict(run.recipe),
     }
     for option in dataclasses.fields(options):
         wanted = getattr(options, option.name)
@@ -143,7 +146,8 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
                 f"{folder} was started with {option.name} {found}, not {wanted}: resume it without "
                 "this option, or train a new run"
             )
-    dataset = load_dataset(run.data, None if run.data in DATASETS else run.preprocessing.size)
+    size = None if run.data in OF_ONE_SIZE else run.preprocessing.size
+    dataset = load_dataset(run.data, size, run.train_images)
     same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
     if not same or dataset.fingerprint() != run.images_sha256:
         raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")

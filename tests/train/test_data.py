@@ -22,13 +22,15 @@ from mate_edge.images import Preprocessing, crop
 from mate_edge.runs import Recipe
 from mate_edge.train.data import fashion_mnist, load_dataset
 from mate_edge.train.data.augment import PADDING, crop_resized, crop_shifted, flip_some
-from mate_edge.train.data.dataset import channel_statistics, split_off
+from mate_edge.train.data.dataset import channel_statistics
 from mate_edge.train.data.images import FileImages, MemoryImages
 from mate_edge.train.data.loader import make_loader
+from mate_edge.train.data.splits import choose_some, split_off
 from mate_edge.train.evaluate import spread
 from mate_edge.train.loop import make_accelerator
 
 Tree = dict[str, int]
+RECIPE = Recipe(epochs=2, batch_size=32)
 
 
 def make_folder(root: Path, tree: Tree, side: int = 40) -> Path:
@@ -66,6 +68,57 @@ def test_a_split_takes_the_same_share_of_each_class(counts: list[int]) -> None:
     assert chosen.sum() == pytest.approx(len(labels) / 10, abs=1)
     for label, count in enumerate(counts):
         assert abs(chosen[labels == label].sum() - count / 10) <= 1
+
+
+@given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=30))
+def test_a_split_leaves_an_image_of_every_class(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    assert set(labels[~split_off(labels)]) == set(range(len(counts)))
+
+
+@given(data=st.data(), counts=st.lists(st.integers(1, 30), min_size=2, max_size=8))
+def test_some_images_are_the_same_share_of_each_class(
+    data: st.DataObject, counts: list[int]
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    count = data.draw(st.integers(len(counts), len(labels)))
+    chosen = choose_some(labels, count)
+    seats = np.bincount(labels[chosen], minlength=len(counts))
+    assert seats.sum() == count
+    assert seats.min() >= 1
+    quotients = [(k + 0.5) / n for n, s in zip(counts, seats, strict=True) for k in range(1, s)]
+    refused = [(s + 0.5) / n for n, s in zip(counts, seats, strict=True) if s < n]
+    assert max(quotients, default=0) <= min(refused, default=1), "no seat would be fairer elsewhere"
+
+
+def test_some_images_of_even_classes_are_as_many_of_each() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 50))
+    assert np.bincount(labels[choose_some(labels, 120)]).tolist() == [12] * 10
+    assert choose_some(labels, 500).all()
+    uneven = np.repeat([0, 1], [900, 100])
+    assert np.bincount(uneven[choose_some(uneven, 50)]).tolist() == [45, 5]
+
+
+def test_more_images_only_add_to_fewer() -> None:
+    labels = np.repeat([0, 1, 2], [50, 20, 5])
+    smaller = choose_some(labels, 3)
+    for count in range(4, 76):
+        larger = choose_some(labels, count)
+        assert larger[smaller].all()
+        smaller = larger
+
+
+def test_training_on_some_images_leaves_validation_test_and_preprocessing_whole() -> None:
+    whole, some = load_dataset("digits"), load_dataset("digits", train_images=100)
+    assert len(some.train.labels) == 100
+    assert some.note == f"100 of {len(whole.train.labels)} training images are used"
+    assert some.preprocessing == whole.preprocessing
+    for one, other in ((whole.val, some.val), (whole.test, some.test)):
+        assert one.identity() == other.identity()
+    assert some.fingerprint() != whole.fingerprint()
+    for count in (9, -1, len(whole.train.labels) + 1):
+        with pytest.raises(UsageError, match=f"between 10, one a class, and .* not {count}"):
+            load_dataset("digits", train_images=count)
 
 
 def test_channel_statistics_are_mean_and_deviation() -> None:
@@ -124,7 +177,7 @@ def test_a_variation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> No
 
 
 def test_the_order_changes_from_epoch_to_epoch_under_accelerate_too() -> None:
-    loader, order = make_loader(load_dataset("digits"), Recipe(epochs=1, batch_size=32), seed=0)
+    loader, order = make_loader(load_dataset("digits"), RECIPE, seed=0)
     prepared = make_accelerator("fp32").prepare(loader)
     labels = []
     for epoch in (0, 1, 0):
@@ -135,7 +188,7 @@ def test_the_order_changes_from_epoch_to_epoch_under_accelerate_too() -> None:
 
 def test_an_epoch_is_a_permutation_that_its_number_decides() -> None:
     dataset = load_dataset("digits")
-    loader, order = make_loader(dataset, Recipe(epochs=1, batch_size=32), seed=3)
+    loader, order = make_loader(dataset, RECIPE, seed=3)
     first = list(order)
     assert sorted(index for _, index in first) == list(range(len(dataset.train.labels)))
     assert list(order) == first
@@ -186,6 +239,33 @@ def test_without_a_test_folder_val_is_the_test_split(tmp_path: Path) -> None:
     assert "val/ serves as the test split" in dataset.note
 
 
+def test_a_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
+    dataset = load_dataset(str(make_folder(tmp_path, {"0": 1, "1": 40, "3": 15})), 32)
+    assert dataset.classes == ("0", "1", "3")
+    assert (dataset.train.labels == 0).sum() == 1
+
+
+def test_more_than_ten_times_the_images_of_the_smallest_class_are_noted(tmp_path: Path) -> None:
+    tree = {"train/ant": 1, "train/bee": 10, "val/ant": 1, "val/bee": 1, "test/ant": 1,
+            "test/bee": 1}  # fmt: skip
+    assert load_dataset(str(make_folder(tmp_path / "ten", tree)), 32).note == ""
+    tree["train/bee"] = 11
+    assert load_dataset(str(make_folder(tmp_path / "eleven", tree)), 32).note == (
+        "the classes are unbalanced: 11 training images of bee, 1 of ant"
+    )
+
+
+def test_validation_and_test_folders_may_lack_rare_classes(tmp_path: Path) -> None:
+    tree = {"train/ant": 9, "train/bee": 9, "train/cat": 9, "val/bee": 3, "test/ant": 2,
+            "test/cat": 4}  # fmt: skip
+    dataset = load_dataset(str(make_folder(tmp_path, tree)), 32)
+    assert dataset.val.labels.tolist() == [1] * 3
+    assert dataset.test.labels.tolist() == [0] * 2 + [2] * 4
+    assert dataset.note == (
+        "val/ lacks 2 of 3 classes, such as ant; test/ lacks 1 of 3 classes, such as bee"
+    )
+
+
 def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
     dataset = load_dataset(str(make_folder(tmp_path, {"ant": 50, "bee": 50})))
     counts = [len(s.labels) for s in (dataset.train, dataset.val, dataset.test)]
@@ -205,8 +285,9 @@ def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
         ({"ant": 9}, "1 class folders"),
         ({"ant": 9, "bee": 0}, "bee has no readable image"),
         ({"ant": 2, "bee": 2}, "too few images"),
-        ({"train/a": 9, "train/b": 9, "val/a": 1, "val/c": 1}, "other classes.*b, c"),
+        ({"train/a": 9, "train/b": 9, "val/a": 1, "val/c": 1}, "training images have not: c"),
         ({"train/a": 9, "train/b": 9, "val/a": 1, "val/b": 0}, "no readable image"),
+        ({"train/a": 9, "train/b": 9, "val": 2}, "val has no class folders"),
         ({"val/a": 9, "val/b": 9, "test/a": 9, "test/b": 9}, "no train/"),
     ],
 )
@@ -337,6 +418,10 @@ def test_cifar_is_read_from_its_binary_form(
     assert image[0, 5].tolist() == [10, 0, 99]
     (place / test).write_bytes(data[:-1])
     with pytest.raises(DataError, match="no multiple"):
+        load_dataset(name)
+    (place / names).write_text("cat\ndog\nowl\nfox\nyak\n")
+    (place / test).write_bytes(data)
+    with pytest.raises(DataError, match="no training image shows fox, yak, 2 of 5 classes"):
         load_dataset(name)
 
 

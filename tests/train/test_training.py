@@ -195,6 +195,20 @@ def test_a_resume_with_other_options_is_refused_and_changes_nothing(quick: Optio
     assert old_run(same, None)[1] == run
 
 
+def test_a_training_on_some_images_resumes_on_the_same_ones(quick: Options) -> None:
+    import dataclasses
+
+    options = dataclasses.replace(quick, train_images=150)
+    folder, run, dataset = new_run(options, None)
+    assert run.train_images == 150
+    assert old_run(Options(), folder)[2].train.identity() == dataset.train.identity()
+    assert old_run(Options(train_images=150), folder)[1] == run
+    with pytest.raises(UsageError, match="train_images 150, not 200"):
+        old_run(Options(train_images=200), folder)
+    other = dataclasses.replace(options, seed=7)
+    assert new_run(other, None)[1].images_sha256 == run.images_sha256
+
+
 def test_images_that_changed_since_are_noticed(tmp_path: Path, quick: Options) -> None:
     for name in ("ant", "bee"):
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -339,6 +353,8 @@ def test_the_loss_is_computed_in_32_bits_under_mixed_precision() -> None:
         (Options(data="digits", lr=-1.0), "--lr"),
         (Options(data="digits", seed=-1), "--seed"),
         (Options(data="digits", seed=2**64), "--seed"),
+        (Options(data="digits", train_images=9), "--train-images"),
+        (Options(data="digits", train_images=31), "fewer than a batch of 32"),
     ],
 )
 def test_an_option_that_cannot_work_is_a_clear_error(

@@ -1,4 +1,4 @@
-"""Data sets by name. To add one: a file with a function `load`, and a line here."""
+"""Data sets by name. To add one: a file with a function `load` or a `LAYOUT`, and a line here."""
 
 from __future__ import annotations
 
@@ -8,37 +8,64 @@ from pathlib import Path
 
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
-from mate_edge.train.data import cifar, digits, fashion_mnist, folder
-from mate_edge.train.data.dataset import Dataset
+from mate_edge.train.data import (
+    cifar,
+    cub200,
+    digits,
+    fashion_mnist,
+    folder,
+    mit67,
+    stanford_dogs,
+    tiny_imagenet,
+)
+from mate_edge.train.data.dataset import Dataset, check_splits, train_on_some
+from mate_edge.train.data.layout import Layout, check_size
 
-DATASETS: dict[str, Callable[[], Dataset]] = {
+OF_ONE_SIZE: dict[str, Callable[[], Dataset]] = {
     "digits": digits.load,
     "fashion-mnist": fashion_mnist.load,
     "cifar10": partial(cifar.load, "cifar10"),
     "cifar100": partial(cifar.load, "cifar100"),
 }
-FOLDER_SIZE = 224
+LAYOUTS: dict[str, Layout] = {
+    "tinyimagenet": tiny_imagenet.LAYOUT,
+    "cub200": cub200.LAYOUT,
+    "stanford-dogs": stanford_dogs.LAYOUT,
+    "mit67": mit67.LAYOUT,
+}
+DATASETS = (*OF_ONE_SIZE, *LAYOUTS)
 
 
-def load_dataset(name: str, size: int | None = None) -> Dataset:
-    """Load a data set by its name, or a folder of images by its path.
+def load_dataset(name: str, size: int | None = None, train_images: int | None = None) -> Dataset:
+    """Load a data set by its name, or by the path of a folder.
 
     Args:
-        name: in `DATASETS`, or a folder (anything with a separator in it, or that exists).
-        size: of the network's input in pixels, for a folder; 224 when None.
+        name: in `DATASETS`, or a folder (anything with a separator in it, or that exists): a copy
+            of a published set, or else one subfolder a class.
+        size: of the network's input in pixels; the set's own when None, 224 for a folder.
+        train_images: how many of the training images to train on; all when None.
 
     Raises:
-        UsageError: an unknown name, or a size for a set that has its own.
+        UsageError: an unknown name, or a size or number of images that cannot be.
         DataError: missing, empty or malformed.
     """
+    dataset = check_splits(_load(name, size))
+    return dataset if train_images is None else train_on_some(dataset, train_images)
+
+
+def _load(name: str, size: int | None) -> Dataset:
     path = Path(name)
     if name not in DATASETS and path.is_dir():
-        if size is not None and not 16 <= size <= 1024:
-            raise UsageError(f"--size must lie between 16 and 1024 pixels, not {size}")
-        return folder.load(path.resolve(), size or FOLDER_SIZE)
+        for known, layout in LAYOUTS.items():
+            if layout.recognises(path):
+                return layout.load(known, path.resolve(), size)
+        size = check_size(folder.SIZE if size is None else size)
+        return folder.load(path.resolve(), size)
     if name not in DATASETS and len(path.parts) > 1:
         raise UsageError(f"--data {name} is no folder: check the path")
-    dataset = look_up("--data", name, DATASETS)
+    look_up("--data", name, dict.fromkeys(DATASETS))
+    if name in LAYOUTS:
+        return LAYOUTS[name].load(name, None, size)
     if size is not None:
         raise UsageError(f"--size is for folders of images; {name} has its own")
-    return dataset()
+    return OF_ONE_SIZE[name]()

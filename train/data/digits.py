@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from mate_edge.runs import Recipe
-from mate_edge.train.data.dataset import Dataset, from_arrays, split_off
+from mate_edge.train.data.dataset import Dataset, from_arrays
 from mate_edge.train.data.images import MemoryImages
+from mate_edge.train.data.splits import split_off
 
 SIZE = 32
 
@@ -21,11 +22,11 @@ def load() -> Dataset:
     shown = [Image.fromarray(d).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for d in small]
     pixels = np.stack([np.asarray(image) for image in shown])[..., None]
     labels = digits.target.astype(np.int64)
-    test = split_off(labels, 0.2)
+    images, test = MemoryImages(pixels, labels), split_off(labels, 0.2)
     return from_arrays(
         tuple(str(digit) for digit in range(10)),
-        MemoryImages(pixels[~test], labels[~test]),
-        MemoryImages(pixels[test], labels[test]),
+        images.pick(~test),
+        images.pick(test),
         flip=False,
         arch="resnet8",
         recipe=Recipe(epochs=15, batch_size=32),

@@ -2,127 +2,97 @@
 
 Without `train/` the classes lie in DIR itself. Without `val/`, a tenth of the training images
 validates. Without `test/`, `val/` is the test split (as is usual with ImageNet), or else another
-tenth of the training images is.
+tenth of the training images is. `val/` and `test/` may lack classes, as happens with rare ones.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mate_edge.errors import DataError, ImageError
-from mate_edge.images import SUFFIXES, Preprocessing, decode
-from mate_edge.runs import Recipe
-from mate_edge.train.data.dataset import Dataset, channel_statistics, split_off
+from mate_edge.images import SUFFIXES, decode
+from mate_edge.train.data.dataset import Dataset, from_files
 from mate_edge.train.data.images import FileImages
+from mate_edge.train.data.splits import split_off
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-ARCH = "resnet18"
-LARGE = 128
-"""From this size on (px), images stay on disk and are cut at random sizes in training."""
+SIZE = 224
 
 
 def load(root: Path, size: int) -> Dataset:
     """Load a folder of images for a network whose input is `size` pixels wide and high.
 
     Raises:
-        DataError: no classes, a class without images, or splits whose classes differ.
+        DataError: fewer than two classes, a class folder without images, a split with a class that
+            training does not have, or too few images to split.
         ImageError: an image that cannot be read.
     """
     top = root / "train" if (root / "train").is_dir() else root
-    classes = _classes(top)
-    train = _scan(top, classes)
-    splits = {
-        name: _scan(root / name, classes)
-        for name in ("val", "test")
-        if top != root and (root / name).is_dir()
-    }
-    notes = []
     if top == root and any((root / name).is_dir() for name in ("val", "test")):
         raise DataError(f"{root} has val/ or test/ but no train/: put the training images there")
+    classes = _class_folders(top)
+    if len(classes) < 2:
+        raise DataError(
+            f"{top} has {len(classes)} class folders: put each class's images into a folder of its "
+            "own, two classes or more"
+        )
+    train = _scan(top, classes, classes)
+    notes = []
+    splits = {}
+    for name in ("val", "test"):
+        if top != root and (root / name).is_dir():
+            found = _class_folders(root / name)
+            notes += _note_missing(root / name, found, classes)
+            splits[name] = _scan(root / name, found, classes)
     if "val" in splits and "test" not in splits:
         splits["test"] = splits.pop("val")
         notes.append("val/ serves as the test split, since there is no test/")
     for name in ("test", "val"):
         if name not in splits:
             chosen = split_off(train.labels)
-            if not chosen.any() or chosen.all():
+            if not chosen.any():
                 raise DataError(f"{top} has too few images ({len(chosen)}) to split off {name}")
-            splits[name], train = _pick(train, chosen), _pick(train, ~chosen)
+            splits[name], train = train.pick(chosen), train.pick(~chosen)
             notes.append(f"{chosen.sum()} of {len(chosen)} training images are split off as {name}")
-    note = "; ".join(notes)
-    return _dataset(classes, train, splits["val"], splits["test"], size, note)
+    return from_files(classes, train, splits["test"], size, splits["val"]).noting(*notes)
 
 
-def _dataset(
-    classes: tuple[str, ...],
-    train: FileImages,
-    val: FileImages,
-    test: FileImages,
-    size: int,
-    note: str,
-) -> Dataset:
-    if size >= LARGE:
-        recipe = Recipe(epochs=200, batch_size=32, weight_decay=1e-4, milestones=(0.5, 0.75))
-        preprocessing = Preprocessing(
-            channels=3,
-            size=size,
-            resize=round(size * 256 / 224),
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-        )
-        return Dataset(classes, preprocessing, train, val, test, True, ARCH, recipe, note)
-    unscaled = Preprocessing(
-        channels=3, size=size, resize=size, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
-    memory = train.in_memory(unscaled)
-    mean, std = channel_statistics(memory.pixels)
-    preprocessing = Preprocessing(channels=3, size=size, resize=size, mean=mean, std=std)
-    return Dataset(
-        classes,
-        preprocessing,
-        memory,
-        val.in_memory(preprocessing),
-        test.in_memory(preprocessing),
-        True,
-        ARCH,
-        Recipe(epochs=200),
-        note,
-    )
+def _class_folders(top: Path) -> tuple[str, ...]:
+    return tuple(sorted(e.name for e in top.iterdir() if e.is_dir() and not e.name.startswith(".")))
 
 
-def _classes(top: Path) -> tuple[str, ...]:
-    names = sorted(
-        entry.name for entry in top.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if len(names) < 2:
+def _note_missing(top: Path, found: tuple[str, ...], classes: tuple[str, ...]) -> list[str]:
+    """Say which classes a split lacks.
+
+    Raises:
+        DataError: it has none at all, or some that training does not have.
+    """
+    if not found:
         raise DataError(
-            f"{top} has {len(names)} class folders: put each class's images into a folder of its "
-            "own, two classes or more"
+            f"{top} has no class folders: put each class's images into a folder of its own, or "
+            "remove it"
         )
-    return tuple(names)
+    if unknown := [name for name in found if name not in classes]:
+        raise DataError(
+            f"{top} has classes that the training images have not: {', '.join(unknown[:5])}"
+        )
+    missing = [name for name in classes if name not in found]
+    if not missing:
+        return []
+    return [f"{top.name}/ lacks {len(missing)} of {len(classes)} classes, such as {missing[0]}"]
 
 
-def _scan(top: Path, classes: tuple[str, ...]) -> FileImages:
-    found = _classes(top)
-    if found != classes:
-        odd = sorted(set(found) ^ set(classes))
-        raise DataError(f"{top} has other classes than the training images: {', '.join(odd[:5])}")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
+def _scan(top: Path, found: tuple[str, ...], classes: tuple[str, ...]) -> FileImages:
+    pairs: list[tuple[Path, int]] = []
+    for name in found:
         images = sorted(file for file in (top / name).rglob("*") if file.suffix.lower() in SUFFIXES)
         if not any(_is_readable(image) for image in images):
             raise DataError(
                 f"the class folder {top / name} has no readable image (of {len(images)} files): "
                 "add some or remove the folder"
             )
-        paths += images
-        labels += [label] * len(images)
-    return FileImages(tuple(paths), np.asarray(labels, np.int64))
+        label = classes.index(name)
+        pairs += [(image, label) for image in images]
+    return FileImages.of(pairs)
 
 
 def _is_readable(path: Path) -> bool:
@@ -131,8 +101,3 @@ def _is_readable(path: Path) -> bool:
     except ImageError:
         return False
     return True
-
-
-def _pick(images: FileImages, chosen: NDArray[np.bool_]) -> FileImages:
-    paths = tuple(path for path, keep in zip(images.paths, chosen, strict=True) if keep)
-    return FileImages(paths, images.labels[chosen])

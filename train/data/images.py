@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +26,10 @@ class Images(Protocol):
     @property
     def labels(self) -> NDArray[np.int64]:
         """int64 [N]."""
+        ...
+
+    def pick(self, chosen: NDArray[np.bool_]) -> Images:
+        """Return the images where `chosen`, bool [N], is true."""
         ...
 
     def identity(self) -> bytes:
@@ -55,6 +59,10 @@ class MemoryImages:
 
     pixels: Pixels
     labels: NDArray[np.int64]
+
+    def pick(self, chosen: NDArray[np.bool_]) -> MemoryImages:
+        """See `Images.pick`."""
+        return MemoryImages(self.pixels[chosen], self.labels[chosen])
 
     def identity(self) -> bytes:
         """See `Images.identity`."""
@@ -94,6 +102,18 @@ class FileImages:
     paths: tuple[Path, ...]
     labels: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, labelled: Iterable[tuple[Path, int]]) -> FileImages:
+        """Make a split of files and their labels."""
+        pairs = list(labelled)
+        labels = np.asarray([label for _, label in pairs], np.int64)
+        return cls(tuple(path for path, _ in pairs), labels)
+
+    def pick(self, chosen: NDArray[np.bool_]) -> FileImages:
+        """See `Images.pick`."""
+        paths = tuple(path for path, keep in zip(self.paths, chosen, strict=True) if keep)
+        return FileImages(paths, self.labels[chosen])
+
     def identity(self) -> bytes:
         """See `Images.identity`."""
         return b"\0".join(os.fsencode(path) for path in self.paths)
@@ -131,24 +151,25 @@ class FileImages:
     def _plain(path: Path, preprocessing: Preprocessing) -> Pixels:
         return crop(decode(path), preprocessing, str(path))
 
-    def in_memory(self, preprocessing: Preprocessing) -> MemoryImages:
-        """Decode all files now.
+    def in_memory(self, size: int) -> MemoryImages:
+        """Decode all files now, as RGB, scaled and cut to `size` pixels.
 
         Raises:
             ImageError: some cannot be read; the message counts them and names the first.
         """
         failures: list[str] = []
+        scaled = Preprocessing(channels=3, size=size, resize=size, mean=(0,) * 3, std=(1,) * 3)
+        pixels = np.empty((len(self.paths), size, size, 3), np.uint8)
 
-        def load(path: Path) -> Pixels | None:
+        def load(i: int) -> None:
             try:
-                return self._plain(path, preprocessing)
+                pixels[i] = self._plain(self.paths[i], scaled)
             except ImageError as error:
                 failures.append(str(error))
-                return None
 
         with ThreadPoolExecutor() as pool:
-            pixels = list(pool.map(load, self.paths))
+            list(pool.map(load, range(len(self.paths))))
         if failures:
             more = f", and {len(failures) - 1} more files fail" if len(failures) > 1 else ""
             raise ImageError(f"{min(failures)}{more}: remove or mend them, then train again")
-        return MemoryImages(np.stack([p for p in pixels if p is not None]), self.labels)
+        return MemoryImages(pixels, self.labels)

@@ -16,6 +16,7 @@ from mate_edge.machine import cpu_count
 from mate_edge.runs import Recipe
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.images import FileImages
+from mate_edge.train.data.regularize import RandAugment, mix_up, smooth
 
 Key = tuple[int, int]
 """(epoch, index): what a batch is made of, so that workers need no state."""
@@ -24,20 +25,32 @@ Key = tuple[int, int]
 class TrainingImages(TorchDataset[tuple[Tensor, int]]):
     """Augmented training images, fetched a batch at a time."""
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset, recipe: Recipe, seed: int) -> None:
+        self.dataset, self.recipe, self.seed = dataset, recipe, seed
+        self.vary = RandAugment(recipe.randaugment) if recipe.randaugment else None
 
     def __len__(self) -> int:
         return len(self.dataset.train.labels)
 
     def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
-        """Return images float32 [B, C, H, W] and labels int64 [B]."""
-        dataset, indices = self.dataset, [index for _, index in keys]
+        """Return images float32 [B, C, H, W] and labels.
+
+        Labels are int64 [B], or probabilities float32 [B, classes] when the recipe softens them.
+        """
+        dataset, recipe, seed = self.dataset, self.recipe, self.seed
+        epoch, indices = keys[0][0], [index for _, index in keys]
         pixels = dataset.train.augmented(
-            indices, dataset.preprocessing, flip=dataset.flip, seed=self.seed, epoch=keys[0][0]
+            indices, dataset.preprocessing, flip=dataset.flip, seed=seed, epoch=epoch
         )
+        if self.vary:
+            pixels = self.vary(pixels, seed, epoch, indices)
         images = torch.from_numpy(normalize(pixels, dataset.preprocessing))
-        return images, torch.from_numpy(dataset.train.labels[indices])
+        labels = torch.from_numpy(dataset.train.labels[indices])
+        if recipe.label_smoothing or recipe.mixup:
+            labels = smooth(labels, len(dataset.classes), recipe.label_smoothing)
+        if recipe.mixup:  # an epoch has each index once, so the first one tells batches apart
+            images, labels = mix_up(images, labels, recipe.mixup, (seed, epoch, indices[0]))
+        return images, labels
 
 
 class EpochOrder(Sampler[Key]):
@@ -71,7 +84,7 @@ def make_loader(
     order = EpochOrder(len(dataset.train.labels), recipe.batch_size, seed)
     workers = cpu_count() if isinstance(dataset.train, FileImages) else 0
     loader = DataLoader(
-        TrainingImages(dataset, seed),
+        TrainingImages(dataset, recipe, seed),
         recipe.batch_size // recipe.accumulate,
         sampler=order,
         drop_last=True,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tarfile
+import zlib
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -33,3 +36,22 @@ def download(name: str, fetch: Callable[[], object], otherwise: str) -> None:
         raise DataError(
             f"{name} was not found and could not be downloaded ({reason}): {otherwise}"
         ) from None
+
+
+def fetch_tar(url: str, folder: Path, md5: str | None = None) -> None:
+    """Download a tar archive and unpack it in `folder`; nothing is written outside.
+
+    Raises:
+        OSError: not to be had, or no space.
+        RuntimeError: another MD5.
+    """
+    from torchvision.datasets.utils import download_url
+
+    download_url(url, str(folder), md5=md5)
+    archive = folder / url.rsplit("/", 1)[-1]
+    try:
+        shutil.unpack_archive(archive, folder, filter="data")
+    except (tarfile.TarError, shutil.ReadError, EOFError, zlib.error) as error:
+        raise OSError(f"{archive.name} is damaged: {error}") from None
+    finally:
+        archive.unlink()
