@@ -12,6 +12,7 @@ from mate_edge import files
 from mate_edge.export.export import export_run
 from mate_edge.images import Preprocessing, normalize
 from mate_edge.runs import Recipe, Results, Run, write_run
+from mate_edge.train.evaluate import cumulative_flops
 from mate_edge.train.loop import provenance
 from mate_edge.train.network import WEIGHTS, build_network
 
@@ -54,7 +55,11 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
         seed=0,
         images_sha256="none",
         results=Results(
-            val_accuracy=nothing, val_ensemble=0.0, test_accuracy=nothing, test_ensemble=0.0
+            val_accuracy=nothing,
+            val_ensemble=0.0,
+            test_accuracy=nothing,
+            test_ensemble=0.0,
+            cumulative_flops=cumulative_flops(network, preprocessing),
         ),
         files={name: files.sha256(data) for name, data in contents.items()},
         **provenance(),

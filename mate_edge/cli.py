@@ -182,6 +182,41 @@ def profile(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate a run from its cached logits: exits, calibration, budgets; nothing runs again."""
+    import msgspec
+
+    from mate_edge import files, runs
+    from mate_edge.decide.curves import evaluate_outputs
+
+    with _extra("train"):
+        from mate_edge.report.evaluation import draw_evaluation, print_evaluation
+
+        folder = runs.find_run(run)
+        trained = runs.read_finished_run(folder)
+        assert trained.results is not None
+        outputs = runs.read_outputs(folder, trained)
+        found = evaluate_outputs(
+            outputs["val_logits"],
+            outputs["val_labels"],
+            outputs["test_logits"],
+            outputs["test_labels"],
+            trained.results.cumulative_flops,
+        )
+        title = f"{trained.arch} on {Path(trained.data).name}, {trained.method}"
+        files.write_whole(folder / "evaluation.png", draw_evaluation(title, found))
+    files.write_json(folder / "evaluation.json", found)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_evaluation(title, found)
+        print(f"curves: {folder / 'evaluation.png'}, figures: {folder / 'evaluation.json'}")
+
+
+@app.command()
 def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
     target: Annotated[str, typer.Option(help="cpu.")] = "cpu",

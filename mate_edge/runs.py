@@ -16,7 +16,8 @@ from mate_edge.errors import RunError
 from mate_edge.images import Preprocessing
 
 if TYPE_CHECKING:
-    import numpy as np
+    from typing import Any
+
     from numpy.typing import NDArray
 
 SCHEMA = 1
@@ -59,6 +60,8 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     val_ensemble: float
     test_accuracy: tuple[float, ...]
     test_ensemble: float
+    cumulative_flops: tuple[int, ...]
+    """Of each exit, with all segments before it and their heads, as fvcore counts them."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +159,7 @@ def read_file(folder: Path, run: Run, name: str) -> bytes:
     return data
 
 
-def read_outputs(folder: Path, run: Run) -> dict[str, NDArray[np.generic]]:
+def read_outputs(folder: Path, run: Run) -> dict[str, NDArray[Any]]:
     """Read `outputs.npz`.
 
     Returns:

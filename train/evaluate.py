@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from mate_edge.images import Preprocessing, normalize
 from mate_edge.train.data.images import Images
+from mate_edge.train.flops import count_flops
 from mate_edge.train.network import MultiExitNet
 
 BATCH = 256
@@ -42,6 +44,18 @@ def compute_logits(
         parts.append(network(inputs).float().cpu().numpy())
         advance(len(indices))
     return np.concatenate(parts)
+
+
+def cumulative_flops(network: MultiExitNet, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Return the FLOPs at batch 1 up to each exit, with the heads of the exits before it."""
+    size = preprocessing.size
+    device = next(network.parameters()).device
+    images = torch.zeros(1, preprocessing.channels, size, size, device=device)
+    _, by_module, _ = count_flops(network.eval(), images)
+    segments = (
+        by_module[f"stages.{k}"] + by_module[f"heads.{k}"] for k in range(network.num_exits)
+    )
+    return tuple(accumulate(segments))
 
 
 def spread(count: int, most: int) -> NDArray[np.int64]:

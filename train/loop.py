@@ -23,7 +23,7 @@ from mate_edge.errors import RunError, TrainingStopped, UsageError
 from mate_edge.runs import Results, Run, write_run
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader
-from mate_edge.train.evaluate import compute_logits, exit_accuracy, spread
+from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, spread
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import WEIGHTS, MultiExitNet, build_network
 from mate_edge.train.progress import TrainingProgress, duration, percentages
@@ -248,6 +248,7 @@ def _finish(
             val_ensemble=val_ensemble,
             test_accuracy=test_accuracy,
             test_ensemble=test_ensemble,
+            cumulative_flops=cumulative_flops(network, preprocessing),
         ),
         files={name: files.sha256(data) for name, data in contents.items()},
     )

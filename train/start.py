@@ -129,6 +129,21 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     """
     folder = find_run(out)
     run = read_run(folder)
+    check_options(folder, run, options)
+    size = None if run.data in OF_ONE_SIZE else run.preprocessing.size
+    dataset = load_dataset(run.data, size, run.train_images)
+    same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
+    if not same or dataset.fingerprint() != run.images_sha256:
+        raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")
+    return folder, run, dataset
+
+
+def check_options(folder: Path, run: Run, options: Options) -> None:
+    """Refuse options that differ from a run's; those that are None differ from nothing.
+
+    Raises:
+        UsageError: with the option and both values.
+    """
     stored = {
         "data": run.data,
         "size": run.preprocessing.size,
@@ -146,12 +161,6 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
                 f"{folder} was started with {option.name} {found}, not {wanted}: resume it without "
                 "this option, or train a new run"
             )
-    size = None if run.data in OF_ONE_SIZE else run.preprocessing.size
-    dataset = load_dataset(run.data, size, run.train_images)
-    same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
-    if not same or dataset.fingerprint() != run.images_sha256:
-        raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")
-    return folder, run, dataset
 
 
 def is_main_process() -> bool:

@@ -1,0 +1,177 @@
+"""A comparison: paired by seed, resumable, honest about what it cannot say."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from mate_edge.errors import UsageError
+from mate_edge.report.comparison import (
+    Row,
+    as_markdown,
+    difference_table,
+    draw,
+    paired_difference,
+    relative_step,
+    result_table,
+)
+from mate_edge.runs import read_outputs, read_run
+from mate_edge.train.compare import (
+    parse_methods,
+    parse_seeds,
+    run_comparison,
+    write_results,
+)
+from mate_edge.train.evaluate import exit_accuracy
+from mate_edge.train.start import Options
+
+QUICK = Options(data="digits", epochs=1, batch_size=128, train_images=256, lr=0.02)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods with two seeds."""
+    folder = tmp_path_factory.mktemp("compared") / "digits"
+    busy = run_comparison(folder, parse_methods("ce,mate+alpha=2"), (0, 1), QUICK)
+    assert busy == 0
+    return folder
+
+
+def test_the_results_have_a_row_for_each_run_counted_from_its_outputs(comparison: Path) -> None:
+    with open(comparison / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        ("ce", "0"), ("mate+alpha=2", "0"), ("ce", "1"), ("mate+alpha=2", "1"),
+    ]  # fmt: skip
+    folder = comparison / "mate+alpha=2-seed1"
+    run = read_run(folder)
+    assert run.method_options["alpha"] == 2
+    outputs = read_outputs(folder, run)
+    each, ensemble = exit_accuracy(outputs["test_logits"], outputs["test_labels"])
+    assert [float(rows[3][f"test_exit_{k}"]) for k in (1, 2, 3)] == pytest.approx(each)
+    assert float(rows[3]["test_mean"]) == pytest.approx(sum(each) / 3)
+    assert float(rows[3]["test_ensemble"]) == pytest.approx(ensemble)
+    assert run.results is not None
+    flops = run.results.cumulative_flops
+    assert [int(rows[3][f"flops_{k}"]) for k in (1, 2, 3)] == list(flops)
+    assert 0 < flops[0] < flops[1] < flops[2]
+
+
+def test_what_is_finished_is_not_trained_again_and_more_seeds_can_be_added(
+    comparison: Path,
+) -> None:
+    kept = comparison / "ce-seed0" / "run.json"
+    before = kept.stat().st_mtime_ns
+    run_comparison(comparison, parse_methods("ce"), (0, 2), QUICK)
+    assert kept.stat().st_mtime_ns == before
+    assert {row["seed"] for row in write_results(comparison) if row["method"] == "ce"} == {0, 1, 2}
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(comparison: Path) -> None:
+    with FileLock(comparison / ".ce-seed9.lock"):
+        assert run_comparison(comparison, parse_methods("ce"), (9,), QUICK) == 1
+    assert not (comparison / "ce-seed9").exists()
+
+
+def test_runs_of_other_options_are_not_taken_for_these(comparison: Path) -> None:
+    import dataclasses
+
+    with pytest.raises(UsageError, match="epochs 1, not 2"):
+        run_comparison(comparison, parse_methods("ce"), (0,), dataclasses.replace(QUICK, epochs=2))
+    kept = comparison / "mate-seed5"
+    (comparison / "mate+alpha=2-seed0").rename(kept)  # as if a default had changed since
+    try:
+        with pytest.raises(UsageError, match=r"method_options .*'alpha': 2.0"):
+            run_comparison(comparison, parse_methods("mate"), (5,), QUICK)
+    finally:
+        kept.rename(comparison / "mate+alpha=2-seed0")
+
+
+def make_rows(**accuracies: list[float]) -> list[Row]:
+    """Rows of two exits; a method's list is its mean over the exits, one a seed."""
+    rows: list[Row] = []
+    for method, means in accuracies.items():
+        for seed, value in enumerate(means):
+            row: Row = {"method": method, "seed": seed, "options": ""}
+            for figure in ("exit_1", "exit_2", "mean", "ensemble", "overthinking", "area"):
+                row[f"test_{figure}"] = row[f"val_{figure}"] = value
+            rows.append(row | {"step_ms": 100.0 + seed, "flops_1": 1e6, "flops_2": 2e6})
+    return rows
+
+
+def test_a_paired_difference_has_students_interval() -> None:
+    # differences 1, 2, 3: mean 2, standard deviation 1, t(0.975, 2) = 4.3027
+    rows = make_rows(ce=[0.10, 0.20, 0.30], mate=[0.11, 0.22, 0.33])
+    found = paired_difference(rows, "mate", "ce", "test_mean")
+    assert found is not None
+    assert found.mean == pytest.approx(0.02)
+    assert found.half == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
+    assert not found.excludes_zero
+    assert found.seeds == 3
+    opposite = paired_difference(rows, "ce", "mate", "test_mean")
+    assert opposite is not None
+    assert opposite.mean == pytest.approx(-found.mean)
+
+
+def test_only_seeds_that_both_have_are_paired() -> None:
+    rows = make_rows(ce=[0.5], mate=[0.6, 0.9])
+    found = paired_difference(rows, "mate", "ce", "test_mean")
+    assert found is not None
+    assert (found.seeds, round(found.mean, 6)) == (1, 0.1)
+    assert math.isnan(found.half)
+    assert not found.excludes_zero, "one seed proves nothing"
+    none = [row for row in rows if (row["method"], row["seed"]) != ("mate", 0)]
+    assert paired_difference(none, "mate", "ce", "test_mean") is None
+
+
+def test_the_tables_show_losses_as_well_as_gains() -> None:
+    rows = make_rows(ce=[0.50, 0.60], mate=[0.52, 0.62], eed=[0.40, 0.49])
+    headers, cells = result_table(rows)
+    assert headers[:5] == ["method", "seeds", "exit 1", "exit 2", "mean"]
+    text = as_markdown(headers, cells)
+    assert "| mate | 2 | 57.00 ± 7.07 |" in text
+    assert "+2.00 ± 0.00 *" in text
+    assert "-10.50 ± 6.35 *" in text
+    headers, cells = difference_table(rows, "mate")
+    assert [line[0] for line in cells] == ["ce", "eed"]
+    assert cells[1][3] == "+12.50 ± 6.35 *"
+    assert relative_step(rows, "mate") == 1.0
+
+
+def test_the_picture_is_a_png() -> None:
+    assert draw(make_rows(ce=[0.5, 0.6], mate=[0.6, 0.7]), "title")[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_methods_and_seeds_are_read_as_written() -> None:
+    one, two = parse_methods("ce, mate+alpha=2+teacher_weights=fixed")
+    assert (one.method, one.options) == ("ce", {})
+    assert two.label == "mate+alpha=2+teacher_weights=fixed"
+    assert two.options == {"alpha": "2", "teacher_weights": "fixed"}
+    assert parse_seeds("3") == (0, 1, 2)
+    assert parse_seeds("4,0") == (4, 0)
+    assert parse_seeds("7,") == (7,)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1,1", "a", "1,-2", "1.5"])
+def test_seeds_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--seeds takes"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ce,mat", "Did you mean mate"),
+        ("ce,ce", "twice"),
+        ("mate+alph=2", "Did you mean alpha"),
+        ("mate+alpha", "alpha="),
+        ("mate+alpha=-1", "expected `float` >= 0.0"),
+    ],
+)
+def test_methods_that_make_no_sense_are_refused(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_methods(text)

@@ -1,0 +1,59 @@
+"""`mate-edge evaluate`: from cached logits, without the network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mate_edge.runs import read_finished_run
+
+
+@pytest.fixture
+def own_run(run_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_folder, tmp_path / "own"))
+
+
+def test_evaluate_counts_what_training_counted_and_writes_figures_and_curves(
+    cli: Any, own_run: Path
+) -> None:
+    done = cli("evaluate", own_run)
+    assert done.returncode == 0, done.stderr
+    run = read_finished_run(own_run)
+    assert run.results is not None
+    found = json.loads((own_run / "evaluation.json").read_bytes())
+    assert [exit_["accuracy"] for exit_ in found["exits"]] == list(run.results.test_accuracy)
+    assert found["ensemble"] == pytest.approx(run.results.test_ensemble)
+    for exit_, flops in zip(found["exits"], run.results.cumulative_flops, strict=True):
+        assert exit_["cumulative_flops"] == flops
+        assert sum(part["count"] for part in exit_["reliability"]) == 359
+    assert (own_run / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{100 * run.results.test_accuracy[0]:.2f}" in done.stdout
+
+
+def test_it_needs_the_outputs_alone_and_speaks_json(cli: Any, own_run: Path) -> None:
+    (own_run / "model.safetensors").unlink()
+    done = cli("evaluate", own_run, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((own_run / "evaluation.json").read_bytes())
+
+
+def test_altered_outputs_are_refused(cli: Any, own_run: Path) -> None:
+    path = own_run / "outputs.npz"
+    path.write_bytes(path.read_bytes()[:-20])
+    done = cli("evaluate", own_run)
+    assert done.returncode == 2
+    assert "SHA-256 differs" in done.stderr
+    assert not (own_run / "evaluation.json").exists()
+
+
+def test_the_flops_of_training_are_those_of_the_profile(cli: Any, own_run: Path) -> None:
+    profile = json.loads(cli("profile", own_run, "--json").stdout)
+    run = read_finished_run(own_run)
+    assert run.results is not None
+    assert list(run.results.cumulative_flops) == [
+        exit_["cumulative_flops"] for exit_ in profile["exits"]
+    ]
