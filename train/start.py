@@ -52,8 +52,8 @@ class Options:
     mixup: float | None = None
 
 
-def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
-    """Load the data, check every option and make the run folder.
+def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Path, Run, Dataset]:
+    """Load the data, check every option and make the run folder, for so many processes.
 
     Raises:
         UsageError: an option that cannot work, or `out` exists.
@@ -78,7 +78,7 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     recipe = msgspec.structs.replace(
         dataset.recipe, **{name: value for name, value in chosen.items() if value is not None}
     )
-    check_recipe(recipe, len(dataset.train.labels))
+    check_recipe(recipe, len(dataset.train.labels), processes)
     validate_every = 1 if options.validate_every is None else options.validate_every
     if validate_every < 1:
         raise UsageError(f"--validate-every must be 1 epoch or more, not {validate_every}")
@@ -179,7 +179,10 @@ def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.is_main_process:
-        folder, run, dataset = (old_run if resume else new_run)(options, out)
+        if resume:
+            folder, run, dataset = old_run(options, out)
+        else:
+            folder, run, dataset = new_run(options, out, state.num_processes)
         shared = [str(folder)]
     else:
         shared = [""]

@@ -1,0 +1,139 @@
+"""Two processes (gloo) against one with the same global batch."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mate_edge.runs import read_finished_run, read_run
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
+TRAIN = ["-m", "mate_edge", "train", "--data", "digits", "--epochs", "2", "--seed", "1",
+         "--batch-size", "64"]  # fmt: skip
+
+WATCHED = """
+import sys
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from mate_edge.train.loop import make_accelerator, train
+from mate_edge.train.start import Options, new_run, old_run
+
+out, here = Path(sys.argv[1]), PartialState(cpu=True)
+options = Options(data="digits", epochs=2, seed=1, batch_size=64)
+if here.is_main_process:
+    new_run(options, out)
+here.wait_for_everyone()
+accelerator = make_accelerator("fp32")
+
+def keep(models, weights, folder):
+    name = out.with_name(f"rank-{here.process_index}.pt")
+    torch.save(dict(accelerator.unwrap_model(models[0]).named_parameters()), name)
+
+accelerator.register_save_state_pre_hook(keep)
+train(*old_run(Options(), out), accelerator)
+"""
+
+
+def launch(*command: str, cwd: Path) -> subprocess.Popen[str]:
+    # each process in the group of its launcher, so that the launcher's end is theirs
+    return subprocess.Popen(
+        [*TORCHRUN, *command],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def alone(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = cli(*TRAIN[2:], "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training by two processes that leaves each one's parameters beside it."""
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "watched.py").write_text(WATCHED)
+    finish(launch("watched.py", "run", cwd=folder))
+    return folder / "run"
+
+
+def test_both_processes_end_with_equal_parameters_the_teacher_weights_too(together: Path) -> None:
+    import torch
+
+    first, second = (
+        torch.load(together.with_name(f"rank-{rank}.pt"), weights_only=True) for rank in (0, 1)
+    )
+    assert "method.teacher_weights" in first
+    assert first["method.teacher_weights"].abs().max() > 0
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_two_processes_learn_what_one_does_with_the_same_global_batch(
+    alone: Path, together: Path
+) -> None:
+    one, two = (read_finished_run(folder).results for folder in (alone, together))
+    assert one is not None
+    assert two is not None
+    assert np.mean(two.test_accuracy) == pytest.approx(np.mean(one.test_accuracy), abs=0.1)
+    with open(together / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(alone / "metrics.csv", newline="") as file:
+        expected = list(csv.DictReader(file))
+    assert len(rows) == 2
+    # the first epochs differ only in BatchNorm's statistics, which are each half batch's own
+    assert float(rows[0]["loss"]) == pytest.approx(float(expected[0]["loss"]), rel=0.1)
+
+
+def test_a_signal_to_the_launcher_saves_and_both_go_on_to_the_same_weights(
+    together: Path, tmp_path: Path
+) -> None:
+    started = launch(*TRAIN, "--out", "run", cwd=tmp_path)
+    state = tmp_path / "run" / "state" / "epoch-1"
+    while not state.exists():
+        assert started.poll() is None, started.communicate()[1]
+        time.sleep(0.01)
+    started.send_signal(signal.SIGTERM)
+    _, said = started.communicate(timeout=100)
+    assert started.returncode != 0
+    assert "mate-edge train --resume --out run" in said
+    (kept,) = state.parent.iterdir()
+    assert kept.name.startswith("epoch-1-step-")
+    assert not read_run(tmp_path / "run").finished
+    finish(launch("-m", "mate_edge", "train", "--resume", "--out", "run", cwd=tmp_path))
+    one, other = (load_file(run / "model.safetensors") for run in (together, tmp_path / "run"))
+    for name, value in one.items():
+        assert np.array_equal(value, other[name]), name
+
+
+def test_a_batch_that_cannot_be_halved_is_a_clear_error(tmp_path: Path) -> None:
+    process = launch(*TRAIN[:-1], "33", "--out", "run", cwd=tmp_path)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "--batch-size 33 cannot be shared out to 2 processes" in said
+    assert not (tmp_path / "run").exists()
