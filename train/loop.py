@@ -23,7 +23,7 @@ from mate_edge import files
 from mate_edge.errors import RunError, UsageError
 from mate_edge.runs import Results, Run, write_run
 from mate_edge.train.data.dataset import Dataset
-from mate_edge.train.data.loader import make_loader
+from mate_edge.train.data.loader import make_loader, waiting_advice
 from mate_edge.train.evaluate import compute_logits, exit_accuracy, spread
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import WEIGHTS, MultiExitNet, build_network
@@ -42,6 +42,7 @@ SAMPLE_IMAGES = 64
 
 SHOW_EVERY = 5  # steps
 ESTIMATE_AFTER = 20  # steps
+MUCH_WAITING = 0.2  # of an epoch's time
 
 
 def provenance() -> dict[str, Any]:
@@ -74,12 +75,18 @@ def make_accelerator(precision: str) -> Accelerator:
         raise UsageError(f"--precision {precision} does not work here: {error}") from None
 
 
-def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) -> None:
+def train(
+    folder: Path,
+    run: Run,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    workers: int | None = None,
+) -> None:
     """Train `run` in `folder`, from its newest state if it has one, to the end.
 
     Writes `metrics.csv` and the state after each epoch; at the end the weights, `outputs.npz` and
     the results. The same seed gives the same weights, bit by bit, on the same machine and versions,
-    whether interrupted or not.
+    whether interrupted or not, with any number of `workers` (see `make_loader`).
 
     Raises:
         UsageError: an option that cannot work.
@@ -95,10 +102,11 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
     method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)
     objective = Objective(network.to(memory_format=torch.channels_last), method)
     optimizer = make_optimizer(objective, run.recipe)
-    loader, order = make_loader(dataset, run.recipe, run.seed)
+    loader, order = make_loader(dataset, run.recipe, run.seed, workers)
     prepared, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     done = load_state(accelerator, folder)
     rows = read_metrics(folder, done)
+    advised = False
 
     epochs, steps = run.recipe.epochs, len(loader)
     with TrainingProgress(
@@ -119,6 +127,9 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
                 rows.append(row)
                 write_metrics(folder, rows)
                 progress.say(_epoch_line(row, epochs, network.num_exits))
+            if row["waiting"] > MUCH_WAITING and not advised:
+                progress.say(waiting_advice(row["waiting"], loader.num_workers))
+                advised = True
             save_state(accelerator, folder, epoch + 1)
     if accelerator.is_main_process:
         _finish(folder, run, network, dataset, accelerator.device)
@@ -133,14 +144,21 @@ def _train_epoch(
     progress: TrainingProgress,
     epoch: int,
 ) -> dict[str, float]:
-    """Train one epoch; return its mean loss, accuracies, speed and duration."""
+    """Train one epoch; return its mean loss, accuracies, speed, duration and share of waiting.
+
+    Waiting is the time that this process spends on getting batches. A GPU may still be busy with
+    the batch before, so there it is an upper bound of what more workers can save.
+    """
     objective.train()
     device = accelerator.device
     total = torch.zeros((), device=device)
     correct = torch.zeros((), device=device)
     seen, state = 0, ""
-    started = time.perf_counter()
+    waited = 0.0
+    started = asked = time.perf_counter()
     for step, (images, labels) in enumerate(loader, start=1):
+        if step > 1:  # the first batch also waits for the workers to start
+            waited += time.perf_counter() - asked
         images = images.to(memory_format=torch.channels_last)
         loss, logits = objective(images, labels)
         optimizer.zero_grad(set_to_none=True)
@@ -163,6 +181,7 @@ def _train_epoch(
         if progress.steps_here == ESTIMATE_AFTER:
             left = progress.steps_left * (time.perf_counter() - started) / step
             progress.say(f"this training will take about {duration(left)}")
+        asked = time.perf_counter()
     seconds = time.perf_counter() - started
     accuracies = (correct / seen).tolist()
     return {
@@ -170,6 +189,7 @@ def _train_epoch(
         **{f"train_accuracy_{k}": a for k, a in enumerate(accuracies, start=1)},
         "images_per_s": seen * accelerator.num_processes / seconds,
         "seconds": seconds,
+        "waiting": waited / seconds,
     }
 
 
