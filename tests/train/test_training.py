@@ -280,6 +280,8 @@ def test_an_option_that_cannot_work_is_a_clear_error(
         (["--resume"], "no run under runs/"),
         (["--resume", "--out", "there"], "run.json is missing"),
         (["--epoch", "3"], "--epochs"),
+        (["--data", "digits", "--workers", "-1"], "--workers must be 0 or more"),
+        (["--data", "digits", "--train-images", "9"], "--train-images must lie between 10"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(
