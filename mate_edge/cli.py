@@ -105,6 +105,9 @@ def train(
         float | None, typer.Option(help="The share of a label that goes to all classes.")
     ] = None,
     mixup: Annotated[float | None, typer.Option(help="MixUp's alpha, such as 0.2.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that prepare images; default: chosen.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,
 ) -> None:
@@ -117,7 +120,7 @@ def train(
         data, arch, head, method, _pairs(method_option), epochs, batch_size, lr, seed, size,
         precision, accumulate, validate_every, train_images, randaugment, label_smoothing, mixup,
     )  # fmt: skip
-    folder, run = run_training(options, out, resume)
+    folder, run = run_training(options, out, resume, workers)
     if is_main_process():
         print_results(folder, run)
 

@@ -22,7 +22,7 @@ from mate_edge import files
 from mate_edge.errors import RunError, TrainingStopped, UsageError
 from mate_edge.runs import Results, Run, write_run
 from mate_edge.train.data.dataset import Dataset
-from mate_edge.train.data.loader import make_loader
+from mate_edge.train.data.loader import make_loader, waiting_advice
 from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, spread
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import WEIGHTS, MultiExitNet, build_network
@@ -45,6 +45,7 @@ SAMPLE_IMAGES = 64
 
 LOOK_EVERY = 5  # steps: to look at the sums waits for the device, and for the other processes
 ESTIMATE_AFTER = 20  # steps
+MUCH_WAITING = 0.2  # of an epoch's time
 
 
 def provenance() -> dict[str, Any]:
@@ -78,12 +79,19 @@ def make_accelerator(precision: str, accumulate: int = 1) -> Accelerator:
         raise UsageError(f"--precision {precision} does not work here: {error}") from None
 
 
-def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) -> None:
+def train(
+    folder: Path,
+    run: Run,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    workers: int | None = None,
+) -> None:
     """Train `run` in `folder`, from its newest state if it has one, to the end.
 
     Writes `metrics.csv` and the state after each epoch; at the end the weights, `outputs.npz` and
     the results. The same seed gives the same weights, bit by bit, on the same machine, versions and
-    number of processes, whether interrupted or not.
+    number of processes, whether interrupted or not, with any number of `workers` (see
+    `make_loader`).
 
     Raises:
         UsageError: an option that cannot work.
@@ -100,10 +108,11 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
     method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)
     objective = Objective(network.to(memory_format=torch.channels_last), method)
     optimizer = make_optimizer(objective, run.recipe)
-    loader, order = make_loader(dataset, run.recipe, run.seed)
+    loader, order = make_loader(dataset, run.recipe, run.seed, workers)
     prepared, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     done = load_state(accelerator, folder)
     rows = read_metrics(folder, done.epoch)
+    advised = False
 
     epochs, steps = run.recipe.epochs, len(order) // run.recipe.batch_size
     with (
@@ -141,6 +150,9 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
                 rows.append(row | method.log())
                 write_metrics(folder, rows)
                 progress.say(_epoch_line(row, epochs, network.num_exits))
+            if sums.waiting > MUCH_WAITING and not advised:
+                progress.say(waiting_advice(sums.waiting, loader.num_workers))
+                advised = True
             save_state(accelerator, folder, Position(epoch=epoch + 1))
     if accelerator.is_main_process:
         _finish(folder, run, network, dataset, accelerator.device)
@@ -160,7 +172,7 @@ def _train_epoch(
     objective.train()
     alone = accelerator.num_processes == 1
     state = ""
-    for images, labels in loader:
+    for images, labels in sums.timed(loader):
         images = images.to(memory_format=torch.channels_last)
         with accelerator.accumulate(objective):
             loss, logits = objective(images, labels)

@@ -168,7 +168,9 @@ def is_main_process() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path, Run]:
+def run_training(
+    options: Options, out: Path | None, resume: bool, workers: int | None = None
+) -> tuple[Path, Run]:
     """Do what `mate-edge train` does; return the run folder and the finished run.
 
     With several processes (`torchrun`, `accelerate launch`) the first one makes the folder; see
@@ -177,6 +179,8 @@ def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path
     Raises:
         MateEdgeError: as `new_run`, `old_run` and `train`.
     """
+    if workers is not None and workers < 0:
+        raise UsageError(f"--workers must be 0 or more, not {workers}")
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.is_main_process:
         if resume:
@@ -194,10 +198,11 @@ def run_training(options: Options, out: Path | None, resume: bool) -> tuple[Path
     if run.finished:
         return folder, run
     try:
-        train(folder, run, dataset, make_accelerator(run.precision, run.recipe.accumulate))
+        accelerator = make_accelerator(run.precision, run.recipe.accumulate)
+        train(folder, run, dataset, accelerator, workers)
         return folder, read_run(folder)
     except ImageError as error:
-        reason = str(error).rsplit("ImageError: ", 1)[-1]  # a worker's carries its traceback
+        reason = str(error).rsplit("ImageError: ", 1)[-1].strip()  # a worker's has its traceback
         raise ImageError(
             f"{reason}: mend it, then type mate-edge train --resume --out {folder}"
         ) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 from mate_edge.errors import RunError
 from mate_edge.train.progress import percentages
 from mate_edge.train.state import Position, Row
+
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -28,6 +32,8 @@ class EpochSums:
         seen: how many images there were.
         bad_batch: the first batch whose loss was no number, from 1; 0 for none.
         earlier_s: seconds spent before an interruption.
+        waited_s: seconds that this process spent on getting batches. A GPU may still be busy with
+            the batch before, so there it is an upper bound of what more workers can save.
     """
 
     epoch: int
@@ -38,6 +44,7 @@ class EpochSums:
     seen: int
     bad_batch: Tensor
     earlier_s: float
+    waited_s: float
     started: float
 
     @classmethod
@@ -48,7 +55,7 @@ class EpochSums:
             RunError: in the midst, and with another number of processes.
         """
         device = accelerator.device
-        batches, seen, seconds, loss, *correct = 0.0, 0.0, 0.0, 0.0, 0.0
+        batches, seen, seconds, waited, loss, *correct = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         if position.step:
             processes = len(position.sums)
             if processes != accelerator.num_processes:
@@ -56,7 +63,9 @@ class EpochSums:
                     f"the training stopped within an epoch of {processes} processes and cannot go "
                     f"on with {accelerator.num_processes}: resume it with {processes}"
                 )
-            batches, seen, seconds, loss, *correct = position.sums[accelerator.process_index]
+            batches, seen, seconds, waited, loss, *correct = position.sums[
+                accelerator.process_index
+            ]
         return cls(
             epoch=position.epoch,
             steps=position.step,
@@ -66,6 +75,7 @@ class EpochSums:
             seen=int(seen),
             bad_batch=torch.zeros((), dtype=torch.int64, device=device),
             earlier_s=seconds,
+            waited_s=waited,
             started=time.perf_counter(),
         )
 
@@ -73,6 +83,23 @@ class EpochSums:
     def seconds(self) -> float:
         """How long the epoch has been trained."""
         return self.earlier_s + time.perf_counter() - self.started
+
+    @property
+    def waiting(self) -> float:
+        """The share of this time that passed without a batch to train on."""
+        return self.waited_s / self.seconds
+
+    def timed(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, noting how long each but the first, for which workers start, took."""
+        batches = iter(loader)
+        yield from itertools.islice(batches, 1)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited_s += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its loss, a scalar, logits [B, K, C], and labels [B] or [B, C]."""
@@ -120,9 +147,11 @@ class EpochSums:
             **{f"train_accuracy_{k}": count / seen for k, count in enumerate(correct, start=1)},
             "images_per_s": seen / seconds,
             "seconds": seconds,
+            "waiting": self.waited_s / seconds,
         }
 
     def position(self, accelerator: Accelerator) -> Position:
         """Return where the training stands, for `save_state`; all processes must call it."""
-        own = (self.batches, self.seen, self.seconds, float(self.loss), *self.correct.tolist())
+        times = (self.seconds, self.waited_s)
+        own = (self.batches, self.seen, *times, float(self.loss), *self.correct.tolist())
         return Position(epoch=self.epoch, step=self.steps, sums=tuple(gather_object([own])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from mate_edge import files
 from mate_edge.errors import UsageError
 from mate_edge.images import normalize
 from mate_edge.runs import Recipe, read_run
+from mate_edge.train import loop
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.loader import TrainingImages
 from mate_edge.train.data.regularize import RandAugment, mix_up, smooth
 from mate_edge.train.start import Options, new_run, old_run, run_training
+from mate_edge.train.state import save_state
 
 # label smoothing
 
@@ -141,15 +144,41 @@ def test_the_options_are_kept_in_the_run_and_guarded_on_resume(
         old_run(Options(label_smoothing=0.3), folder)
 
 
-def test_a_training_with_all_options_is_repeatable(
+def test_an_interrupted_training_with_all_options_resumes_to_bit_equal_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class InterruptedTrainingError(Exception):
+        pass
+
+    def save_and_stop(*state: Any) -> None:
+        save_state(*state)
+        raise InterruptedTrainingError
+
     monkeypatch.chdir(tmp_path)
-    folder, run = run_training(EVERYTHING, None, resume=False)
-    assert run.results is not None
-    again, _ = run_training(EVERYTHING, None, resume=False)
-    one, other = (load_file(path / "model.safetensors") for path in (folder, again))
+    whole, _ = run_training(EVERYTHING, Path("whole"), resume=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save_state", save_and_stop)
+        with pytest.raises(InterruptedTrainingError):
+            run_training(EVERYTHING, Path("stopped"), resume=False)
+    stopped, run = run_training(Options(), Path("stopped"), resume=True)
+    assert run.finished
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, stopped))
     assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_the_command_line_passes_each_option_on(cli: Any, tmp_path: Path) -> None:
+    done = cli(
+        *("train", "--data", "digits", "--epochs", "1", "--batch-size", "64", "--out", "run"),
+        *("--train-images", "130", "--randaugment", "4", "--label-smoothing", "0.3"),
+        *("--mixup", "0.7", "--workers", "1"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "130 of 1294 training images are used" in done.stderr
+    run = read_run(tmp_path / "run")
+    assert run.train_images == 130
+    recipe = run.recipe
+    assert (recipe.randaugment, recipe.label_smoothing, recipe.mixup) == (4, 0.3, 0.7)
 
 
 def test_a_run_from_before_these_options_reads_as_without_them(

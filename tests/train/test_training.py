@@ -173,7 +173,7 @@ def test_a_signal_saves_in_mid_epoch_and_the_resume_is_bit_equal(
     assert f"resuming after epoch 1 and {kept.name[13:]} steps" in resumed.stderr
     assert_same_weights(whole, tmp_path / "stopped")
     one, other = (metrics(folder) for folder in (whole, tmp_path / "stopped"))
-    counted = [name for name in one[0] if name not in ("images_per_s", "seconds")]
+    counted = [name for name in one[0] if name not in ("images_per_s", "seconds", "waiting")]
     own = [name for name in counted if name.startswith(("teacher_accuracy", "kl_"))]
     for name in set(counted) - set(own):  # the method's sums begin anew with the process
         assert [row[name] for row in one] == [row[name] for row in other]
@@ -375,6 +375,8 @@ def test_an_option_that_cannot_work_is_a_clear_error(
         (["--resume"], "no run under runs/"),
         (["--resume", "--out", "there"], "run.json is missing"),
         (["--epoch", "3"], "--epochs"),
+        (["--data", "digits", "--workers", "-1"], "--workers must be 0 or more"),
+        (["--data", "digits", "--train-images", "9"], "--train-images must lie between 10"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(

@@ -73,16 +73,22 @@ class EpochOrder(Sampler[Key]):
 
 
 def make_loader(
-    dataset: Dataset, recipe: Recipe, seed: int
+    dataset: Dataset, recipe: Recipe, seed: int, workers: int | None = None
 ) -> tuple[DataLoader[tuple[Tensor, int]], EpochOrder]:
     """Return a loader of training batches, and its sampler, whose `epoch` must be set.
 
     With gradient accumulation a batch is a part of a step's.
 
-    Images in memory need no workers; files get one a core.
+    Args:
+        dataset: whose training images are wanted.
+        recipe: its batch size and variations.
+        seed: decides order and variations.
+        workers: processes that prepare batches, which are the same whatever this is; see
+            `choose_workers` when None.
     """
     order = EpochOrder(len(dataset.train.labels), recipe.batch_size, seed)
-    workers = cpu_count() if isinstance(dataset.train, FileImages) else 0
+    if workers is None:
+        workers = choose_workers(dataset, recipe)
     loader = DataLoader(
         TrainingImages(dataset, recipe, seed),
         recipe.batch_size // recipe.accumulate,
@@ -95,6 +101,27 @@ def make_loader(
         generator=torch.Generator(),  # else each new epoch draws from what dropout draws from
     )
     return loader, order
+
+
+def choose_workers(dataset: Dataset, recipe: Recipe) -> int:
+    """Return how many workers pay: none for a quick crop and flip in memory.
+
+    Files and RandAugment get one a core, but for the core that trains.
+    """
+    slow = isinstance(dataset.train, FileImages) or recipe.randaugment > 0
+    return max(1, cpu_count() - 1) if slow else 0
+
+
+def waiting_advice(share: float, workers: int) -> str:
+    """Say what to do when a `share` of an epoch's time passed without a batch to train on."""
+    if workers == 0:
+        remedy = "give --workers 1 or more"
+    else:
+        remedy = (
+            "scale large files down to about the input's size, vary them less, or, where cores "
+            f"are free, give more than --workers {workers}"
+        )
+    return f"{share:.0%} of this epoch was spent waiting for images: {remedy}"
 
 
 def _as_is(batch: Any) -> Any:
