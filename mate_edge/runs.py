@@ -54,6 +54,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     arch: str
     head: str
     exits: int
+    exits_at: str | None = None
+    """Where the user asked for the exits: how many, or fractions of the backbone's FLOPs."""
+    cuts: tuple[int, ...] = ()
+    """After how many blocks of the backbone each exit stands; empty: at the ends of its stages."""
     data: str
     classes: tuple[str, ...]
     preprocessing: Preprocessing

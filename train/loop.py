@@ -26,7 +26,7 @@ from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader
 from mate_edge.train.evaluate import compute_logits, exit_accuracy, spread
 from mate_edge.train.losses import make_method
-from mate_edge.train.network import WEIGHTS, MultiExitNet, build_network
+from mate_edge.train.network import WEIGHTS, MultiExitNet, network_of
 from mate_edge.train.progress import TrainingProgress, duration, percentages
 from mate_edge.train.recipe import Objective, check_recipe, learning_rate, make_optimizer
 from mate_edge.train.state import (
@@ -88,10 +88,7 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
     check_recipe(run.recipe, len(dataset.train.labels))
     torch.manual_seed(run.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    preprocessing = run.preprocessing
-    network = build_network(
-        run.arch, run.head, preprocessing.channels, preprocessing.size, len(run.classes)
-    )
+    network = network_of(run)
     method = make_method(run.method, network.num_exits, run.method_options)
     objective = Objective(network.to(memory_format=torch.channels_last), method)
     optimizer = make_optimizer(objective, run.recipe)

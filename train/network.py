@@ -80,7 +80,7 @@ def build_network(
     """Build a `MultiExitNet` with fresh weights.
 
     Args:
-        arch: a name in `BACKBONES`.
+        arch: as `make_parts` takes it.
         head: a name in `HEADS`, for every exit but the last.
         channels: of the images.
         size: of the images, in pixels.
@@ -91,7 +91,7 @@ def build_network(
     Raises:
         UsageError: an unknown name, or images that the backbone cannot take.
     """
-    parts = make_parts(arch, channels, size, stem)
+    parts = make_parts(arch, channels, size, classes, stem)
     return assemble(arch, parts, head, channels, size, classes, cuts)
 
 
@@ -118,16 +118,30 @@ def assemble(
     return MultiExitNet(stages, [*heads, last])
 
 
+def network_of(run: Run) -> MultiExitNet:
+    """Build a run's network with fresh weights, without counting anything anew.
+
+    Raises:
+        UsageError: the user's own network can no longer be imported.
+    """
+    preprocessing = run.preprocessing
+    return build_network(
+        run.arch,
+        run.head,
+        preprocessing.channels,
+        preprocessing.size,
+        len(run.classes),
+        run.cuts,
+    )
+
+
 def load_network(folder: Path, run: Run) -> MultiExitNet:
     """Rebuild a finished run's network with its weights, in evaluation mode.
 
     Raises:
         RunError: the weights are missing, altered, or of another architecture.
     """
-    preprocessing = run.preprocessing
-    network = build_network(
-        run.arch, run.head, preprocessing.channels, preprocessing.size, len(run.classes)
-    )
+    network = network_of(run)
     weights = load_safetensors(read_file(folder, run, WEIGHTS))
     try:
         network.load_state_dict(weights)

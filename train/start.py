@@ -17,13 +17,14 @@ from mate_edge import files
 from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
 from mate_edge.runs import RUNS, Run, find_run, read_run, write_run
-from mate_edge.train.backbones import BACKBONES
+from mate_edge.train.backbones import BACKBONES, make_parts
 from mate_edge.train.data import DATASETS, load_dataset
 from mate_edge.train.data.dataset import Dataset
+from mate_edge.train.exits import choose_cuts
 from mate_edge.train.heads import HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
 from mate_edge.train.losses import METHODS, make_method
-from mate_edge.train.network import build_network
+from mate_edge.train.network import assemble
 from mate_edge.train.recipe import check_recipe
 
 PRECISIONS = {"fp32": None, "bf16": None, "fp16": None}
@@ -44,6 +45,7 @@ class Options:
     seed: int | None = None
     size: int | None = None
     precision: str | None = None
+    exits: str | None = None
 
 
 def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
@@ -60,9 +62,10 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
         ("--method", method, METHODS),
         ("--head", head, HEADS),
         ("--precision", precision, PRECISIONS),
-        ("--arch", options.arch or "resnet18", BACKBONES),
     ):
         look_up(kind, name, table)
+    if ":" not in (wanted := options.arch or "resnet18"):
+        look_up("--arch", wanted, BACKBONES)
     if out is not None and out.exists():
         raise UsageError(f"{out} exists already: remove it, choose another --out, or --resume it")
     data = options.data or "cifar100"
@@ -76,19 +79,21 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     seed = options.seed or 0
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed must lie between 0 and 2^63 - 1, not {seed}")
-    preprocessing = dataset.preprocessing
-    network = build_network(
-        arch, head, preprocessing.channels, preprocessing.size, len(dataset.classes)
-    )
+    channels, size = dataset.preprocessing.channels, dataset.preprocessing.size
+    parts = make_parts(arch, channels, size, len(dataset.classes))
+    cuts = choose_cuts(parts.stages, options.exits, channels, size)
+    network = assemble(arch, parts, head, channels, size, len(dataset.classes), cuts)
     make_method(method, network.num_exits, options.method_options)
     label = data if data in DATASETS else re.sub(r"[^\w.-]+", "-", Path(data).resolve().name)
-    folder = out or files.unused(RUNS / f"{label}-{arch}-{method}")
+    folder = out or files.unused(RUNS / re.sub(r"[^\w.-]+", "-", f"{label}-{arch}-{method}"))
     run = msgspec.convert(
         {
             "name": folder.name,
             "arch": arch,
             "head": head,
             "exits": network.num_exits,
+            "exits_at": options.exits,
+            "cuts": cuts,
             "data": data if data in DATASETS else str(Path(data).resolve()),
             "classes": dataset.classes,
             "preprocessing": dataset.preprocessing,
@@ -123,6 +128,7 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
         "epochs": run.recipe.epochs,
         "batch_size": run.recipe.batch_size,
         "lr": run.recipe.lr,
+        "exits": run.exits_at,
     }
     for option in dataclasses.fields(options):
         wanted = getattr(options, option.name)
