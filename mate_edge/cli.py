@@ -91,6 +91,18 @@ def train(
     size: Annotated[int | None, typer.Option(help="Input pixels, for folders.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     exits: Annotated[str | None, typer.Option(help=EXITS_HELP)] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from torchvision's ImageNet weights.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Start from your network's state dict.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names, one a line, in your network's order.")
+    ] = None,
+    freeze_backbone: Annotated[
+        bool, typer.Option("--freeze-backbone", help="Train the early heads alone.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,
 ) -> None:
@@ -101,7 +113,7 @@ def train(
 
     options = Options(
         data, arch, head, method, _pairs(method_option), epochs, batch_size, lr, seed, size,
-        precision, exits,
+        precision, exits, pretrained or None, weights, classes, freeze_backbone or None,
     )  # fmt: skip
     folder, run = run_training(options, out, resume)
     if is_main_process():

@@ -30,6 +30,7 @@ from mate_edge.train.network import WEIGHTS, MultiExitNet, network_of
 from mate_edge.train.progress import TrainingProgress, duration, percentages
 from mate_edge.train.recipe import Objective, check_recipe, learning_rate, make_optimizer
 from mate_edge.train.state import (
+    load_initial,
     load_state,
     read_metrics,
     remove_state,
@@ -89,6 +90,8 @@ def train(folder: Path, run: Run, dataset: Dataset, accelerator: Accelerator) ->
     torch.manual_seed(run.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     network = network_of(run)
+    if run.weights is not None:
+        load_initial(folder, network)
     method = make_method(run.method, network.num_exits, run.method_options)
     objective = Objective(network.to(memory_format=torch.channels_last), method)
     optimizer = make_optimizer(objective, run.recipe)

@@ -36,6 +36,7 @@ class MultiExitNet(nn.Module):
             raise ValueError(f"{len(stages)} stages need as many heads, not {len(heads)}")
         self.stages = nn.ModuleList(stages)
         self.heads = nn.ModuleList(heads)
+        self.frozen = False
 
     @property
     def num_exits(self) -> int:
@@ -49,6 +50,24 @@ class MultiExitNet(nn.Module):
             features = stage(features)
             logits.append(head(features))
         return torch.stack(logits, dim=1)
+
+    def freeze(self) -> None:
+        """Fix all stages and the last head, BatchNorm and dropout too: only early heads learn.
+
+        Then the last exit answers bit by bit as before, and no gradient goes through the backbone.
+        """
+        self.frozen = True
+        self.stages.requires_grad_(False)
+        self.heads[-1].requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> MultiExitNet:
+        """Set the mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.stages.eval()
+            self.heads[-1].eval()
+        return self
 
     def keep_exits(self, exits: Sequence[int]) -> MultiExitNet:
         """Return the network with only these exits (numbered from 1), sharing all weights.
@@ -125,14 +144,18 @@ def network_of(run: Run) -> MultiExitNet:
         UsageError: the user's own network can no longer be imported.
     """
     preprocessing = run.preprocessing
-    return build_network(
+    network = build_network(
         run.arch,
         run.head,
         preprocessing.channels,
         preprocessing.size,
         len(run.classes),
         run.cuts,
+        run.stem,
     )
+    if run.freeze_backbone:
+        network.freeze()
+    return network
 
 
 def load_network(folder: Path, run: Run) -> MultiExitNet:

@@ -17,15 +17,25 @@ from mate_edge import files
 from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
 from mate_edge.runs import RUNS, Run, find_run, read_run, write_run
-from mate_edge.train.backbones import BACKBONES, make_parts
+from mate_edge.train.backbones import BACKBONES
 from mate_edge.train.data import DATASETS, load_dataset
+from mate_edge.train.data.adapt import read_classes, reorder_classes, use_imagenet_statistics
 from mate_edge.train.data.dataset import Dataset
+from mate_edge.train.evaluate import compute_logits, exit_accuracy
 from mate_edge.train.exits import choose_cuts
 from mate_edge.train.heads import HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
 from mate_edge.train.losses import METHODS, make_method
-from mate_edge.train.network import assemble
-from mate_edge.train.recipe import check_recipe
+from mate_edge.train.network import MultiExitNet, assemble
+from mate_edge.train.recipe import FINE_TUNING, check_recipe
+from mate_edge.train.state import save_initial
+from mate_edge.train.weights import (
+    Imported,
+    Weights,
+    find_weights,
+    import_parts,
+    read_weights,
+)
 
 PRECISIONS = {"fp32": None, "bf16": None, "fp16": None}
 
@@ -46,6 +56,10 @@ class Options:
     size: int | None = None
     precision: str | None = None
     exits: str | None = None
+    pretrained: bool | None = None
+    weights: Path | None = None
+    classes: Path | None = None
+    freeze_backbone: bool | None = None
 
 
 def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
@@ -71,18 +85,28 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     data = options.data or "cifar100"
     dataset = load_dataset(data, options.size)
     arch = options.arch or dataset.arch
+    weights = find_weights(arch, options.weights, bool(options.pretrained))
+    defaults = dataset.recipe
+    if weights is not None:
+        dataset = use_imagenet_statistics(dataset)
+        defaults = msgspec.structs.replace(defaults, **FINE_TUNING)
+    if options.classes is not None:
+        dataset = reorder_classes(dataset, read_classes(options.classes))
     chosen = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr}
     recipe = msgspec.structs.replace(
-        dataset.recipe, **{name: value for name, value in chosen.items() if value is not None}
+        defaults, **{name: value for name, value in chosen.items() if value is not None}
     )
     check_recipe(recipe, len(dataset.train.labels))
     seed = options.seed or 0
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed must lie between 0 and 2^63 - 1, not {seed}")
     channels, size = dataset.preprocessing.channels, dataset.preprocessing.size
-    parts = make_parts(arch, channels, size, len(dataset.classes))
-    cuts = choose_cuts(parts.stages, options.exits, channels, size)
-    network = assemble(arch, parts, head, channels, size, len(dataset.classes), cuts)
+    torch.manual_seed(seed)  # imported weights are kept together with the new heads
+    imported = import_parts(arch, weights, channels, size, len(dataset.classes))
+    cuts = choose_cuts(imported.parts.stages, options.exits, channels, size)
+    network = assemble(arch, imported.parts, head, channels, size, len(dataset.classes), cuts)
+    if options.freeze_backbone:
+        _check_freezing(weights, imported, network.num_exits)
     make_method(method, network.num_exits, options.method_options)
     label = data if data in DATASETS else re.sub(r"[^\w.-]+", "-", Path(data).resolve().name)
     folder = out or files.unused(RUNS / re.sub(r"[^\w.-]+", "-", f"{label}-{arch}-{method}"))
@@ -94,6 +118,11 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
             "exits": network.num_exits,
             "exits_at": options.exits,
             "cuts": cuts,
+            "stem": imported.stem,
+            "pretrained": bool(options.pretrained),
+            "weights": weights and weights.name,
+            "weights_sha256": weights and weights.sha256,
+            "freeze_backbone": bool(options.freeze_backbone),
             "data": data if data in DATASETS else str(Path(data).resolve()),
             "classes": dataset.classes,
             "preprocessing": dataset.preprocessing,
@@ -109,8 +138,35 @@ def new_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     )
     with files.whole_folder(folder) as made:
         write_run(made, run)
+        if weights is not None:
+            save_initial(made, network)
     files.write_latest(RUNS, folder)
+    if imported.whole:
+        accuracy = 100 * _last_exit_accuracy(network, dataset)
+        count = len(dataset.val.labels)
+        print(f"imported network: {accuracy:.2f} % of {count} validation images", file=sys.stderr)
     return folder, run, dataset
+
+
+def _check_freezing(weights: Weights | None, imported: Imported, num_exits: int) -> None:
+    if weights is None:
+        raise UsageError(
+            "--freeze-backbone keeps an imported network as it is: give --weights or --pretrained"
+        )
+    if not imported.whole:
+        raise UsageError(
+            "--freeze-backbone keeps the last exit as imported, and its classifier was not "
+            "imported: leave the option out, or give --weights with a classifier for these classes"
+        )
+    if num_exits == 1:
+        raise UsageError("--freeze-backbone trains the early heads, and --exits 1 has none")
+
+
+def _last_exit_accuracy(network: MultiExitNet, dataset: Dataset) -> float:
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    last = network.keep_exits([network.num_exits]).to(device)
+    logits = compute_logits(last, dataset.val, dataset.preprocessing, device)
+    return exit_accuracy(logits, dataset.val.labels)[0][0]
 
 
 def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
@@ -129,12 +185,17 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
         "batch_size": run.recipe.batch_size,
         "lr": run.recipe.lr,
         "exits": run.exits_at,
+        "weights": run.weights_sha256,
     }
     for option in dataclasses.fields(options):
         wanted = getattr(options, option.name)
         found = stored.get(option.name, getattr(run, option.name, None))
         if option.name == "data" and wanted is not None and wanted not in DATASETS:
             wanted = str(Path(wanted).resolve())
+        if option.name == "classes":
+            wanted = wanted and read_classes(wanted)
+        if option.name == "weights":
+            wanted = wanted and read_weights(wanted).sha256
         if option.name == "method_options":
             wanted = wanted and run.method_options | wanted
         if wanted not in (None, {}, found):
@@ -143,6 +204,10 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
                 "this option, or train a new run"
             )
     dataset = load_dataset(run.data, None if run.data in DATASETS else run.preprocessing.size)
+    if set(dataset.classes) == set(run.classes):
+        dataset = reorder_classes(dataset, run.classes)
+    if run.weights is not None:
+        dataset = use_imagenet_statistics(dataset)
     same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
     if not same or dataset.fingerprint() != run.images_sha256:
         raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")
