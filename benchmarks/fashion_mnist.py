@@ -29,7 +29,8 @@ from mate_edge.runs import read_finished_run, read_outputs
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.train.data import load_dataset
-from mate_edge.train.start import Options, run_training
+from mate_edge.train.options import Options
+from mate_edge.train.start import run_training
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from mate_edge.report.comparison import NOTE, difference_table, result_table
 from mate_edge.report.text import print_table
 from mate_edge.train.compare import parse_methods, run_comparison, write_results
 from mate_edge.train.losses import METHODS
-from mate_edge.train.start import Options
+from mate_edge.train.options import Options
 
 ALL = ",".join(METHODS)
 TINY_20 = 20

@@ -221,6 +221,8 @@ def _provenance(run: Run, exits: list[int]) -> dict[str, Any]:
         "arch": run.arch,
         "head": run.head,
         "exits": exits,
+        "weights": run.weights,
+        "weights_sha256": run.weights_sha256,
         "data": Path(run.data).name,
         "method": run.method,
         "method_options": run.method_options,

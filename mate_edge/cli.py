@@ -27,6 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+EXITS_HELP = "How many, or at which fractions of the backbone's FLOPs, such as 0.25,0.5,0.75."
+
 
 def main() -> None:
     """Run the command line: exit code 2 and one line on stderr for a mistake of the user."""
@@ -77,7 +79,9 @@ def train(
     data: Annotated[
         str | None, typer.Option(help="A data set's name or a folder of images.")
     ] = None,
-    arch: Annotated[str | None, typer.Option(help="The backbone.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="The backbone, or your own: package.module:name.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="mate, ce or a baseline.")] = None,
     head: Annotated[str | None, typer.Option(help="sepconv, bottleneck or linear.")] = None,
     method_option: Annotated[
@@ -108,17 +112,32 @@ def train(
     workers: Annotated[
         int | None, typer.Option(help="Processes that prepare images; default: chosen.")
     ] = None,
+    exits: Annotated[str | None, typer.Option(help=EXITS_HELP)] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from torchvision's ImageNet weights.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Start from your network's state dict.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names, one a line, in your network's order.")
+    ] = None,
+    freeze_backbone: Annotated[
+        bool, typer.Option("--freeze-backbone", help="Train the early heads alone.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,
 ) -> None:
     """Train a multi-exit network; writes a run folder."""
     with _extra("train"):
         from mate_edge.report.text import print_results
-        from mate_edge.train.start import Options, is_main_process, run_training
+        from mate_edge.train.options import Options
+        from mate_edge.train.start import is_main_process, run_training
 
     options = Options(
         data, arch, head, method, _pairs(method_option), epochs, batch_size, lr, seed, size,
         precision, accumulate, validate_every, train_images, randaugment, label_smoothing, mixup,
+        exits, pretrained or None, weights, classes, freeze_backbone or None,
     )  # fmt: skip
     folder, run = run_training(options, out, resume, workers)
     if is_main_process():
@@ -140,6 +159,7 @@ def profile(
     run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
     arch: Annotated[str | None, typer.Option(help="A backbone, untrained, instead.")] = None,
     head: Annotated[str | None, typer.Option(help="With --arch; sepconv.")] = None,
+    exits: Annotated[str | None, typer.Option(help=f"With --arch. {EXITS_HELP}")] = None,
     size: Annotated[int | None, typer.Option(help="With --arch: input pixels; 224.")] = None,
     channels: Annotated[int | None, typer.Option(help="With --arch: 1 or 3; 3.")] = None,
     classes: Annotated[int | None, typer.Option(help="With --arch; 1000.")] = None,
@@ -148,12 +168,14 @@ def profile(
     """Count FLOPs, parameters and border bytes of each exit."""
     if arch is not None and run is not None:
         raise UsageError("give a run or --arch, not both")
-    if arch is None and (head, size, channels, classes) != (None,) * 4:
-        raise UsageError("--head, --size, --channels and --classes go with --arch")
+    if arch is None and (head, exits, size, channels, classes) != (None,) * 5:
+        raise UsageError("--head, --exits, --size, --channels and --classes go with --arch")
     with _extra("train"):
         from mate_edge.export.profile import profile_network
         from mate_edge.report.text import print_profile
-        from mate_edge.train.network import build_network, load_network
+        from mate_edge.train.backbones import make_parts
+        from mate_edge.train.exits import choose_cuts
+        from mate_edge.train.network import assemble, load_network
     from mate_edge import files, runs
 
     accuracies = None
@@ -165,7 +187,10 @@ def profile(
         )
         if size < 16 or channels not in (1, 3) or classes < 2:
             raise UsageError("--size must be 16 or more, --channels 1 or 3, --classes 2 or more")
-        found = profile_network(build_network(arch, head, channels, size, classes), channels, size)
+        parts = make_parts(arch, channels, size, classes)
+        cuts = choose_cuts(parts.stages, exits, channels, size)
+        network = assemble(arch, parts, head, channels, size, classes, cuts)
+        found = profile_network(network, channels, size)
         title = f"{arch}, {head} heads, {channels}x{size}x{size}"
     else:
         folder = runs.find_run(run)

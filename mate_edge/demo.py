@@ -21,7 +21,8 @@ from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.predictor import Prediction, Predictor
 from mate_edge.train.data import load_dataset
 from mate_edge.train.network import load_network
-from mate_edge.train.start import Options, run_training
+from mate_edge.train.options import Options
+from mate_edge.train.start import run_training
 
 DATA = "digits"
 SHOWN = 8

@@ -72,6 +72,18 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     arch: str
     head: str
     exits: int
+    exits_at: str | None = None
+    """Where the user asked for the exits: how many, or fractions of the backbone's FLOPs."""
+    cuts: tuple[int, ...] = ()
+    """After how many blocks of the backbone each exit stands; empty: at the ends of its stages."""
+    stem: Literal["imagenet", "small"] | None = None
+    """That of imported weights; None: by the size of the images."""
+    pretrained: bool = False
+    weights: str | None = None
+    """The file that was imported, or the name of torchvision's weights."""
+    weights_sha256: str | None = None
+    """Of that file."""
+    freeze_backbone: bool = False
     data: str
     train_images: int | None = None
     """How many of the training images were used; None for all."""

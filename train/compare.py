@@ -24,7 +24,8 @@ from mate_edge.report.comparison import Row
 from mate_edge.runs import OptionValue, Run, read_outputs, read_run
 from mate_edge.train.evaluate import exit_accuracy
 from mate_edge.train.losses import METHODS, complete_options
-from mate_edge.train.start import Options, check_options, run_training
+from mate_edge.train.options import Options, check_options
+from mate_edge.train.start import run_training
 from mate_edge.train.state import read_metrics
 
 COMPARISONS = Path("comparisons")

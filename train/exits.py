@@ -35,13 +35,14 @@ def choose_cuts(
     """
     if exits is None or exits == str(len(stages)):
         return ()
-    fractions = _fractions(exits)
     blocks = split_blocks(stages)
-    if len(fractions) >= len(blocks):
+    count = int(exits) if exits.isdecimal() else exits.count(",") + 2
+    if count > len(blocks):
         raise UsageError(
-            f"--exits {exits} asks for {len(fractions) + 1} exits, and this backbone has only "
-            f"{len(blocks)} blocks"
+            f"--exits {exits} asks for {count} exits, and this backbone has only {len(blocks)} "
+            "blocks"
         )
+    fractions = _fractions(exits)
     cumulative = list(accumulate(_block_flops(blocks, channels, size)))
     cuts: list[int] = []
     for fraction in fractions:

@@ -25,12 +25,13 @@ from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader, waiting_advice
 from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, spread
 from mate_edge.train.losses import make_method
-from mate_edge.train.network import WEIGHTS, MultiExitNet, build_network
+from mate_edge.train.network import WEIGHTS, MultiExitNet, network_of
 from mate_edge.train.progress import TrainingProgress, duration, percentages
 from mate_edge.train.recipe import Objective, check_recipe, learning_rate, make_optimizer
 from mate_edge.train.state import (
     Position,
     Row,
+    load_initial,
     load_state,
     read_metrics,
     remove_state,
@@ -101,10 +102,9 @@ def train(
     check_recipe(run.recipe, len(dataset.train.labels), accelerator.num_processes)
     torch.manual_seed(run.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    preprocessing = run.preprocessing
-    network = build_network(
-        run.arch, run.head, preprocessing.channels, preprocessing.size, len(run.classes)
-    )
+    network = network_of(run)
+    if run.weights is not None:
+        load_initial(folder, network)
     method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)
     objective = Objective(network.to(memory_format=torch.channels_last), method)
     optimizer = make_optimizer(objective, run.recipe)

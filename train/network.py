@@ -36,6 +36,7 @@ class MultiExitNet(nn.Module):
             raise ValueError(f"{len(stages)} stages need as many heads, not {len(heads)}")
         self.stages = nn.ModuleList(stages)
         self.heads = nn.ModuleList(heads)
+        self.frozen = False
 
     @property
     def num_exits(self) -> int:
@@ -49,6 +50,24 @@ class MultiExitNet(nn.Module):
             features = stage(features)
             logits.append(head(features))
         return torch.stack(logits, dim=1)
+
+    def freeze(self) -> None:
+        """Fix all stages and the last head, BatchNorm and dropout too: only early heads learn.
+
+        Then the last exit answers bit by bit as before, and no gradient goes through the backbone.
+        """
+        self.frozen = True
+        self.stages.requires_grad_(False)
+        self.heads[-1].requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> MultiExitNet:
+        """Set the mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.stages.eval()
+            self.heads[-1].eval()
+        return self
 
     def keep_exits(self, exits: Sequence[int]) -> MultiExitNet:
         """Return the network with only these exits (numbered from 1), sharing all weights.
@@ -80,7 +99,7 @@ def build_network(
     """Build a `MultiExitNet` with fresh weights.
 
     Args:
-        arch: a name in `BACKBONES`.
+        arch: as `make_parts` takes it.
         head: a name in `HEADS`, for every exit but the last.
         channels: of the images.
         size: of the images, in pixels.
@@ -91,7 +110,7 @@ def build_network(
     Raises:
         UsageError: an unknown name, or images that the backbone cannot take.
     """
-    parts = make_parts(arch, channels, size, stem)
+    parts = make_parts(arch, channels, size, classes, stem)
     return assemble(arch, parts, head, channels, size, classes, cuts)
 
 
@@ -118,16 +137,34 @@ def assemble(
     return MultiExitNet(stages, [*heads, last])
 
 
+def network_of(run: Run) -> MultiExitNet:
+    """Build a run's network with fresh weights, without counting anything anew.
+
+    Raises:
+        UsageError: the user's own network can no longer be imported.
+    """
+    preprocessing = run.preprocessing
+    network = build_network(
+        run.arch,
+        run.head,
+        preprocessing.channels,
+        preprocessing.size,
+        len(run.classes),
+        run.cuts,
+        run.stem,
+    )
+    if run.freeze_backbone:
+        network.freeze()
+    return network
+
+
 def load_network(folder: Path, run: Run) -> MultiExitNet:
     """Rebuild a finished run's network with its weights, in evaluation mode.
 
     Raises:
         RunError: the weights are missing, altered, or of another architecture.
     """
-    preprocessing = run.preprocessing
-    network = build_network(
-        run.arch, run.head, preprocessing.channels, preprocessing.size, len(run.classes)
-    )
+    network = network_of(run)
     weights = load_safetensors(read_file(folder, run, WEIGHTS))
     try:
         network.load_state_dict(weights)

@@ -11,6 +11,9 @@ from mate_edge.runs import Recipe
 from mate_edge.train.losses.method import Method
 from mate_edge.train.network import MultiExitNet
 
+FINE_TUNING = {"epochs": 20, "lr": 0.01}
+"""What a data set's recipe changes to when the weights are imported."""
+
 
 class Objective(nn.Module):
     """The network and its training method as one module, so that both are synchronised alike."""

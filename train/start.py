@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -16,40 +14,21 @@ from accelerate.utils import broadcast_object_list
 from mate_edge import files
 from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
-from mate_edge.runs import RUNS, OptionValue, Recipe, Run, find_run, read_run, write_run
+from mate_edge.runs import RUNS, Recipe, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
 from mate_edge.train.data import DATASETS, OF_ONE_SIZE, load_dataset
+from mate_edge.train.data.adapt import read_classes, reorder_classes, use_imagenet_statistics
 from mate_edge.train.data.dataset import Dataset
+from mate_edge.train.evaluate import compute_logits, exit_accuracy
+from mate_edge.train.exits import choose_cuts
 from mate_edge.train.heads import HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
 from mate_edge.train.losses import METHODS, complete_options, make_method
-from mate_edge.train.network import build_network
-from mate_edge.train.recipe import check_recipe
-
-PRECISIONS = {"fp32": None, "bf16": None, "fp16": None}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user may choose; None stands for the default (the data set's, where it has one)."""
-
-    data: str | None = None
-    arch: str | None = None
-    head: str | None = None
-    method: str | None = None
-    method_options: dict[str, OptionValue] = field(default_factory=dict)
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    seed: int | None = None
-    size: int | None = None
-    precision: str | None = None
-    accumulate: int | None = None
-    validate_every: int | None = None
-    train_images: int | None = None
-    randaugment: int | None = None
-    label_smoothing: float | None = None
-    mixup: float | None = None
+from mate_edge.train.network import MultiExitNet, assemble
+from mate_edge.train.options import PRECISIONS, Options, check_options
+from mate_edge.train.recipe import FINE_TUNING, check_recipe
+from mate_edge.train.state import save_initial
+from mate_edge.train.weights import Imported, Weights, find_weights, import_parts
 
 
 def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Path, Run, Dataset]:
@@ -66,17 +45,25 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         ("--method", method, METHODS),
         ("--head", head, HEADS),
         ("--precision", precision, PRECISIONS),
-        ("--arch", options.arch or "resnet18", BACKBONES),
     ):
         look_up(kind, name, table)
+    if ":" not in (wanted := options.arch or "resnet18"):
+        look_up("--arch", wanted, BACKBONES)
     if out is not None and out.exists():
         raise UsageError(f"{out} exists already: remove it, choose another --out, or --resume it")
     data = options.data or "cifar100"
     dataset = load_dataset(data, options.size, options.train_images)
     arch = options.arch or dataset.arch
+    weights = find_weights(arch, options.weights, bool(options.pretrained))
+    defaults = dataset.recipe
+    if weights is not None:
+        dataset = use_imagenet_statistics(dataset)
+        defaults = msgspec.structs.replace(defaults, **FINE_TUNING)
+    if options.classes is not None:
+        dataset = reorder_classes(dataset, read_classes(options.classes))
     chosen = {name: getattr(options, name, None) for name in Recipe.__struct_fields__}
     recipe = msgspec.structs.replace(
-        dataset.recipe, **{name: value for name, value in chosen.items() if value is not None}
+        defaults, **{name: value for name, value in chosen.items() if value is not None}
     )
     check_recipe(recipe, len(dataset.train.labels), processes)
     validate_every = 1 if options.validate_every is None else options.validate_every
@@ -85,20 +72,30 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     seed = options.seed or 0
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed must lie between 0 and 2^63 - 1, not {seed}")
-    preprocessing = dataset.preprocessing
-    network = build_network(
-        arch, head, preprocessing.channels, preprocessing.size, len(dataset.classes)
-    )
+    channels, size = dataset.preprocessing.channels, dataset.preprocessing.size
+    torch.manual_seed(seed)  # imported weights are kept together with the new heads
+    imported = import_parts(arch, weights, channels, size, len(dataset.classes))
+    cuts = choose_cuts(imported.parts.stages, options.exits, channels, size)
+    network = assemble(arch, imported.parts, head, channels, size, len(dataset.classes), cuts)
+    if options.freeze_backbone:
+        _check_freezing(weights, imported, network.num_exits)
     method_options = complete_options(method, options.method_options)
     make_method(method, network.num_exits, len(dataset.classes), method_options)
     label = data if data in DATASETS else re.sub(r"[^\w.-]+", "-", Path(data).resolve().name)
-    folder = out or files.unused(RUNS / f"{label}-{arch}-{method}")
+    folder = out or files.unused(RUNS / re.sub(r"[^\w.-]+", "-", f"{label}-{arch}-{method}"))
     run = msgspec.convert(
         {
             "name": folder.name,
             "arch": arch,
             "head": head,
             "exits": network.num_exits,
+            "exits_at": options.exits,
+            "cuts": cuts,
+            "stem": imported.stem,
+            "pretrained": bool(options.pretrained),
+            "weights": weights and weights.name,
+            "weights_sha256": weights and weights.sha256,
+            "freeze_backbone": bool(options.freeze_backbone),
             "data": data if data in DATASETS else str(Path(data).resolve()),
             "train_images": options.train_images,
             "classes": dataset.classes,
@@ -116,8 +113,35 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     )
     with files.whole_folder(folder) as made:
         write_run(made, run)
+        if weights is not None:
+            save_initial(made, network)
     files.write_latest(RUNS, folder)
+    if imported.whole:
+        accuracy = 100 * _last_exit_accuracy(network, dataset)
+        count = len(dataset.val.labels)
+        print(f"imported network: {accuracy:.2f} % of {count} validation images", file=sys.stderr)
     return folder, run, dataset
+
+
+def _check_freezing(weights: Weights | None, imported: Imported, num_exits: int) -> None:
+    if weights is None:
+        raise UsageError(
+            "--freeze-backbone keeps an imported network as it is: give --weights or --pretrained"
+        )
+    if not imported.whole:
+        raise UsageError(
+            "--freeze-backbone keeps the last exit as imported, and its classifier was not "
+            "imported: leave the option out, or give --weights with a classifier for these classes"
+        )
+    if num_exits == 1:
+        raise UsageError("--freeze-backbone trains the early heads, and --exits 1 has none")
+
+
+def _last_exit_accuracy(network: MultiExitNet, dataset: Dataset) -> float:
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    last = network.keep_exits([network.num_exits]).to(device)
+    logits = compute_logits(last, dataset.val, dataset.preprocessing, device)
+    return exit_accuracy(logits, dataset.val.labels)[0][0]
 
 
 def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
@@ -132,35 +156,14 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     check_options(folder, run, options)
     size = None if run.data in OF_ONE_SIZE else run.preprocessing.size
     dataset = load_dataset(run.data, size, run.train_images)
+    if set(dataset.classes) == set(run.classes):
+        dataset = reorder_classes(dataset, run.classes)
+    if run.weights is not None:
+        dataset = use_imagenet_statistics(dataset)
     same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
     if not same or dataset.fingerprint() != run.images_sha256:
         raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")
     return folder, run, dataset
-
-
-def check_options(folder: Path, run: Run, options: Options) -> None:
-    """Refuse options that differ from a run's; those that are None differ from nothing.
-
-    Raises:
-        UsageError: with the option and both values.
-    """
-    stored = {
-        "data": run.data,
-        "size": run.preprocessing.size,
-        **msgspec.structs.asdict(run.recipe),
-    }
-    for option in dataclasses.fields(options):
-        wanted = getattr(options, option.name)
-        found = stored.get(option.name, getattr(run, option.name, None))
-        if option.name == "data" and wanted is not None and wanted not in DATASETS:
-            wanted = str(Path(wanted).resolve())
-        if option.name == "method_options":
-            wanted = wanted and complete_options(run.method, run.method_options | wanted)
-        if wanted not in (None, {}, found):
-            raise UsageError(
-                f"{folder} was started with {option.name} {found}, not {wanted}: resume it without "
-                "this option, or train a new run"
-            )
 
 
 def is_main_process() -> bool:

@@ -10,12 +10,17 @@ from typing import Any
 
 import msgspec
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 
 from mate_edge import files
 from mate_edge.errors import RunError
+from mate_edge.train.network import MultiExitNet
 
 STATE = "state"
 POSITION = "position.json"
+INITIAL = "initial.safetensors"
 METRICS = "metrics.csv"
 Row = dict[str, Any]
 
@@ -82,6 +87,27 @@ def _damaged(path: Path, error: Exception) -> RunError:
         f"{path} cannot be loaded ({str(error).splitlines()[0]}): "
         "remove it to train from the beginning"
     )
+
+
+def save_initial(folder: Path, network: MultiExitNet) -> None:
+    """Keep imported weights, so that a training starts or resumes without their file."""
+    weights = {name: t.contiguous().cpu() for name, t in network.state_dict().items()}
+    (folder / STATE).mkdir()
+    files.write_whole(folder / STATE / INITIAL, save_safetensors(weights))
+
+
+def load_initial(folder: Path, network: MultiExitNet) -> None:
+    """Load the imported weights that the training starts from.
+
+    Raises:
+        RunError: they are missing, damaged or of another network.
+    """
+    path = folder / STATE / INITIAL
+    data = files.read_bytes(path, files.MAX_FILE_BYTES, RunError)
+    try:
+        network.load_state_dict(load_safetensors(data))
+    except (SafetensorError, RuntimeError):
+        raise RunError(f"{path} is damaged or of another network: train a new run") from None
 
 
 def remove_state(folder: Path) -> None:

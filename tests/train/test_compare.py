@@ -27,7 +27,7 @@ from mate_edge.train.compare import (
     write_results,
 )
 from mate_edge.train.evaluate import exit_accuracy
-from mate_edge.train.start import Options
+from mate_edge.train.options import Options
 
 QUICK = Options(data="digits", epochs=1, batch_size=128, train_images=256, lr=0.02)
 

@@ -51,7 +51,7 @@ def test_exit_k_is_its_head_on_the_stages_up_to_it() -> None:
 @pytest.mark.parametrize("arch", [arch for arch in TORCHVISION if arch not in DEEPER])
 @torch.no_grad()
 def test_for_large_images_the_last_exit_is_torchvisions_network_bit_by_bit(arch: str) -> None:
-    parts = make_parts(arch, channels=3, size=128)
+    parts = make_parts(arch, 3, 128, 1000)
     network = assemble(arch, parts, "linear", 3, 128, 1000).eval()
     reference = torchvision.models.get_model(arch, weights=None).eval()
     reference.load_state_dict(parts.network.state_dict())
@@ -93,7 +93,7 @@ def test_weights_are_drawn_in_the_order_backbone_stem_early_heads_last_head() ->
     ],
 )
 def test_small_images_get_a_stem_with_less_stride(arch: str, size: int, side: int) -> None:
-    (first, *_) = make_parts(arch, 3, size).stages
+    (first, *_) = make_parts(arch, 3, size, 10).stages
     assert first.eval()(torch.randn(1, 3, size, size)).shape[2:] == (side, side)
 
 

@@ -28,8 +28,9 @@ from mate_edge.train.data.images import FileImages
 from mate_edge.train.evaluate import compute_logits, exit_accuracy
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import build_network, load_network
+from mate_edge.train.options import Options
 from mate_edge.train.recipe import Objective, learning_rate
-from mate_edge.train.start import Options, new_run, old_run, run_training
+from mate_edge.train.start import new_run, old_run, run_training
 
 
 @pytest.fixture

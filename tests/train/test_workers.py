@@ -19,7 +19,8 @@ from mate_edge.errors import UsageError
 from mate_edge.runs import Recipe
 from mate_edge.train.data import load_dataset, loader
 from mate_edge.train.data.loader import TrainingImages, choose_workers, make_loader
-from mate_edge.train.start import Options, run_training
+from mate_edge.train.options import Options
+from mate_edge.train.start import run_training
 
 VARIED = Recipe(epochs=1, batch_size=8, randaugment=9, label_smoothing=0.1, mixup=0.4)
 QUICK = Options(data="digits", epochs=2, batch_size=64, train_images=200)

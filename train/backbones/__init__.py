@@ -19,6 +19,7 @@ from mate_edge.train.backbones.mobilenet import (
     MOBILENET_V3_LARGE,
     MOBILENET_V3_SMALL,
 )
+from mate_edge.train.backbones.own import own_network
 from mate_edge.train.backbones.parts import Parts
 from mate_edge.train.backbones.regnet import REGNET
 from mate_edge.train.backbones.resnet import RESNET, small_resnet
@@ -64,17 +65,20 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def make_parts(arch: str, channels: int, size: int, stem: str | None = None) -> Parts:
+def make_parts(arch: str, channels: int, size: int, classes: int, stem: str | None = None) -> Parts:
     """Return a backbone's parts with fresh weights.
 
     Args:
-        arch: a name in `BACKBONES`.
+        arch: a name in `BACKBONES`, or `package.module:name` (see `own_network`).
         channels: of the images.
         size: of the images, in pixels.
+        classes: of the data set: what the user's own classifier must give.
         stem: `small` or `imagenet`; None: by the size.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or a network of the user's that does not work.
     """
+    if ":" in arch:
+        return own_network(arch, channels, size, classes)
     small = size < SMALL_IMAGE if stem is None else stem == "small"
     return look_up("--arch", arch, BACKBONES)(channels, small)

@@ -33,11 +33,16 @@ def imagenet_network(arch: str, family: Family, channels: int, small: bool) -> P
     """
     network = get_model(arch, weights=None)
     changes = family.small_stem if small else {}
-    name, stem = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    name, stem = first_convolution(network)
     if changes or channels != stem.in_channels:
         network.set_submodule(name, _like(stem, channels, changes))
     stages, classifier = family.split(network, small)
     return Parts(stages, network, classifier)
+
+
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Return the stem's convolution and its name."""
+    return next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
 
 
 def _like(stem: nn.Conv2d, channels: int, changes: Mapping[str, int]) -> nn.Conv2d:

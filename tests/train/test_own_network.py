@@ -1,0 +1,141 @@
+"""The user's own network, imported by its name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mate_edge.errors import UsageError
+from mate_edge.export.export import export_run
+from mate_edge.runs import read_finished_run
+from mate_edge.train.backbones import make_parts
+from mate_edge.train.network import build_network
+from mate_edge.train.options import Options
+from mate_edge.train.start import new_run, run_training
+
+NETS = """
+from torch import nn
+
+def conv(inputs, outputs):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+def stages(channels, size):
+    return [conv(channels, size // 4), conv(size // 4, 16)]
+
+def without_arguments():
+    return nn.Sequential(conv(1, 4), conv(4, 8))
+
+ready = [conv(1, 4), conv(4, 8)]
+
+class Whole(nn.Sequential):
+    def __init__(self, channels, size, classes=10):
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+        super().__init__(conv(channels, 4), conv(4, 8), pool)
+
+def five_classes():
+    return Whole(1, 32, 5)
+
+def empty(): return []
+def only_classifier(): return [nn.Sequential(*Whole(1, 32))]
+def nothing(): return None
+def mixed(): return [conv(1, 4), "head"]
+def one_module(): return nn.Conv2d(1, 4, 3)
+def colour(): return [conv(3, 4), conv(4, 8)]
+def flat(): return [nn.Flatten(), nn.Linear(1024, 8), nn.Linear(8, 10)]
+def listing():
+    class Pair(nn.Module):
+        def forward(self, x): return [x, x]
+    return [Pair()]
+def broken(): return 1 / 0
+number = 7
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Write the module into the working folder; return how to name what is in it."""
+    module = f"nets_{tmp_path.name}"  # a name of its own: modules stay imported
+    (tmp_path / f"{module}.py").write_text(NETS)
+    (tmp_path / f"{module}_bad.py").write_text("import no_such_package")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path.copy())
+    return lambda name: f"{module}{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("stages", [8, 16]), ("without_arguments", [4, 8]), ("ready", [4, 8]), ("Whole", [4, 8])],
+)
+def test_functions_classes_and_ready_lists_give_stages(
+    name: str, widths: list[int], nets: Callable[[str], str]
+) -> None:
+    network = build_network(nets(f":{name}"), "sepconv", 1, 32, 10)
+    assert [stage[0].out_channels for stage in network.stages] == widths  # type: ignore[index,union-attr]
+    assert network(torch.randn(2, 1, 32, 32)).shape == (2, 2, 10)
+
+
+def test_what_is_ready_is_copied_with_its_weights(nets: Callable[[str], str]) -> None:
+    first, second = (make_parts(nets(":ready"), 1, 32, 10).stages[0] for _ in range(2))
+    one, other = (stage.get_parameter("0.weight") for stage in (first, second))
+    assert torch.equal(one, other)
+    assert one is not other
+
+
+def test_a_last_module_that_classifies_is_the_last_head(nets: Callable[[str], str]) -> None:
+    parts = make_parts(nets(":Whole"), 1, 32, 10)
+    assert isinstance(parts.network, nn.Sequential)
+    assert len(parts.stages) == 2
+    assert parts.classifier is parts.network[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("x:stages", "cannot be imported .*No module named"),
+        ("_bad:stages", "cannot be imported .*no_such_package"),
+        (":stage", "cannot be imported .*no attribute 'stage'"),
+        (":", "cannot be imported"),
+        (":nothing", "gives a NoneType: it must be a list"),
+        (":mixed", "gives a list with a str"),
+        (":number", "gives a int"),
+        (":one_module", "gives a Conv2d"),
+        (":empty", "no stage"),
+        (":only_classifier", "no stage"),
+        (":colour", r"stage 1 fails on features \(2, 1, 32, 32\).*3 channels"),
+        (":flat", r"stage 1 of .* makes \(2, 1024\)"),
+        (":listing", "stage 1 of .* makes a list"),
+        (":five_classes", "5 outputs, and the data set has 10 classes"),
+        (":broken", r"broken\(\) fails \(ZeroDivisionError"),
+    ],
+)
+def test_a_network_that_cannot_work_is_a_clear_error(
+    name: str, says: str, nets: Callable[[str], str]
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        build_network(nets(name), "sepconv", 1, 32, 10)
+
+
+def test_an_own_network_goes_the_whole_way(nets: Callable[[str], str], tmp_path: Path) -> None:
+    options = Options(data="digits", arch=nets(":Whole"), epochs=1)
+    folder, run, _ = new_run(options, None)
+    assert run.arch == nets(":Whole")
+    assert ":" not in folder.name
+    run_training(options, folder, resume=True)
+    said: list[Any] = []
+    _, manifest = export_run(folder, read_finished_run(folder), "cpu", None, None,
+                             tmp_path / "own.mate", said.append)  # fmt: skip
+    assert len(manifest.exits) == 2
+
+
+def test_the_command_finds_a_module_in_the_working_folder(
+    cli: Any, nets: Callable[[str], str], tmp_path: Path
+) -> None:
+    done = cli("profile", "--arch", nets(":stages"), "--size", "32", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "exit 2" in done.stdout

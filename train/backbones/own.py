@@ -1,0 +1,103 @@
+"""The user's own network: `--arch package.module:name`."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from mate_edge.errors import UsageError
+from mate_edge.train.backbones.parts import Parts, output_shapes
+
+
+def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
+    """Import the user's stages, or the function that makes them.
+
+    A function (or class) is called with (channels, size) if it takes two arguments, else with
+    none. What is ready is copied, with the weights that it has. Each stage maps [B, C, H, W] to
+    [B, C', H', W']; the last module may be the classifier, to [B, classes].
+
+    Weights in a file have the names of the `nn.Sequential` or `nn.ModuleList` that was given, or
+    else of an `nn.ModuleList` of the stages: `0.conv.weight`.
+
+    Args:
+        arch: `package.module:name`; the working folder is on the path, as with `python -m`.
+        channels: of the images.
+        size: of the images, in pixels.
+        classes: of the data set.
+
+    Raises:
+        UsageError: it cannot be imported or called, gives no such modules, or a module does not
+            take these images.
+    """
+    made = _make(arch, channels, size)
+    if not isinstance(made, (Sequence, nn.Sequential, nn.ModuleList)) or not all(
+        isinstance(module, nn.Module) for module in made
+    ):
+        raise UsageError(
+            f"{arch} gives {_describe(made)}: it must be a list or an nn.Sequential of the stages, "
+            "each an nn.Module"
+        )
+    modules = list(made)
+    shapes = output_shapes(arch, modules, channels, size)
+    classifier = None
+    if shapes and len(shapes[-1]) == 2:
+        classifier, outputs = modules.pop(), shapes.pop()[1]
+        if outputs != classes:
+            raise UsageError(
+                f"the classifier of {arch} has {outputs} outputs, and the data set has {classes} "
+                "classes"
+            )
+    for number, shape in enumerate(shapes, start=1):
+        if len(shape) != 4:
+            raise UsageError(
+                f"stage {number} of {arch} makes {tuple(shape)}: a stage maps [B, C, H, W] to "
+                "[B, C', H', W'], and only the last may be a classifier, to [B, classes]"
+            )
+    if not modules:
+        raise UsageError(f"{arch} gives no stage that an exit could follow")
+    network = made if isinstance(made, nn.Module) else nn.ModuleList(made)
+    return Parts(modules, network, classifier)
+
+
+def _make(arch: str, channels: int, size: int) -> Any:
+    module, _, name = arch.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise UsageError(
+            f"--arch {arch} cannot be imported from {os.getcwd()} ({type(error).__name__}: {error})"
+        ) from error
+    if isinstance(found, nn.Module) or not callable(found):
+        return copy.deepcopy(found)
+    arguments = (channels, size) if _takes_two(found) else ()
+    try:
+        return found(*arguments)
+    except Exception as error:  # the user's code, again
+        call = f"{name}({', '.join(map(str, arguments))})"
+        raise UsageError(
+            f"--arch {arch}: {call} fails ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(0, 0)
+    except (TypeError, ValueError):  # ValueError: a builtin without a signature
+        return False
+    return True
+
+
+def _describe(made: object) -> str:
+    if isinstance(made, nn.Module) or not isinstance(made, Sequence):
+        return f"a {type(made).__name__}"
+    odd = next(item for item in made if not isinstance(item, nn.Module))
+    return f"a {type(made).__name__} with a {type(odd).__name__}"

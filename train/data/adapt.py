@@ -1,0 +1,77 @@
+"""A data set as an imported network takes it: its order of the classes, its mean and deviation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+import numpy as np
+
+from mate_edge import files
+from mate_edge.errors import DataError
+from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
+
+T = TypeVar("T")
+
+
+def read_classes(file: Path) -> tuple[str, ...]:
+    """Read one class name per line, in the order of the network's outputs.
+
+    Raises:
+        DataError: the file cannot be read, or names a class twice.
+    """
+    data = files.read_bytes(file, files.MAX_JSON_BYTES, DataError)
+    try:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"--classes {file} is not UTF-8 text") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"--classes {file} names these more than once: {_some(twice)}")
+    return names
+
+
+def reorder_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """Renumber the labels so that label i means `classes[i]`.
+
+    Raises:
+        DataError: these are not the data set's classes.
+    """
+    missing = sorted(set(dataset.classes) - set(classes))
+    extra = sorted(set(classes) - set(dataset.classes))
+    if missing or extra:
+        parts = [f"{len(missing)} of the data set are missing ({_some(missing)})"] * bool(missing)
+        parts += [f"{len(extra)} are not in the data set ({_some(extra)})"] * bool(extra)
+        raise DataError(f"the classes do not match: {'; '.join(parts)}")
+    new = np.array([classes.index(name) for name in dataset.classes], np.int64)
+
+    def renumber(images: T) -> T:
+        split = cast(Any, images)
+        renumbered: T = dataclasses.replace(split, labels=new[split.labels])
+        return renumbered
+
+    return dataclasses.replace(
+        dataset,
+        classes=classes,
+        train=renumber(dataset.train),
+        val=renumber(dataset.val),
+        test=renumber(dataset.test),
+    )
+
+
+def use_imagenet_statistics(dataset: Dataset) -> Dataset:
+    """Normalize colour images with ImageNet's mean and deviation, as imported networks expect."""
+    if dataset.preprocessing.channels != 3:
+        return dataset
+    preprocessing = msgspec.structs.replace(
+        dataset.preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+    return dataclasses.replace(dataset, preprocessing=preprocessing)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

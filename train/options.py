@@ -1,0 +1,77 @@
+"""What a user may choose of a training, and whether it is what a run was started with."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from mate_edge.errors import UsageError
+from mate_edge.runs import OptionValue, Run
+from mate_edge.train.data import DATASETS
+from mate_edge.train.data.adapt import read_classes
+from mate_edge.train.losses import complete_options
+from mate_edge.train.weights import read_weights
+
+PRECISIONS = {"fp32": None, "bf16": None, "fp16": None}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose; None stands for the default (the data set's, where it has one)."""
+
+    data: str | None = None
+    arch: str | None = None
+    head: str | None = None
+    method: str | None = None
+    method_options: dict[str, OptionValue] = field(default_factory=dict)
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int | None = None
+    size: int | None = None
+    precision: str | None = None
+    accumulate: int | None = None
+    validate_every: int | None = None
+    train_images: int | None = None
+    randaugment: int | None = None
+    label_smoothing: float | None = None
+    mixup: float | None = None
+    exits: str | None = None
+    pretrained: bool | None = None
+    weights: Path | None = None
+    classes: Path | None = None
+    freeze_backbone: bool | None = None
+
+
+def check_options(folder: Path, run: Run, options: Options) -> None:
+    """Refuse options that differ from a run's; those that are None differ from nothing.
+
+    Raises:
+        UsageError: with the option and both values.
+    """
+    stored = {
+        "data": run.data,
+        "size": run.preprocessing.size,
+        **msgspec.structs.asdict(run.recipe),
+        "exits": run.exits_at,
+        "weights": run.weights_sha256,
+    }
+    for option in dataclasses.fields(options):
+        wanted = getattr(options, option.name)
+        found = stored.get(option.name, getattr(run, option.name, None))
+        if option.name == "data" and wanted is not None and wanted not in DATASETS:
+            wanted = str(Path(wanted).resolve())
+        if option.name == "classes":
+            wanted = wanted and read_classes(wanted)
+        if option.name == "weights":
+            wanted = wanted and read_weights(wanted).sha256
+        if option.name == "method_options":
+            wanted = wanted and complete_options(run.method, run.method_options | wanted)
+        if wanted not in (None, {}, found):
+            raise UsageError(
+                f"{folder} was started with {option.name} {found}, not {wanted}: resume it without "
+                "this option, or train a new run"
+            )

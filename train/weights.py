@@ -1,0 +1,207 @@
+"""Imported weights: torchvision's for ImageNet, or the user's own from a file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+
+from mate_edge import files
+from mate_edge.errors import UsageError
+from mate_edge.train.backbones import TORCHVISION, make_parts
+from mate_edge.train.backbones.imagenet import first_convolution
+from mate_edge.train.backbones.parts import Classifier, Parts
+
+WRAPPERS = ("state_dict", "model")
+"""Under these names training scripts keep the state dict, beside optimiser and epoch."""
+
+PARALLEL = "module."
+"""What `DataParallel` puts before every name."""
+
+SHOWN = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict, and where it comes from.
+
+    Attributes:
+        name: of the file, or of torchvision's weights.
+        tensors: with the names of the whole network.
+        sha256: of the file; None for torchvision's.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network taken apart, after its weights were imported if any are.
+
+    Attributes:
+        stem: which one the weights are for; None where there are none or only one stem.
+        whole: whether the classifier was imported too, so that the last exit is the network.
+    """
+
+    parts: Parts
+    stem: str | None
+    whole: bool
+
+
+def find_weights(arch: str, file: Path | None, pretrained: bool) -> Weights | None:
+    """Load the weights that the user asked for, if any.
+
+    Raises:
+        UsageError: both are asked for, the file cannot be read, or torchvision's weights do not
+            exist or cannot be downloaded.
+    """
+    if file is not None and pretrained:
+        raise UsageError("give --weights or --pretrained, not both")
+    if file is not None:
+        return read_weights(file)
+    return imagenet_weights(arch) if pretrained else None
+
+
+def imagenet_weights(arch: str) -> Weights:
+    """Return torchvision's best ImageNet weights, from its cache or downloaded.
+
+    Raises:
+        UsageError: not one of torchvision's architectures, or the download failed.
+    """
+    if arch not in TORCHVISION:
+        raise UsageError(
+            f"--pretrained is for torchvision's networks, and {arch} is none: choose from "
+            f"{', '.join(TORCHVISION)}"
+        )
+    chosen = get_model_weights(arch).DEFAULT
+    try:
+        network = get_model(arch, weights=chosen)
+    except (OSError, RuntimeError) as error:  # no network; a file whose hash is wrong
+        raise UsageError(
+            f"the ImageNet weights of {arch} cannot be had ({error}): download {chosen.url} "
+            f"yourself into {torch.hub.get_dir()}/checkpoints"
+        ) from None
+    return Weights(str(chosen), network.state_dict(), None)
+
+
+def read_weights(file: Path) -> Weights:
+    """Read a state dict: `.safetensors`, or what `torch.save` wrote; never unpickling code.
+
+    The state dict may lie under one of `WRAPPERS`, and its names may begin with `PARALLEL`.
+
+    Raises:
+        UsageError: missing, damaged, or no state dict.
+    """
+    data = files.read_bytes(file, files.MAX_FILE_BYTES, UsageError)
+    try:
+        found: Any
+        if file.suffix == ".safetensors":
+            found = load_safetensors(data)
+        else:
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UsageError(f"--weights {file} is damaged: {error}") from None
+    except Exception:  # torch, pickle and zipfile raise a dozen types
+        raise UsageError(
+            f"--weights {file} is damaged, or holds more than tensors: save it with "
+            "torch.save(network.state_dict(), ...)"
+        ) from None
+    for wrapper in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise UsageError(
+            f"--weights {file} holds no state dict: save it with "
+            "torch.save(network.state_dict(), ...)"
+        )
+    if all(name.startswith(PARALLEL) for name in found):
+        found = {name.removeprefix(PARALLEL): tensor for name, tensor in found.items()}
+    return Weights(file.name, found, files.sha256(data))
+
+
+def import_parts(
+    arch: str, weights: Weights | None, channels: int, size: int, classes: int
+) -> Imported:
+    """Return a backbone's parts with imported weights, or with fresh ones when None.
+
+    A network of torchvision's has the ImageNet stem, whatever the size, unless the kernel in the
+    weights is the small one's. A stem that differs in its stride alone cannot be told: it is taken
+    for ImageNet's.
+
+    Raises:
+        UsageError: the weights are for another architecture, number of channels or of classes.
+    """
+    if weights is None:
+        return Imported(make_parts(arch, channels, size, classes), None, whole=False)
+    stem = None
+    if arch in TORCHVISION:
+        stem = "imagenet"
+        name, convolution = first_convolution(
+            make_parts(arch, channels, size, classes, stem).network
+        )
+        tensor = weights.tensors.get(f"{name}.weight")
+        if tensor is not None and tensor.dim() == 4 and tensor.shape[1] != channels:
+            raise UsageError(
+                f"{weights.name} is for images with {tensor.shape[1]} channels, and the data set's "
+                f"have {channels}"
+            )
+        if tensor is not None and tensor.shape[2:] != convolution.weight.shape[2:]:
+            stem = "small"
+    parts = make_parts(arch, channels, size, classes, stem)
+    whole = parts.classifier is not None
+    if isinstance(parts.classifier, Classifier):
+        found = _classes(parts.network, parts.classifier, weights) or classes
+        if found != classes and weights.sha256 is not None:
+            raise UsageError(
+                f"{weights.name} is for {found} classes, and the data set has {classes}"
+            )
+        whole = found == classes
+        parts.classifier.resize(found)
+    _load(parts.network, weights, arch)
+    return Imported(parts, stem, whole)
+
+
+def _classes(network: nn.Module, classifier: Classifier, weights: Weights) -> int | None:
+    """Return the number of classes that the weights are for; None where they do not say."""
+    last = classifier[-1]
+    (name,) = (name for name, module in network.named_modules() if module is last)
+    bias = weights.tensors.get(f"{name}.bias")
+    return None if bias is None else bias.numel()
+
+
+def _load(network: nn.Module, weights: Weights, arch: str) -> None:
+    own = network.state_dict()
+    given = weights.tensors
+    missing = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
+    unknown = [n for n in given if n not in own]
+    other_shape = [
+        f"{n} is {tuple(given[n].shape)}, not {tuple(own[n].shape)}"
+        for n in own
+        if n in given and given[n].shape != own[n].shape
+    ]
+    faults = [
+        f"{len(names)} {what} ({_some(names)})"
+        for what, names in (
+            ("tensors are missing", missing),
+            ("names are unknown", unknown),
+            ("shapes differ", other_shape),
+        )
+        if names
+    ]
+    if faults:
+        raise UsageError(f"{weights.name} does not fit --arch {arch}: {'; '.join(faults)}")
+    network.load_state_dict(dict(given), strict=False)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
