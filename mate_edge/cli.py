@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mate_edge import __version__
 from mate_edge.errors import MateEdgeError, UsageError
+from mate_edge.training_options import EXITS_HELP, takes_training_options
 
 if TYPE_CHECKING:
     from mate_edge.runs import OptionValue
@@ -26,8 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-EXITS_HELP = "How many, or at which fractions of the backbone's FLOPs, such as 0.25,0.5,0.75."
 
 
 def main() -> None:
@@ -75,56 +74,17 @@ def _global(
 
 
 @app.command()
+@takes_training_options
 def train(
-    data: Annotated[
-        str | None, typer.Option(help="A data set's name or a folder of images.")
-    ] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="The backbone, or your own: package.module:name.")
-    ] = None,
+    options: dict[str, Any],
     method: Annotated[str | None, typer.Option(help="mate, ce or a baseline.")] = None,
-    head: Annotated[str | None, typer.Option(help="sepconv, bottleneck or linear.")] = None,
     method_option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, such as beta=0.6; repeatable.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Over all processes.")] = None,
-    lr: Annotated[float | None, typer.Option(help="The first learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and variations.")] = None,
-    size: Annotated[int | None, typer.Option(help="Input pixels, for sets in files.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(help="Split each batch into so many, one after another.")
-    ] = None,
-    validate_every: Annotated[
-        int | None, typer.Option(help="Validate each so many epochs, and after the last.")
-    ] = None,
-    train_images: Annotated[
-        int | None, typer.Option(help="Train on this many of the training images.")
-    ] = None,
-    randaugment: Annotated[
-        int | None, typer.Option(help="RandAugment's magnitude, 1 to 30.")
-    ] = None,
-    label_smoothing: Annotated[
-        float | None, typer.Option(help="The share of a label that goes to all classes.")
-    ] = None,
-    mixup: Annotated[float | None, typer.Option(help="MixUp's alpha, such as 0.2.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that prepare images; default: chosen.")
     ] = None,
-    exits: Annotated[str | None, typer.Option(help=EXITS_HELP)] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Start from torchvision's ImageNet weights.")
-    ] = False,
-    weights: Annotated[
-        Path | None, typer.Option(help="Start from your network's state dict.")
-    ] = None,
-    classes: Annotated[
-        Path | None, typer.Option(help="Class names, one a line, in your network's order.")
-    ] = None,
-    freeze_backbone: Annotated[
-        bool, typer.Option("--freeze-backbone", help="Train the early heads alone.")
-    ] = False,
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,
 ) -> None:
@@ -134,14 +94,51 @@ def train(
         from mate_edge.train.options import Options
         from mate_edge.train.start import is_main_process, run_training
 
-    options = Options(
-        data, arch, head, method, _pairs(method_option), epochs, batch_size, lr, seed, size,
-        precision, accumulate, validate_every, train_images, randaugment, label_smoothing, mixup,
-        exits, pretrained or None, weights, classes, freeze_backbone or None,
-    )  # fmt: skip
-    folder, run = run_training(options, out, resume, workers)
+    chosen = Options(**options, method=method, method_options=_pairs(method_option), seed=seed)
+    folder, run = run_training(chosen, out, resume, workers)
     if is_main_process():
         print_results(folder, run)
+
+
+@app.command()
+@takes_training_options
+def compare(
+    options: dict[str, Any],
+    methods: Annotated[
+        str, typer.Option(help="Such as ce,mate,mate+alpha=2: options of a method after +.")
+    ] = "ce,byot,dbt,eed,beed,okddip,mate",
+    seeds: Annotated[str, typer.Option(help="How many, or which, such as 0,1,2.")] = "3",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that prepare images; default: chosen.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The comparison's folder; what is done there stays.")
+    ] = None,
+) -> None:
+    """Train several methods with several seeds and print paired differences; resumable."""
+    with _extra("train"):
+        from mate_edge.report import comparison
+        from mate_edge.report.text import print_table
+        from mate_edge.train.compare import (
+            default_folder,
+            parse_methods,
+            parse_seeds,
+            run_comparison,
+            write_report,
+        )
+        from mate_edge.train.options import Options
+
+        contenders, numbers, chosen = parse_methods(methods), parse_seeds(seeds), Options(**options)
+        folder = out or default_folder(chosen)
+        say = partial(print, file=sys.stderr)
+        busy = run_comparison(folder, contenders, numbers, chosen, workers, say)
+        tables = write_report(folder, contenders, numbers)
+    for table in tables:
+        print_table("", *table)
+    print(comparison.NOTE)
+    if busy:
+        print(f"other processes are at {busy} of the runs: type the same again when they are done")
+    print(f"comparison: {folder}")
 
 
 def _pairs(given: list[str] | None) -> dict[str, OptionValue]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
@@ -20,6 +22,7 @@ from filelock import FileLock, Timeout
 from mate_edge import files
 from mate_edge.decide.curves import area_under_accuracy, overthinking
 from mate_edge.errors import UsageError
+from mate_edge.report import comparison
 from mate_edge.report.comparison import Row
 from mate_edge.runs import OptionValue, Run, read_outputs, read_run
 from mate_edge.train.evaluate import exit_accuracy
@@ -75,8 +78,19 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def default_folder(options: Options) -> Path:
+    """Return the folder that a comparison with these options goes on in."""
+    parts = (Path(options.data or "cifar100").name, options.arch or "default")
+    return COMPARISONS / re.sub(r"[^\w.-]+", "-", "-".join(parts))
+
+
 def run_comparison(
-    folder: Path, contenders: Sequence[Contender], seeds: Sequence[int], options: Options
+    folder: Path,
+    contenders: Sequence[Contender],
+    seeds: Sequence[int],
+    options: Options,
+    workers: int | None = None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> int:
     """Train what is missing in `folder`, then write `results.csv`.
 
@@ -85,13 +99,21 @@ def run_comparison(
         contenders: one run each with each seed, seed by seed, so that what is there can be paired.
         seeds: of the runs.
         options: of all runs; `method`, `method_options` and `seed` are set here.
+        workers: as `run_training` takes them.
+        say: told which run begins.
 
     Returns:
         How many runs other processes are at.
 
     Raises:
+        UsageError: several processes were launched to train one run together.
         MateEdgeError: as `run_training`.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError(
+            "compare trains each run in one process: start it once for each device instead, with "
+            "the same --out, and each takes its share of the runs"
+        )
     files.make_folder(folder)
     busy = 0
     for seed in seeds:
@@ -106,7 +128,8 @@ def run_comparison(
             try:
                 with FileLock(folder / f".{own.name}.lock", timeout=0):
                     if not (own.exists() and is_finished(own, mine)):
-                        run_training(mine, own, resume=own.exists())
+                        say(f"{contender.label}, seed {seed}")
+                        run_training(mine, own, own.exists(), workers)
             except Timeout:
                 busy += 1
             write_results(folder)
@@ -141,6 +164,24 @@ def write_results(folder: Path) -> list[Row]:
         writer.writerows(rows)
         files.write_whole(folder / RESULTS, text.getvalue().encode())
     return rows
+
+
+def write_report(
+    folder: Path, contenders: Sequence[Contender], seeds: Sequence[int]
+) -> list[tuple[list[str], list[list[str]]]]:
+    """Write `table.md` and `comparison.png` of the contenders' finished runs; return the tables."""
+    order = [contender.label for contender in contenders]
+    rows = [row for row in write_results(folder) if row["method"] in order and row["seed"] in seeds]
+    if not rows:
+        return []
+    rows.sort(key=lambda row: order.index(row["method"]))
+    tables = [comparison.result_table(rows)]
+    if len(order) > 1:
+        tables.append(comparison.difference_table(rows, order[-1]))
+    text = "\n".join(comparison.as_markdown(*table) for table in tables)
+    files.write_whole(folder / "table.md", f"{text}\n{comparison.NOTE}\n".encode())
+    files.write_whole(folder / "comparison.png", comparison.draw(rows, folder.name))
+    return tables
 
 
 def summarize(folder: Path, run: Run) -> Row:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -78,8 +80,6 @@ def test_a_run_that_another_process_is_at_is_left_to_it(comparison: Path) -> Non
 
 
 def test_runs_of_other_options_are_not_taken_for_these(comparison: Path) -> None:
-    import dataclasses
-
     with pytest.raises(UsageError, match="epochs 1, not 2"):
         run_comparison(comparison, parse_methods("ce"), (0,), dataclasses.replace(QUICK, epochs=2))
     kept = comparison / "mate-seed5"
@@ -175,3 +175,33 @@ def test_seeds_that_make_no_sense_are_refused(text: str) -> None:
 def test_methods_that_make_no_sense_are_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         parse_methods(text)
+
+
+def test_the_command_prints_and_keeps_the_tables_and_trains_nothing_twice(
+    cli: Any, tmp_path: Path
+) -> None:
+    command = ["compare", "--data", "digits", "--epochs", "1", "--train-images", "256",
+               "--seeds", "1"]  # fmt: skip
+    done = cli(*command, "--methods", "ce", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = cli(*command, "--methods", "ce,mate", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mate, seed 0" in done.stderr
+    assert "ce, seed 0" not in done.stderr
+    assert "mate minus" in done.stdout
+    folder = tmp_path / "comparisons" / "digits-default"
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        "ce-seed0", "mate-seed0", "comparison.png", "results.csv", "table.md",
+    }  # fmt: skip
+    assert "| mate | 1 |" in (folder / "table.md").read_text()
+    refused = cli(*command[:-1], "x", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_launched_together_it_says_to_start_it_once_for_each_device(
+    comparison: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="once for each device"):
+        run_comparison(comparison, parse_methods("ce"), (0,), QUICK)

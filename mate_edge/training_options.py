@@ -1,0 +1,79 @@
+"""The options of a training on the command line, shared by the commands that train."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXITS_HELP = "How many, or at which fractions of the backbone's FLOPs, such as 0.25,0.5,0.75."
+
+
+def training_options(
+    data: Annotated[
+        str | None, typer.Option(help="A data set's name or a folder of images.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="The backbone, or your own: package.module:name.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="sepconv, bottleneck or linear.")] = None,
+    exits: Annotated[str | None, typer.Option(help=EXITS_HELP)] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from torchvision's ImageNet weights.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Start from your network's state dict.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names, one a line, in your network's order.")
+    ] = None,
+    freeze_backbone: Annotated[
+        bool, typer.Option("--freeze-backbone", help="Train the early heads alone.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Over all processes.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Split each batch into so many, one after another.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="The first learning rate.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    size: Annotated[int | None, typer.Option(help="Input pixels, for sets in files.")] = None,
+    train_images: Annotated[
+        int | None, typer.Option(help="Train on this many of the training images.")
+    ] = None,
+    randaugment: Annotated[
+        int | None, typer.Option(help="RandAugment's magnitude, 1 to 30.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="The share of a label that goes to all classes.")
+    ] = None,
+    mixup: Annotated[float | None, typer.Option(help="MixUp's alpha, such as 0.2.")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Validate each so many epochs, and after the last.")
+    ] = None,
+) -> dict[str, Any]:
+    """Return the options as `mate_edge.train.options.Options` takes them."""
+    given = dict(locals())
+    for flag in ("pretrained", "freeze_backbone"):  # not given: whatever a run to resume has
+        given[flag] = given[flag] or None
+    return given
+
+
+def takes_training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, whose first argument is `options`, those of `training_options`."""
+    shared = inspect.signature(training_options, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        options = training_options(**{name: given.pop(name) for name in shared})
+        command(options, **given)
+
+    parameters = [*shared.values(), *list(own.values())[1:]]
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapped
