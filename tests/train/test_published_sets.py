@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import tarfile
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
@@ -238,20 +234,26 @@ def test_every_bird_must_be_told_to_train_or_test(tmp_path: Path) -> None:
             load_dataset(str(folder))
 
 
-@settings(max_examples=40)
-@given(cut=st.integers(0, 400), flip=st.integers(0, 400))
-def test_a_damaged_list_of_dogs_is_a_clear_error_and_never_a_crash(cut: int, flip: int) -> None:
-    with TemporaryDirectory() as place:
-        folder, _, _ = write_fine_grained("stanford-dogs", Path(place))
-        whole = (folder / "test_list.mat").read_bytes()
-        damaged = bytearray(whole[: len(whole) - cut])
-        damaged[min(flip, len(damaged) - 1)] ^= 0xFF
-        (folder / "test_list.mat").write_bytes(damaged)
-        with suppress(DataError):
-            load_dataset(str(folder))
-        (folder / "test_list.mat").write_bytes(b"no MATLAB")
-        with pytest.raises(DataError, match="test_list.mat is damaged"):
-            load_dataset(str(folder))
+@pytest.mark.parametrize("damage", ["cut", "type", "nonsense", "other"])
+def test_a_damaged_list_of_dogs_is_a_clear_error_and_never_a_crash(
+    damage: str, tmp_path: Path
+) -> None:
+    folder, _, _ = write_fine_grained("stanford-dogs", tmp_path)
+    path = folder / "test_list.mat"
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[:-200])
+    elif damage == "type":  # of the first string: SciPy's reader dies of a segmentation fault
+        at = whole.index(b"n02085620-Chihuahua") - 8
+        path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+    elif damage == "nonsense":
+        path.write_bytes(b"no MATLAB")
+    else:
+        savemat(path, {"file_list": np.arange(5)})
+    with pytest.raises(
+        DataError, match=r"test_list\.mat is damaged \(.+\): unpack lists\.tar again"
+    ):
+        load_dataset(str(folder))
 
 
 def test_a_missing_list_of_dogs_says_which_archive_has_it(tmp_path: Path) -> None:
