@@ -41,12 +41,8 @@ def compare_segments(network: MultiExitNet) -> None:
         features = expected[0]
 
 
-@pytest.mark.parametrize(
-    "arch",
-    ["vgg11_bn", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny",
-     "regnet_y_400mf", "shufflenet_v2_x0_5"],
-)  # fmt: skip
-def test_a_network_of_each_family_is_exported(arch: str) -> None:
+@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "convnext_tiny", "shufflenet_v2_x0_5"])
+def test_the_families_with_operators_of_their_own_are_exported(arch: str) -> None:
     network = used(arch)
     compare_segments(network.keep_exits([network.num_exits]))  # one export, not K: they take time
 

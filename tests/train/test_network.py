@@ -12,8 +12,9 @@ from mate_edge.train.backbones import BACKBONES, TORCHVISION, make_parts
 from mate_edge.train.heads import HEADS, remaining_widths
 from mate_edge.train.network import MultiExitNet, assemble, build_network
 
-DEEPER = {"resnet34", "resnet101", "resnet56", "vgg13_bn", "vgg16_bn", "efficientnet_b1",
-          "efficientnet_b2", "regnet_y_800mf", "regnet_x_800mf", "shufflenet_v2_x1_0"}  # fmt: skip
+DEEPER = {"resnet34", "resnet101", "resnet56", "wide_resnet50_2", "vgg13_bn", "vgg16_bn",
+          "efficientnet_b1", "efficientnet_b2", "regnet_y_800mf", "regnet_x_800mf",
+          "shufflenet_v2_x1_0"}  # fmt: skip
 """They differ from another of their family in depth or width alone."""
 
 
