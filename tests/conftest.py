@@ -69,6 +69,19 @@ def bundle_folder(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
+def without_batch_norm(tmp_path: Path) -> str:
+    """The `--arch` of a small network without BatchNorm, for who works in `tmp_path`."""
+    (tmp_path / "plain_stages.py").write_text(
+        "from torch import nn\n"
+        "def stages(channels, size):\n"
+        "    widths = (channels, 8, 16, 32)\n"
+        "    return [nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.ReLU())\n"
+        "            for i, o in zip(widths, widths[1:])]\n"
+    )
+    return "plain_stages:stages"
+
+
+@pytest.fixture
 def own_bundle(bundle_folder: Path, tmp_path: Path) -> Path:
     """A copy of the bundle, to be damaged."""
     return Path(shutil.copytree(bundle_folder, tmp_path / "own.mate"))

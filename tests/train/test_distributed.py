@@ -111,6 +111,19 @@ def test_two_processes_learn_what_one_does_with_the_same_global_batch(
     assert float(rows[0]["loss"]) == pytest.approx(float(expected[0]["loss"]), rel=0.1)
 
 
+def test_without_batch_norm_two_processes_reach_the_weights_of_one(
+    cli: Any, tmp_path: Path, without_batch_norm: str
+) -> None:
+    # nothing is left but the order of summation: the gradient is that of the global batch
+    own = ["--arch", without_batch_norm, "--head", "linear", "--lr", "0.01"]
+    done = cli(*TRAIN[2:], *own, "--out", "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    finish(launch(*TRAIN, *own, "--out", "two", cwd=tmp_path))
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, atol=1e-4)
+
+
 def test_a_signal_to_the_launcher_saves_and_both_go_on_to_the_same_weights(
     together: Path, tmp_path: Path
 ) -> None:
