@@ -21,8 +21,7 @@ from mate_edge.errors import DataError, RunError, UsageError
 from mate_edge.images import normalize
 from mate_edge.runs import read_run
 from mate_edge.train import state
-from mate_edge.train.data.dataset import Dataset
-from mate_edge.train.data.folder import IMAGENET_MEAN, IMAGENET_STD
+from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
 from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
 from mate_edge.train.start import new_run, old_run, run_training
