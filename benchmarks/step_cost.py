@@ -35,7 +35,9 @@ class Training:
 
     def __init__(self, network: tuple[str, int, int, int], method: str, batch_size: int) -> None:
         arch, size, channels, classes = network
-        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device(
+            "cpu"
+        )
         torch.manual_seed(0)
         built = build_network(arch, "sepconv", channels, size, classes)
         self.objective = Objective(

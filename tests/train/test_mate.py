@@ -262,11 +262,12 @@ def test_the_log_holds_the_weights_the_teachers_accuracy_and_the_gaps(
 ) -> None:
     mate = make_mate()
     mate.begin_epoch(0, Recipe(epochs=1))
+    logits = logits.detach()
     mate(logits, labels)
     mate(logits, labels)
     log = mate.log()
     assert sum(log[f"teacher_weight_1{k}"] for k in (1, 2, 3)) == pytest.approx(1)
-    teachers = (mate.ensemble_weights @ logits).detach()
+    teachers = mate.ensemble_weights.detach() @ logits
     t = mate.options.temperature
     for k in range(K):
         accuracy = (teachers[:, k].argmax(dim=-1) == labels).double().mean()
