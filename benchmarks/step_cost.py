@@ -4,15 +4,16 @@
 
 Times: all methods of a network in one process, in turn, a step each a round; the ratio is the
 median over the rounds of a method's step over that round's step of `ce`. Memory: each method in a
-process of its own; the process's peak on a CPU (with all that is loaded), the allocator's on a GPU.
+process of its own; on a CPU what the process's peak is above its size before the network is
+built, on a GPU the allocator's peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
@@ -63,12 +64,19 @@ class Training:
 
 def peak_mib(network: tuple[str, int, int, int], method: str, batch_size: int) -> float:
     """Return the peak memory of a few steps, in MiB; for a process of its own."""
+    before = resident_mib("VmRSS")
     training = Training(network, method, batch_size)
     for _ in range(MEMORY_STEPS):
         training.step()
     if training.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return resident_mib("VmHWM") - before
+
+
+def resident_mib(name: str) -> float:
+    """Return this process's `VmRSS` (now) or `VmHWM` (peak) from Linux, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{name}:")[1].split()[0]) / 2**10
 
 
 def measure(network: tuple[str, int, int, int], rounds: int, batch_size: int) -> list[list[str]]:

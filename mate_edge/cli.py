@@ -111,6 +111,9 @@ def compare(
     workers: Annotated[
         int | None, typer.Option(help="Processes that prepare images; default: chosen.")
     ] = None,
+    split: Annotated[
+        str, typer.Option(help="Show test, or val while you still choose options by it.")
+    ] = "test",
     out: Annotated[
         Path | None, typer.Option(help="The comparison's folder; what is done there stays.")
     ] = None,
@@ -131,13 +134,15 @@ def compare(
         contenders, numbers, chosen = parse_methods(methods), parse_seeds(seeds), Options(**options)
         folder = out or default_folder(chosen)
         say = partial(print, file=sys.stderr)
-        busy = run_comparison(folder, contenders, numbers, chosen, workers, say)
-        tables = write_report(folder, contenders, numbers)
+        busy, failed = run_comparison(folder, contenders, numbers, chosen, workers, say)
+        tables = write_report(folder, contenders, numbers, split)
     for table in tables:
         print_table("", *table)
     print(comparison.NOTE)
     if busy:
         print(f"other processes are at {busy} of the runs: type the same again when they are done")
+    if failed:
+        print(f"{failed} of the runs failed, see above: the tables are without them")
     print(f"comparison: {folder}")
 
 
@@ -222,14 +227,14 @@ def evaluate(
 
         folder = runs.find_run(run)
         trained = runs.read_finished_run(folder)
-        assert trained.results is not None
+        flops = runs.read_flops(folder, trained)
         outputs = runs.read_outputs(folder, trained)
         found = evaluate_outputs(
             outputs["val_logits"],
             outputs["val_labels"],
             outputs["test_logits"],
             outputs["test_labels"],
-            trained.results.cumulative_flops,
+            flops,
         )
         title = f"{trained.arch} on {Path(trained.data).name}, {trained.method}"
         files.write_whole(folder / "evaluation.png", draw_evaluation(title, found))

@@ -7,13 +7,14 @@ path or believes a size out of a manifest.
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -158,6 +159,15 @@ def write_json(path: Path, value: object) -> bytes:
     data = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
     write_whole(path, data)
     return data
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows as CSV, whole or not at all; a column that a row lacks stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list({column: None for row in rows for column in row}))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def decode_json(

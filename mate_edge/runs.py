@@ -60,7 +60,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     val_ensemble: float
     test_accuracy: tuple[float, ...]
     test_ensemble: float
-    cumulative_flops: tuple[int, ...]
+    cumulative_flops: tuple[int, ...] = ()
     """Of each exit, with all segments before it and their heads, as fvcore counts them."""
 
 
@@ -151,6 +151,19 @@ def read_finished_run(folder: Path) -> Run:
             f"{folder} is not trained to the end: type mate-edge train --resume --out {folder}"
         )
     return run
+
+
+def read_flops(folder: Path, run: Run) -> tuple[int, ...]:
+    """Return the cumulative FLOPs of a finished run's exits.
+
+    Raises:
+        RunError: the run is of a time when they were not kept.
+    """
+    if run.results is None or not run.results.cumulative_flops:
+        raise RunError(
+            f"{folder} was trained before runs kept their FLOPs, which this needs: train it again"
+        )
+    return run.results.cumulative_flops
 
 
 def write_run(folder: Path, run: Run) -> None:

@@ -82,6 +82,19 @@ def without_batch_norm(tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def with_dropout(tmp_path: Path) -> str:
+    """The `--arch` of a small network whose training draws random numbers."""
+    (tmp_path / "dropout_stages.py").write_text(
+        "from torch import nn\n"
+        "def stages(channels, size):\n"
+        "    widths = (channels, 8, 16)\n"
+        "    return [nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU(),\n"
+        "                          nn.Dropout(0.2)) for i, o in zip(widths, widths[1:])]\n"
+    )
+    return "dropout_stages:stages"
+
+
+@pytest.fixture
 def own_bundle(bundle_folder: Path, tmp_path: Path) -> Path:
     """A copy of the bundle, to be damaged."""
     return Path(shutil.copytree(bundle_folder, tmp_path / "own.mate"))

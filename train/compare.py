@@ -7,24 +7,26 @@ processes may share the work: each takes runs that no other is at.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
+import msgspec
 from filelock import FileLock, Timeout
 
 from mate_edge import files
 from mate_edge.decide.curves import area_under_accuracy, overthinking
-from mate_edge.errors import UsageError
+from mate_edge.errors import RunError, TrainingStopped, UsageError
+from mate_edge.names import look_up
 from mate_edge.report import comparison
 from mate_edge.report.comparison import Row
-from mate_edge.runs import OptionValue, Run, read_outputs, read_run
+from mate_edge.runs import OptionValue, Run, read_flops, read_outputs, read_run
 from mate_edge.train.evaluate import exit_accuracy
 from mate_edge.train.losses import METHODS, complete_options
 from mate_edge.train.options import Options, check_options
@@ -33,6 +35,8 @@ from mate_edge.train.state import read_metrics
 
 COMPARISONS = Path("comparisons")
 RESULTS = "results.csv"
+OPTIONS = "options.json"
+SPLITS = {"test": "test", "val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def run_comparison(
     options: Options,
     workers: int | None = None,
     say: Callable[[str], object] = lambda text: None,
-) -> int:
+) -> tuple[int, int]:
     """Train what is missing in `folder`, then write `results.csv`.
 
     Args:
@@ -103,10 +107,11 @@ def run_comparison(
         say: told which run begins.
 
     Returns:
-        How many runs other processes are at.
+        How many runs other processes are at, and how many failed.
 
     Raises:
-        UsageError: several processes were launched to train one run together.
+        UsageError: other options than the comparison was begun with, or several processes were
+            launched to train one run together.
         MateEdgeError: as `run_training`.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -115,7 +120,8 @@ def run_comparison(
             "the same --out, and each takes its share of the runs"
         )
     files.make_folder(folder)
-    busy = 0
+    _agree(folder, options)
+    busy = failed = 0
     for seed in seeds:
         for contender in contenders:
             own = folder / f"{contender.label}-seed{seed}"
@@ -132,8 +138,37 @@ def run_comparison(
                         run_training(mine, own, own.exists(), workers)
             except Timeout:
                 busy += 1
+            except RunError as error:  # the loss of one is no reason to give up the others
+                failed += 1
+                say(f"{own.name} failed: {error}")
+            except TrainingStopped as stopped:
+                raise TrainingStopped(
+                    f"stopped in {own}: its state is saved, type the same again to go on",
+                    stopped.exit_code - 128,
+                ) from None
             write_results(folder)
-    return busy
+    return busy, failed
+
+
+def _agree(folder: Path, options: Options) -> None:
+    """Keep the options of a comparison with it, and refuse others: its runs must be comparable."""
+    path = folder / OPTIONS
+    given = msgspec.to_builtins(options, enc_hook=str)
+    if not path.exists():
+        files.write_json(path, given)
+        return
+    data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)
+    try:
+        begun = msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise RunError(f"{path} is damaged ({error}): choose another --out") from None
+    for name, value in given.items():
+        if begun.get(name) != value:
+            found, wanted = ("the default" if v is None else v for v in (begun.get(name), value))
+            raise UsageError(
+                f"{folder} was begun with {name} {found}, not {wanted}: give the same options "
+                "again, or choose another --out"
+            )
 
 
 def is_finished(folder: Path, options: Options) -> bool:
@@ -155,38 +190,46 @@ def write_results(folder: Path) -> list[Row]:
         run = read_run(path.parent)
         if run.finished:
             rows.append(summarize(path.parent, run))
-    order = list(METHODS)
-    rows.sort(key=lambda row: (row["seed"], order.index(row["method"].split("+")[0])))
+    order = {name: number for number, name in enumerate(METHODS)}
+    rows.sort(key=lambda row: (row["seed"], order.get(row["method"].split("+")[0], len(order))))
     if rows:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list({name: None for row in rows for name in row}))
-        writer.writeheader()
-        writer.writerows(rows)
-        files.write_whole(folder / RESULTS, text.getvalue().encode())
+        files.write_csv(folder / RESULTS, rows)
     return rows
 
 
 def write_report(
-    folder: Path, contenders: Sequence[Contender], seeds: Sequence[int]
+    folder: Path, contenders: Sequence[Contender], seeds: Sequence[int], split: str = "test"
 ) -> list[tuple[list[str], list[list[str]]]]:
-    """Write `table.md` and `comparison.png` of the contenders' finished runs; return the tables."""
+    """Write `table.md` and `comparison.png` of the contenders' finished runs; return the tables.
+
+    Args:
+        folder: of the comparison.
+        contenders: in the order of the rows; the last one is held against each of the others.
+        seeds: those to count.
+        split: `test`, or `val` for whoever still chooses.
+
+    Raises:
+        UsageError: an unknown split.
+    """
+    look_up("--split", split, SPLITS)
     order = [contender.label for contender in contenders]
     rows = [row for row in write_results(folder) if row["method"] in order and row["seed"] in seeds]
     if not rows:
         return []
     rows.sort(key=lambda row: order.index(row["method"]))
-    tables = [comparison.result_table(rows)]
+    tables = [comparison.result_table(rows, split)]
     if len(order) > 1:
-        tables.append(comparison.difference_table(rows, order[-1]))
-    text = "\n".join(comparison.as_markdown(*table) for table in tables)
+        tables.append(comparison.difference_table(rows, order[-1], split))
+    title = f"{folder.name}, {SPLITS[split]} split\n\n"
+    text = title + "\n".join(comparison.as_markdown(*table) for table in tables)
     files.write_whole(folder / "table.md", f"{text}\n{comparison.NOTE}\n".encode())
-    files.write_whole(folder / "comparison.png", comparison.draw(rows, folder.name))
+    files.write_whole(folder / "comparison.png", comparison.draw(rows, folder.name, split))
     return tables
 
 
 def summarize(folder: Path, run: Run) -> Row:
     """Count what a comparison shows of one finished run; accuracies in [0, 1]."""
-    assert run.results is not None
+    flops = read_flops(folder, run)
     outputs = read_outputs(folder, run)
     row: Row = {
         "method": folder.name.rpartition("-seed")[0],
@@ -201,9 +244,9 @@ def summarize(folder: Path, run: Run) -> Row:
             f"{split}_mean": mean(accuracies),
             f"{split}_ensemble": ensemble,
             f"{split}_overthinking": overthinking(logits, labels),
-            f"{split}_area": area_under_accuracy(run.results.cumulative_flops, accuracies),
+            f"{split}_area": area_under_accuracy(flops, accuracies),
         }
     speeds = [float(epoch["images_per_s"]) for epoch in read_metrics(folder, run.recipe.epochs)]
-    row["step_ms"] = 1000 * run.recipe.batch_size / median(speeds)
-    row |= {f"flops_{k}": f for k, f in enumerate(run.results.cumulative_flops, start=1)}
+    row["step_ms"] = 1000 * run.recipe.batch_size / median(speeds) if speeds else math.nan
+    row |= {f"flops_{k}": f for k, f in enumerate(flops, start=1)}
     return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import signal
@@ -102,6 +103,7 @@ def train(
     check_recipe(run.recipe, len(dataset.train.labels), accelerator.num_processes)
     torch.manual_seed(run.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products vary on CUDA
     network = network_of(run)
     if run.weights is not None:
         load_initial(folder, network)
@@ -135,14 +137,10 @@ def train(
                 group["lr"] = rate
             sums = EpochSums.begin(begun, accelerator)
             _train_epoch(accelerator, prepared, optimizer, loader, sums, progress, stop)
+            _check_weights(objective, epoch)
             if sums.steps < steps:
                 save_state(accelerator, folder, sums.position(accelerator))
-                raise TrainingStopped(
-                    f"stopped after step {sums.steps} of epoch {epoch + 1}: "
-                    f"go on with mate-edge train --resume --out {folder}",
-                    stop.received or signal.SIGTERM,
-                )
-            _check_weights(objective, epoch)
+                raise _stopped(f"step {sums.steps} of epoch {epoch + 1}", folder, stop)
             row: Row = {"epoch": epoch + 1, "lr": rate} | sums.row(accelerator)
             if accelerator.is_main_process:
                 if (epoch + 1) % run.validate_every == 0 or epoch + 1 == epochs:
@@ -154,6 +152,8 @@ def train(
                 progress.say(waiting_advice(sums.waiting, loader.num_workers))
                 advised = True
             save_state(accelerator, folder, Position(epoch=epoch + 1))
+            if epoch + 1 < epochs and _should_stop(accelerator, stop):
+                raise _stopped(f"epoch {epoch + 1}", folder, stop)
     if accelerator.is_main_process:
         _finish(folder, run, network, dataset, accelerator.device)
     accelerator.wait_for_everyone()
@@ -170,7 +170,6 @@ def _train_epoch(
 ) -> None:
     """Train the rest of an epoch, or until a signal comes, and add to `sums`."""
     objective.train()
-    alone = accelerator.num_processes == 1
     state = ""
     for images, labels in sums.timed(loader):
         images = images.to(memory_format=torch.channels_last)
@@ -185,25 +184,37 @@ def _train_epoch(
         sums.steps += 1
         looks = sums.steps % LOOK_EVERY == 0
         if looks:
-            state = sums.line(accelerator.num_processes)
+            state = sums.line(accelerator)
         progress.step(f"epoch {sums.epoch + 1}  {state}")
         if progress.steps_here == ESTIMATE_AFTER:
             left = progress.steps_left * sums.seconds / sums.steps
             progress.say(f"this training will take about {duration(left)}")
-        if stop.received and (alone or looks):
-            accelerator.set_trigger()
-        if (stop.received if alone else looks and accelerator.check_trigger()) and (
-            progress.steps_left  # else it is done anyway
-        ):
+        if (looks or accelerator.num_processes == 1) and _should_stop(accelerator, stop):
             break
-    sums.check()
+    sums.check(accelerator)
+
+
+def _should_stop(accelerator: Accelerator, stop: StopSignal) -> bool:
+    """Say whether any of the processes got a signal; all of them must ask."""
+    if accelerator.num_processes == 1:
+        return stop.received is not None
+    if stop.received:
+        accelerator.set_trigger()
+    return bool(accelerator.check_trigger())
+
+
+def _stopped(after: str, folder: Path, stop: StopSignal) -> TrainingStopped:
+    return TrainingStopped(
+        f"stopped after {after}: go on with mate-edge train --resume --out {folder}",
+        stop.received or signal.SIGTERM,
+    )
 
 
 def _check_weights(objective: Objective, epoch: int) -> None:
-    """Refuse to keep a state whose weights the epoch's last step spoilt."""
+    """Refuse to keep a state whose weights the last step spoilt."""
     if not all(bool(tensor.isfinite().all()) for tensor in objective.state_dict().values()):
         raise RunError(
-            f"the last step of epoch {epoch + 1} left weights that are no numbers: lower --lr and "
+            f"the last step in epoch {epoch + 1} left weights that are no numbers: lower --lr and "
             "train again, or resume from the last epoch"
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,9 @@ def save_state(accelerator: Accelerator, folder: Path, position: Position) -> No
         files.write_json(temporary / POSITION, position)
         files.publish(temporary, final)
         for old in (folder / STATE).glob("epoch-*"):
-            if old != final:
-                shutil.rmtree(old)
+            if old != final:  # first out of the way: a half removed state must not be found
+                old.rename(temporary)
+                shutil.rmtree(temporary)
     accelerator.wait_for_everyone()
 
 
@@ -129,9 +129,4 @@ def write_metrics(folder: Path, rows: list[Row]) -> None:
 
     A column that a row lacks, such as the accuracy of an epoch without validation, stays empty.
     """
-    text = io.StringIO()
-    columns = list({column: None for row in rows for column in row})
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_whole(folder / METRICS, text.getvalue().encode())
+    files.write_csv(folder / METRICS, rows)

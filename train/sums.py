@@ -28,7 +28,7 @@ class EpochSums:
         steps: of the optimiser; with gradient accumulation a step has several batches.
         batches: how many were added.
         loss: their sum, a scalar.
-        correct: how many images each exit classified rightly, [K], or a scalar 0 before the first.
+        correct: how many images each exit classified rightly, [K]; [1] before the first.
         seen: how many images there were.
         bad_batch: the first batch whose loss was no number, from 1; 0 for none.
         earlier_s: seconds spent before an interruption.
@@ -111,35 +111,37 @@ class EpochSums:
         is_first = (self.bad_batch == 0) & ~loss.isfinite()
         self.bad_batch = torch.where(is_first, self.batches, self.bad_batch)
 
-    def check(self) -> None:
-        """Refuse to go on once a loss was no number.
+    def check(self, accelerator: Accelerator) -> None:
+        """Refuse to go on once the loss of any process was no number; all of them must ask.
 
         Raises:
             RunError: with the step.
         """
-        if bad := int(self.bad_batch):
+        found = [bad for bad in accelerator.gather(self.bad_batch[None]).tolist() if bad]
+        if found:
+            bad = min(found)
             step = -(-bad * self.steps // self.batches) if self.steps else 1
             raise RunError(
                 f"the loss is no number at step {step} of epoch {self.epoch + 1}: lower --lr and "
                 "train again; the state after the last whole epoch is kept"
             )
 
-    def line(self, processes: int) -> str:
+    def line(self, accelerator: Accelerator) -> str:
         """Return what the progress bar shows.
 
         Raises:
             RunError: as `check`.
         """
-        self.check()
+        self.check(accelerator)
         exits = percentages((self.correct / self.seen).tolist())
-        speed = self.seen * processes / self.seconds
+        speed = self.seen * accelerator.num_processes / self.seconds
         mean = float(self.loss) / self.batches
         return f"loss {mean:.3f}  exits {exits} %  {speed:.0f} images/s"
 
     def row(self, accelerator: Accelerator) -> Row:
         """Return the epoch's row: mean loss and accuracies over all processes, and the speed."""
         counts = torch.tensor([self.batches, self.seen], device=accelerator.device)
-        sums = torch.cat([counts, self.loss[None], self.correct]).double()
+        sums = torch.cat([counts, self.loss[None], self.correct])
         batches, seen, loss, *correct = accelerator.reduce(sums).tolist()
         seconds = self.seconds
         return {

@@ -130,7 +130,8 @@ def format_difference(found: Difference | None) -> str:
 
 NOTE = (
     "Accuracies in %, mean ± standard deviation over the seeds; differences in points, paired by "
-    "seed, ± half of the 95 % interval, * where it excludes zero."
+    "seed, ± half of the 95 % interval, * where it excludes zero. A step's time is wall time: true "
+    "only where nothing else ran beside it."
 )
 
 
@@ -140,7 +141,7 @@ def as_markdown(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def draw(rows: Sequence[Row], title: str) -> bytes:
+def draw(rows: Sequence[Row], title: str, split: str = "test") -> bytes:
     """Draw each method's accuracy over cumulative FLOPs, with the seeds' spread, as PNG."""
     import matplotlib
 
@@ -151,11 +152,11 @@ def draw(rows: Sequence[Row], title: str) -> bytes:
     exits = range(1, num_exits(rows) + 1)
     flops = [float(rows[0][f"flops_{k}"]) / 1e6 for k in exits]
     for method in methods_of(rows):
-        found = [list(_by_seed(rows, method, f"test_exit_{k}").values()) for k in exits]
+        found = [list(_by_seed(rows, method, f"{split}_exit_{k}").values()) for k in exits]
         heights = [100 * mean(values) for values in found]
         spread = [100 * stdev(values) if len(values) > 1 else 0.0 for values in found]
         axes.errorbar(flops, heights, yerr=spread, marker="o", capsize=3, label=method)
-    axes.set(xlabel="cumulative MFLOPs (one multiply-add = 1)", ylabel="test accuracy %")
+    axes.set(xlabel="cumulative MFLOPs (one multiply-add = 1)", ylabel=f"{split} accuracy %")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -26,9 +26,11 @@ from mate_edge.train.compare import (
     parse_methods,
     parse_seeds,
     run_comparison,
+    write_report,
     write_results,
 )
 from mate_edge.train.evaluate import exit_accuracy
+from mate_edge.train.losses.ce import CrossEntropy
 from mate_edge.train.options import Options
 
 QUICK = Options(data="digits", epochs=1, batch_size=128, train_images=256, lr=0.02)
@@ -39,7 +41,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two methods with two seeds."""
     folder = tmp_path_factory.mktemp("compared") / "digits"
     busy = run_comparison(folder, parse_methods("ce,mate+alpha=2"), (0, 1), QUICK)
-    assert busy == 0
+    assert busy == (0, 0)
     return folder
 
 
@@ -75,13 +77,15 @@ def test_what_is_finished_is_not_trained_again_and_more_seeds_can_be_added(
 
 def test_a_run_that_another_process_is_at_is_left_to_it(comparison: Path) -> None:
     with FileLock(comparison / ".ce-seed9.lock"):
-        assert run_comparison(comparison, parse_methods("ce"), (9,), QUICK) == 1
+        assert run_comparison(comparison, parse_methods("ce"), (9,), QUICK) == (1, 0)
     assert not (comparison / "ce-seed9").exists()
 
 
 def test_runs_of_other_options_are_not_taken_for_these(comparison: Path) -> None:
-    with pytest.raises(UsageError, match="epochs 1, not 2"):
-        run_comparison(comparison, parse_methods("ce"), (0,), dataclasses.replace(QUICK, epochs=2))
+    for epochs, says in ((2, "epochs 1, not 2"), (None, "epochs 1, not the default")):
+        other = dataclasses.replace(QUICK, epochs=epochs)
+        with pytest.raises(UsageError, match=says):
+            run_comparison(comparison, parse_methods("ce"), (0, 1), other)
     kept = comparison / "mate-seed5"
     (comparison / "mate+alpha=2-seed0").rename(kept)  # as if a default had changed since
     try:
@@ -191,12 +195,36 @@ def test_the_command_prints_and_keeps_the_tables_and_trains_nothing_twice(
     assert "mate minus" in done.stdout
     folder = tmp_path / "comparisons" / "digits-default"
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
-        "ce-seed0", "mate-seed0", "comparison.png", "results.csv", "table.md",
+        "ce-seed0", "mate-seed0", "comparison.png", "options.json", "results.csv", "table.md",
     }  # fmt: skip
     assert "| mate | 1 |" in (folder / "table.md").read_text()
     refused = cli(*command[:-1], "x", cwd=tmp_path)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_run_that_diverges_does_not_keep_the_others_from_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CrossEntropy, "forward", lambda self, logits, labels: logits.sum() / 0)
+    said: list[str] = []
+    contenders = parse_methods("ce,mate")
+    assert run_comparison(tmp_path, contenders, (0,), QUICK, say=said.append) == (0, 1)
+    assert sum("the loss is no number at step 1 of epoch 1" in line for line in said) == 1
+    assert [row["method"] for row in write_results(tmp_path)] == ["mate"]
+    (_, cells), _ = write_report(tmp_path, contenders, (0,))
+    assert [line[0] for line in cells] == ["mate"]
+    assert "-" in cells[0], "there is no ce to be held against"
+
+
+def test_while_options_are_chosen_the_table_is_of_validation(comparison: Path) -> None:
+    contenders = parse_methods("ce,mate+alpha=2")
+    (_, cells), _ = write_report(comparison, contenders, (0,), "val")
+    row = next(row for row in write_results(comparison) if row["method"] == "ce")
+    assert cells[0][2] == f"{100 * row['val_exit_1']:.2f}"
+    assert "validation split" in (comparison / "table.md").read_text()
+    with pytest.raises(UsageError, match="Did you mean val"):
+        write_report(comparison, contenders, (0,), "vall")
 
 
 def test_launched_together_it_says_to_start_it_once_for_each_device(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mate_edge.errors import UsageError
 from mate_edge.runs import OptionValue, Recipe
 from mate_edge.train.losses import METHODS, complete_options, make_method
 from mate_edge.train.losses.okddip import Okddip
@@ -151,6 +152,13 @@ def test_a_method_works_with_one_exit_and_every_parameter_gets_a_gradient(name: 
         method(logits, labels).backward()
         wanted = [logits, *method.parameters()]
         assert all(p.grad is not None and p.grad.isfinite().all() for p in wanted)
+
+
+def test_beed_refuses_exits_whose_label_loss_would_weigh_less_than_nothing() -> None:
+    make_method("beed", 5, C, {})
+    with pytest.raises(UsageError, match="with 6 exits .* below 1.149"):
+        make_method("beed", 6, C, {})
+    make_method("beed", 6, C, {"attention": 1.14})
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -266,7 +266,7 @@ def test_the_log_holds_the_weights_the_teachers_accuracy_and_the_gaps(
     mate(logits, labels)
     mate(logits, labels)
     log = mate.log()
-    assert sum(log[f"teacher_weight_1{k}"] for k in (1, 2, 3)) == pytest.approx(1)
+    assert sum(log[f"teacher_weight_1_{k}"] for k in (1, 2, 3)) == pytest.approx(1)
     teachers = mate.ensemble_weights.detach() @ logits
     t = mate.options.temperature
     for k in range(K):

@@ -26,11 +26,13 @@ from mate_edge.runs import Recipe, read_finished_run, read_outputs, read_run
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.images import FileImages
 from mate_edge.train.evaluate import compute_logits, exit_accuracy
+from mate_edge.train.loop import make_accelerator
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
 from mate_edge.train.recipe import Objective, learning_rate
 from mate_edge.train.start import new_run, old_run, run_training
+from mate_edge.train.state import Position, load_state, save_state
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_a_run_folder_holds_what_the_design_says(run_folder: Path) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert {"train_accuracy_1", "val_accuracy_3", "val_ensemble", "images_per_s"} <= set(rows[0])
-    assert float(rows[0]["teacher_weight_11"]) != pytest.approx(1 / 3)
+    assert float(rows[0]["teacher_weight_1_1"]) != pytest.approx(1 / 3)
     assert sorted(p.name for p in run_folder.iterdir() if p.name != "profile.json") == [
         "metrics.csv", "model.safetensors", "outputs.npz", "run.json",
     ]  # fmt: skip
@@ -178,6 +180,61 @@ def test_a_signal_saves_in_mid_epoch_and_the_resume_is_bit_equal(
     own = [name for name in counted if name.startswith(("teacher_accuracy", "kl_"))]
     for name in set(counted) - set(own):  # the method's sums begin anew with the process
         assert [row[name] for row in one] == [row[name] for row in other]
+
+
+def test_a_kill_while_the_old_state_is_removed_leaves_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    accelerator = make_accelerator("fp32")
+    save_state(accelerator, tmp_path, Position(epoch=1))
+
+    class Killed(BaseException):
+        pass
+
+    def remove_a_file(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (path / "position.json").unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove_a_file)
+        with pytest.raises(Killed):
+            save_state(accelerator, tmp_path, Position(epoch=2))
+    assert load_state(accelerator, tmp_path) == Position(epoch=2)
+    save_state(accelerator, tmp_path, Position(epoch=3, step=4))
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["epoch-3-step-4"]
+
+
+def test_a_signal_to_the_whole_group_saves_though_workers_dropout_and_parts_are_in_play(
+    cli: Any, tmp_path: Path, with_dropout: str
+) -> None:
+    command = ["train", "--data", "digits", "--epochs", "3", "--arch", with_dropout, "--workers",
+               "1", "--randaugment", "5", "--mixup", "0.2", "--accumulate", "2", "--batch-size",
+               "32"]  # fmt: skip
+    done = cli(*command, "--out", "whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    victim = subprocess.Popen(
+        [sys.executable, "-m", "mate_edge", *command, "--out", "stopped"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    state = tmp_path / "stopped" / "state" / "epoch-1"
+    while not state.exists():
+        assert victim.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.01)
+    os.killpg(victim.pid, signal.SIGTERM)
+    _, said = victim.communicate(timeout=60)
+    assert victim.returncode == 143, said
+    (kept,) = state.parent.iterdir()
+    assert kept.name.startswith("epoch-1-step-")
+    resumed = cli("train", "--resume", "--out", "stopped", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_resume_with_other_options_is_refused_and_changes_nothing(quick: Options) -> None:

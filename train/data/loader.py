@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -98,6 +99,7 @@ def make_loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_is,
+        worker_init_fn=_leave_the_group,
         generator=torch.Generator(),  # else each new epoch draws from what dropout draws from
     )
     return loader, order
@@ -106,10 +108,12 @@ def make_loader(
 def choose_workers(dataset: Dataset, recipe: Recipe) -> int:
     """Return how many workers pay: none for a quick crop and flip in memory.
 
-    Files and RandAugment get one a core, but for the core that trains.
+    Files and RandAugment get one a core, but for the core that trains; where several processes of
+    one machine train together, each gets its share.
     """
     slow = isinstance(dataset.train, FileImages) or recipe.randaugment > 0
-    return max(1, cpu_count() - 1) if slow else 0
+    share = cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, share - 1) if slow else 0
 
 
 def waiting_advice(share: float, workers: int) -> str:
@@ -122,6 +126,11 @@ def waiting_advice(share: float, workers: int) -> str:
             f"are free, give more than --workers {workers}"
         )
     return f"{share:.0%} of this epoch was spent waiting for images: {remedy}"
+
+
+def _leave_the_group(worker: int) -> None:
+    """Go on when the whole group gets a signal: the main process still ends its step and saves."""
+    os.setpgid(0, 0)
 
 
 def _as_is(batch: Any) -> Any:

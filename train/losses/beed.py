@@ -12,6 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from mate_edge.errors import UsageError
 from mate_edge.train.losses.method import Method, Positive
 from mate_edge.train.losses.terms import divergence, label_loss
 
@@ -20,6 +21,9 @@ class Beed(Method):
     """sum_k (2 - a^(K-k)) CE(z_k, y) + a^(K-k) T^2 KL(softmax(t / T) || softmax(z_k / T)).
 
     The teacher is t = sg(sum_k b^k z_k / sum_k b^k).
+
+    Raises:
+        UsageError: so many exits that a label loss would not weigh more than nothing.
     """
 
     class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +44,12 @@ class Beed(Method):
 
     def __init__(self, num_exits: int, num_classes: int, options: Options) -> None:
         super().__init__(num_exits, num_classes, options)
+        if options.attention ** (num_exits - 1) >= 2:
+            raise UsageError(
+                f"--method-option attention={options.attention}: with {num_exits} exits the label "
+                "loss of the first would weigh nothing or less: it must be below "
+                f"{2 ** (1 / (num_exits - 1)):.3f}"
+            )
         bias = options.bias ** torch.arange(num_exits)
         attention = options.attention ** torch.arange(num_exits - 1, -1, -1)
         self.bias: Tensor

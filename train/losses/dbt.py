@@ -19,8 +19,9 @@ from mate_edge.train.losses.terms import label_loss, soft_cross_entropy
 class Dbt(Method):
     """(1 - c) sum_k CE(z_k, y) + c T^2 sum_{k<K} CE(softmax(sg(z_K) / T), softmax(z_k / T)).
 
-    T starts at 1 and grows by a twentieth after each step in which the softened last exit's mean
-    confidence, mean_b max softmax(z_K / T), was above one half.
+    T starts at 1 and grows by a twentieth after each batch (with gradient accumulation, each part
+    of a step) in which the softened last exit's mean confidence, mean_b max softmax(z_K / T), was
+    above one half.
     """
 
     class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -166,12 +166,16 @@ class Mate(Method):
     def log(self) -> dict[str, float]:
         """Return A, each teacher's training accuracy, KL_jj and KL_jK of the epoch.
 
-        Names count from 1: `teacher_weight_ik`, `teacher_accuracy_i`, `kl_primary_j`, `kl_last_j`.
+        Names count from 1: `teacher_weight_i_k`, `teacher_accuracy_i`, `kl_primary_j`, `kl_last_j`.
         The sums are the main process's; A is everyone's.
         """
+        if self.num_exits == 1:
+            return {}
         weights = self.ensemble_weights.detach().cpu()
         exits = range(self.num_exits)
-        row = {f"teacher_weight_{i + 1}{k + 1}": float(weights[i, k]) for i in exits for k in exits}
+        row = {
+            f"teacher_weight_{i + 1}_{k + 1}": float(weights[i, k]) for i in exits for k in exits
+        }
         means = (self.sums[:-1] / self.sums[-1].clamp(min=1)).view(3, self.num_exits).tolist()
         for name, values in zip(("teacher_accuracy", "kl_primary", "kl_last"), means, strict=True):
             row |= {f"{name}_{k + 1}": value for k, value in enumerate(values)}
