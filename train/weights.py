@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torchvision.models import get_model, get_model_weights
 
 from mate_edge import files
 from mate_edge.errors import UsageError
+from mate_edge.names import some
 from mate_edge.train.backbones import TORCHVISION, make_parts
 from mate_edge.train.backbones.imagenet import first_convolution
 from mate_edge.train.backbones.parts import Classifier, Parts
@@ -26,7 +27,8 @@ WRAPPERS = ("state_dict", "model")
 PARALLEL = "module."
 """What `DataParallel` puts before every name."""
 
-SHOWN = 3  # names in a message
+SHOWN = 20
+"""So many names that do not fit are listed; more only count."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ def read_weights(file: Path) -> Weights:
     for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in found.items()
+    ):
         raise UsageError(
             f"--weights {file} holds no state dict: save it with "
             "torch.save(network.state_dict(), ...)"
@@ -190,7 +194,7 @@ def _load(network: nn.Module, weights: Weights, arch: str) -> None:
         if n in given and given[n].shape != own[n].shape
     ]
     faults = [
-        f"{len(names)} {what} ({_some(names)})"
+        f"{len(names)} {what} ({some(names, SHOWN)})"
         for what, names in (
             ("tensors are missing", missing),
             ("names are unknown", unknown),
@@ -201,7 +205,3 @@ def _load(network: nn.Module, weights: Weights, arch: str) -> None:
     if faults:
         raise UsageError(f"{weights.name} does not fit --arch {arch}: {'; '.join(faults)}")
     network.load_state_dict(dict(given), strict=False)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
