@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from safetensors import SafetensorError
@@ -75,10 +78,11 @@ def find_weights(arch: str, file: Path | None, pretrained: bool) -> Weights | No
 
 
 def imagenet_weights(arch: str) -> Weights:
-    """Return torchvision's best ImageNet weights, from its cache or downloaded.
+    """Return torchvision's best ImageNet weights, from its cache or downloaded; never unpickling.
 
     Raises:
-        UsageError: not one of torchvision's architectures, or the download failed.
+        UsageError: not one of torchvision's architectures, the download failed, or the file in the
+            cache is damaged.
     """
     if arch not in TORCHVISION:
         raise UsageError(
@@ -86,14 +90,38 @@ def imagenet_weights(arch: str) -> Weights:
             f"{', '.join(TORCHVISION)}"
         )
     chosen = get_model_weights(arch).DEFAULT
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    cached = folder / Path(urlparse(chosen.url).path).name
     try:
-        network = get_model(arch, weights=chosen)
-    except (OSError, RuntimeError) as error:  # no network; a file whose hash is wrong
-        raise UsageError(
-            f"the ImageNet weights of {arch} cannot be had ({error}): download {chosen.url} "
-            f"yourself into {torch.hub.get_dir()}/checkpoints"
-        ) from None
+        with _tensors_only():
+            network = get_model(arch, weights=chosen)  # and renames tensors where that is needed
+    except Exception as error:  # torch, pickle and zipfile raise a dozen types on damage
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if cached.is_file() and not isinstance(error, OSError):
+            raise UsageError(
+                f"{cached} is damaged, or holds more than tensors ({reason}): remove it, and it "
+                "is downloaded again"
+            ) from None
+        if isinstance(error, (OSError, RuntimeError)):  # no network; a file whose hash is wrong
+            raise UsageError(
+                f"the ImageNet weights of {arch} cannot be had ({reason}): download {chosen.url} "
+                f"yourself into {folder}"
+            ) from None
+        raise
     return Weights(str(chosen), network.state_dict(), None)
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Make `torch.load` refuse all but tensors where its caller, as torchvision, asks for more."""
+    force, forbid = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (force, forbid)}
+    os.environ[force] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[force]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def read_weights(file: Path) -> Weights:
