@@ -75,7 +75,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     channels, size = dataset.preprocessing.channels, dataset.preprocessing.size
     torch.manual_seed(seed)  # imported weights are kept together with the new heads
     imported = import_parts(arch, weights, channels, size, len(dataset.classes))
-    cuts = choose_cuts(imported.parts.stages, options.exits, channels, size)
+    cuts = choose_cuts(arch, imported.parts.stages, options.exits, channels, size)
     network = assemble(arch, imported.parts, head, channels, size, len(dataset.classes), cuts)
     if options.freeze_backbone:
         _check_freezing(weights, imported, network.num_exits)

@@ -46,7 +46,7 @@ STAGES = [nn.Sequential(*(convolution() for _ in range(4))), nn.Sequential(convo
     ],
 )
 def test_exits_stand_nearest_to_the_fractions(exits: str | None, cuts: tuple[int, ...]) -> None:
-    assert choose_cuts(STAGES, exits, 8, 16) == cuts
+    assert choose_cuts("mine", STAGES, exits, 8, 16) == cuts
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,14 @@ def test_exits_stand_nearest_to_the_fractions(exits: str | None, cuts: tuple[int
 )
 def test_exits_that_cannot_be_are_refused(exits: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        choose_cuts(STAGES, exits, 8, 16)
+        choose_cuts("mine", STAGES, exits, 8, 16)
+
+
+@pytest.mark.parametrize("exits", ["2", "0.5"])
+def test_images_that_are_too_small_are_a_clear_error_wherever_the_exits_stand(exits: str) -> None:
+    stages = make_parts("vgg11_bn", 3, 16, 10).stages
+    with pytest.raises(UsageError, match="vgg11_bn cannot take 3x16x16 images: stage 5 fails"):
+        choose_cuts("vgg11_bn", stages, exits, 3, 16)
 
 
 def test_blocks_are_layers_with_what_prepares_their_features_and_whole_residual_blocks() -> None:
@@ -87,7 +94,7 @@ def test_blocks_are_layers_with_what_prepares_their_features_and_whole_residual_
 @torch.no_grad()
 def test_a_network_cut_elsewhere_computes_the_same(arch: str) -> None:
     stages = make_parts(arch, 3, 32, 10).stages
-    cuts = choose_cuts(stages, "0.3,0.6", 3, 32)
+    cuts = choose_cuts(arch, stages, "0.3,0.6", 3, 32)
     parts = cut(stages, cuts)
     assert len(parts) == 3
     images = torch.randn(2, 3, 32, 32)
