@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -23,7 +22,6 @@ def compute_logits(
     images: Images,
     preprocessing: Preprocessing,
     device: torch.device,
-    advance: Callable[[int], object] = lambda count: None,
 ) -> NDArray[np.float32]:
     """Return every exit's logits for a split, float32 [N, K, C].
 
@@ -32,7 +30,6 @@ def compute_logits(
         images: the split.
         preprocessing: the run's.
         device: where the network is.
-        advance: called with the number of images done, after each batch.
     """
     network.eval()
     parts = []
@@ -42,7 +39,6 @@ def compute_logits(
         batch = normalize(images.plain(indices, preprocessing), preprocessing)
         inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
         parts.append(network(inputs).float().cpu().numpy())
-        advance(len(indices))
     return np.concatenate(parts)
 
 
