@@ -34,8 +34,8 @@ def choose_cuts(
         Rising numbers of blocks, the last one of all; empty for the ends of the stages.
 
     Raises:
-        UsageError: not such a number or fractions, more exits than blocks, two on one block, or
-            images that the backbone cannot take.
+        UsageError: not such a number or fractions, more exits than blocks, two on one block, images
+            that the backbone cannot take, or a block whose FLOPs cannot be counted.
     """
     if exits is None or exits == str(len(stages)):
         return ()
@@ -120,8 +120,8 @@ def _belongs_to_the_layer_before(module: nn.Module) -> bool:
 @torch.no_grad()
 def _block_flops(blocks: Sequence[nn.Module], channels: int, size: int) -> Iterator[int]:
     features = torch.zeros(1, channels, size, size)
-    for block in blocks:
+    for number, block in enumerate(blocks, start=1):
         training = block.training
-        yield count_flops(block.eval(), features)[0]
+        yield count_flops(block.eval(), features, f"block {number}")[0]
         features = block(features)
         block.train(training)

@@ -19,7 +19,7 @@ from mate_edge.train.backbones import BACKBONES
 from mate_edge.train.data import DATASETS, OF_ONE_SIZE, load_dataset
 from mate_edge.train.data.adapt import read_classes, reorder_classes, use_imagenet_statistics
 from mate_edge.train.data.dataset import Dataset
-from mate_edge.train.evaluate import compute_logits, exit_accuracy
+from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy
 from mate_edge.train.exits import choose_cuts
 from mate_edge.train.heads import HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
@@ -37,6 +37,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     Raises:
         UsageError: an option that cannot work, or `out` exists.
         DataError: the data set is missing or malformed.
+        ImageError: a validation image that cannot be read, as far as they are read now.
     """
     method = options.method or "mate"
     head = options.head or "sepconv"
@@ -111,15 +112,16 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         },
         Run,
     )
+    cumulative_flops(network, dataset.preprocessing)  # what cannot be counted fails before training
+    if imported.whole:
+        accuracy = 100 * _last_exit_accuracy(network, dataset)
+        count = len(dataset.val.labels)
+        print(f"imported network: {accuracy:.2f} % of {count} validation images", file=sys.stderr)
     with files.whole_folder(folder) as made:
         write_run(made, run)
         if weights is not None:
             save_initial(made, network)
     files.write_latest(RUNS, folder)
-    if imported.whole:
-        accuracy = 100 * _last_exit_accuracy(network, dataset)
-        count = len(dataset.val.labels)
-        print(f"imported network: {accuracy:.2f} % of {count} validation images", file=sys.stderr)
     return folder, run, dataset
 
 

@@ -18,11 +18,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from mate_edge.errors import DataError, RunError, UsageError
+from mate_edge.errors import DataError, ImageError, RunError, UsageError
 from mate_edge.images import normalize
 from mate_edge.runs import read_run
 from mate_edge.train import state
+from mate_edge.train.data import load_dataset
 from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
+from mate_edge.train.data.images import FileImages
 from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
 from mate_edge.train.start import new_run, old_run, run_training
@@ -93,6 +95,16 @@ def test_a_frozen_backbone_leaves_the_imported_network_as_it_was_bit_by_bit(
     heads = [name for name in trained if name.startswith("heads.0") and "weight" in name]
     assert heads
     assert not any(torch.equal(trained[name], untrained[name]) for name in heads)
+
+
+def test_a_broken_validation_image_is_found_before_there_is_a_run(home: Path) -> None:
+    torch.save(fine_tuned().state_dict(), "mine.pth")
+    found = load_dataset("set", 128).val
+    assert isinstance(found, FileImages)
+    found.paths[2].write_bytes(b"broken")
+    with pytest.raises(ImageError, match=f"{found.paths[2]} is not an image"):
+        new_run(options(size=128), None)
+    assert not Path("runs").exists()
 
 
 def test_no_gradient_goes_through_a_frozen_backbone() -> None:
