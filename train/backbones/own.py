@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mate_edge.errors import UsageError
 from mate_edge.train.backbones.parts import Parts, output_shapes
@@ -34,7 +34,7 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
 
     Raises:
         UsageError: it cannot be imported or called, gives no such modules, or a module does not
-            take these images.
+            take these images or has weights in two places.
     """
     made = _make(arch, channels, size)
     if not isinstance(made, (Sequence, nn.Sequential, nn.ModuleList)) or not all(
@@ -62,8 +62,25 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
             )
     if not modules:
         raise UsageError(f"{arch} gives no stage that an exit could follow")
+    _check_sharing(arch, [*modules, *([] if classifier is None else [classifier])])
     network = made if isinstance(made, nn.Module) else nn.ModuleList(made)
     return Parts(modules, network, classifier)
+
+
+def _check_sharing(arch: str, modules: Sequence[nn.Module]) -> None:
+    """Refuse weights that stand in two places: each segment's engine has its own."""
+    places: dict[int, str] = {}
+    for number, module in enumerate(modules, start=1):
+        for name, tensor in module.state_dict().items():
+            if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+                continue
+            place = f"stage {number} ({name})"
+            first = places.setdefault(tensor.untyped_storage().data_ptr(), place)
+            if first != place:
+                raise UsageError(
+                    f"{first} and {place} of {arch} share weights, which a run cannot keep and "
+                    "segments cannot share: make a module of its own for each place"
+                )
 
 
 def _make(arch: str, channels: int, size: int) -> Any:
