@@ -24,7 +24,7 @@ from mate_edge.train.exits import choose_cuts
 from mate_edge.train.heads import HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
 from mate_edge.train.losses import METHODS, complete_options, make_method
-from mate_edge.train.network import MultiExitNet, assemble
+from mate_edge.train.network import MultiExitNet, announce_import, assemble
 from mate_edge.train.options import PRECISIONS, Options, check_options
 from mate_edge.train.recipe import FINE_TUNING, check_recipe
 from mate_edge.train.state import save_initial
@@ -190,6 +190,8 @@ def run_training(
     if state.is_main_process:
         if resume:
             folder, run, dataset = old_run(options, out)
+            if not run.finished:
+                announce_import(folder, run)
         else:
             folder, run, dataset = new_run(options, out, state.num_processes)
         shared = [str(folder)]

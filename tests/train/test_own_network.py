@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -15,10 +16,10 @@ from torch import nn
 from mate_edge.errors import UsageError
 from mate_edge.export.export import export_run
 from mate_edge.images import Preprocessing
-from mate_edge.runs import read_finished_run
+from mate_edge.runs import read_finished_run, write_run
 from mate_edge.train.backbones import make_parts
 from mate_edge.train.evaluate import cumulative_flops
-from mate_edge.train.network import build_network
+from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
 from mate_edge.train.start import new_run, run_training
 
@@ -133,7 +134,13 @@ def test_a_last_module_that_classifies_is_the_last_head(nets: Callable[[str], st
         ("x:stages", "cannot be imported .*No module named"),
         ("_bad:stages", "cannot be imported .*no_such_package"),
         (":stage", "cannot be imported .*no attribute 'stage'"),
-        (":", "cannot be imported"),
+        (":", "names no network: give package.module:name"),
+        ("/../evil:stages", "names no network"),
+        ("..evil:stages", "names no network"),
+        (" :stages", "names no network"),
+        (":stages.__globals__", "names no network"),
+        (":__builtins__", "no part begins with an underscore"),
+        ("._private:stages", "no part begins with an underscore"),
         (":nothing", "gives a NoneType: it must be a list"),
         (":mixed", "gives a list with a str"),
         (":number", "gives a int"),
@@ -158,6 +165,7 @@ def test_a_network_that_cannot_work_is_a_clear_error(
         build_network(nets(name), "sepconv", 1, 32, 10)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_a_stage_that_cannot_be_counted_fails_before_there_is_a_run(
     nets: Callable[[str], str],
 ) -> None:
@@ -190,6 +198,32 @@ def test_an_own_network_goes_the_whole_way(nets: Callable[[str], str], tmp_path:
     _, manifest = export_run(folder, read_finished_run(folder), "cpu", None, None,
                              tmp_path / "own.mate", said.append)  # fmt: skip
     assert len(manifest.exits) == 2
+
+
+def test_a_runs_own_network_is_named_before_its_code_runs(
+    nets: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Options(data="digits", arch=nets(":Whole"), epochs=1)
+    folder, run, _ = new_run(options, None)
+    assert "importing" not in capsys.readouterr().err
+    line = f"importing {nets(':Whole')}, as {folder}/run.json says\n"
+    run_training(Options(), folder, resume=True)
+    assert capsys.readouterr().err.count(line) == 1
+    load_network(folder, read_finished_run(folder))
+    assert capsys.readouterr().err == line
+
+    run = msgspec.structs.replace(read_finished_run(folder), arch=f"no_such_{nets(':Whole')}")
+    write_run(folder, run)
+    with pytest.raises(UsageError, match="cannot be imported"):
+        load_network(folder, run)
+    assert capsys.readouterr().err == f"importing {run.arch}, as {folder}/run.json says\n"
+
+
+def test_a_network_that_comes_with_mate_edge_is_imported_without_a_word(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_network(run_folder, read_finished_run(run_folder))
+    assert capsys.readouterr().err == ""
 
 
 def test_the_command_finds_a_module_in_the_working_folder(
