@@ -49,14 +49,18 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
 @torch.no_grad()
 def profile_network(network: MultiExitNet, channels: int, size: int) -> Profile:
-    """Count a network's cost for images of `channels` x `size` x `size`, segment by segment."""
+    """Count a network's cost for images of `channels` x `size` x `size`, segment by segment.
+
+    Raises:
+        UsageError: a segment that torch cannot trace.
+    """
     network.eval()
     features = images = torch.zeros(1, channels, size, size)
     exits: list[ExitCost] = []
     flops_so_far = parameters_so_far = 0
     uncounted: Counter[str] = Counter()
     for k, segment in enumerate(segment_modules(network)):
-        total, by_module, missing = count_flops(segment, features)
+        total, by_module, missing = count_flops(segment, features, f"segment {k + 1}")
         uncounted += missing
         flops_so_far += total
         parameters = sum(p.numel() for p in segment.parameters())

@@ -190,7 +190,7 @@ def profile(
         if size < 16 or channels not in (1, 3) or classes < 2:
             raise UsageError("--size must be 16 or more, --channels 1 or 3, --classes 2 or more")
         parts = make_parts(arch, channels, size, classes)
-        cuts = choose_cuts(parts.stages, exits, channels, size)
+        cuts = choose_cuts(arch, parts.stages, exits, channels, size)
         network = assemble(arch, parts, head, channels, size, classes, cuts)
         found = profile_network(network, channels, size)
         title = f"{arch}, {head} heads, {channels}x{size}x{size}"

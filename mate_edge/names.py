@@ -1,8 +1,8 @@
-"""Look a name up in a table; a wrong one is answered with the valid ones and the nearest."""
+"""Names in messages: a wrong one is answered with the valid ones and the nearest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from mate_edge.errors import UsageError
@@ -26,3 +26,9 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
         raise UsageError(
             f"unknown {kind} {name!r}: choose from {', '.join(table)}.{hint}"
         ) from None
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first `most` names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-EXITS_HELP = "How many, or at which fractions of the backbone's FLOPs, such as 0.25,0.5,0.75."
+EXITS_HELP = (
+    "How many (as many as the backbone has stages: at their ends), or at which fractions of its "
+    "FLOPs, such as 0.25,0.5,0.75."
+)
 
 
 def training_options(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -23,7 +22,6 @@ def compute_logits(
     images: Images,
     preprocessing: Preprocessing,
     device: torch.device,
-    advance: Callable[[int], object] = lambda count: None,
 ) -> NDArray[np.float32]:
     """Return every exit's logits for a split, float32 [N, K, C].
 
@@ -32,7 +30,6 @@ def compute_logits(
         images: the split.
         preprocessing: the run's.
         device: where the network is.
-        advance: called with the number of images done, after each batch.
     """
     network.eval()
     parts = []
@@ -42,19 +39,31 @@ def compute_logits(
         batch = normalize(images.plain(indices, preprocessing), preprocessing)
         inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
         parts.append(network(inputs).float().cpu().numpy())
-        advance(len(indices))
     return np.concatenate(parts)
 
 
+@torch.no_grad()
 def cumulative_flops(network: MultiExitNet, preprocessing: Preprocessing) -> tuple[int, ...]:
-    """Return the FLOPs at batch 1 up to each exit, with the heads of the exits before it."""
+    """Return the FLOPs at batch 1 up to each exit, with the heads of the exits before it.
+
+    Stages are counted one by one: fvcore credits a module that stands in two to the first alone.
+
+    Args:
+        network: put into evaluation mode here and left in it.
+        preprocessing: the run's.
+
+    Raises:
+        UsageError: a stage that torch cannot trace.
+    """
+    network.eval()
     size = preprocessing.size
     device = next(network.parameters()).device
-    images = torch.zeros(1, preprocessing.channels, size, size, device=device)
-    _, by_module, _ = count_flops(network.eval(), images)
-    segments = (
-        by_module[f"stages.{k}"] + by_module[f"heads.{k}"] for k in range(network.num_exits)
-    )
+    features = torch.zeros(1, preprocessing.channels, size, size, device=device)
+    segments = []
+    for k, (stage, head) in enumerate(zip(network.stages, network.heads, strict=True), start=1):
+        stage_flops = count_flops(stage, features, f"stage {k}")[0]
+        features = stage(features)
+        segments.append(stage_flops + count_flops(head, features, f"head {k}")[0])
     return tuple(accumulate(segments))
 
 

@@ -10,20 +10,23 @@ import torch
 from torch import nn
 
 from mate_edge.errors import UsageError
+from mate_edge.train.backbones.parts import output_shapes
 from mate_edge.train.flops import count_flops
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def choose_cuts(
-    stages: Sequence[nn.Module], exits: str | None, channels: int, size: int
+    arch: str, stages: Sequence[nn.Module], exits: str | None, channels: int, size: int
 ) -> tuple[int, ...]:
     """Choose after how many blocks each exit stands.
 
     Args:
+        arch: the backbone's name, for errors.
         stages: of the backbone; see `split_blocks` for what a block is.
-        exits: a number of exits, or rising fractions of the backbone's FLOPs such as
-            `0.25,0.5,0.75`, to which the final exit is added; None: the ends of the stages.
+        exits: a number of exits (as many as stages: their ends), or rising fractions of the
+            backbone's FLOPs such as `0.25,0.5,0.75`, to which the final exit is added; None: the
+            ends of the stages.
         channels: of the images.
         size: of the images, in pixels.
 
@@ -31,7 +34,8 @@ def choose_cuts(
         Rising numbers of blocks, the last one of all; empty for the ends of the stages.
 
     Raises:
-        UsageError: not such a number or fractions, more exits than blocks, or two on one block.
+        UsageError: not such a number or fractions, more exits than blocks, two on one block, images
+            that the backbone cannot take, or a block whose FLOPs cannot be counted.
     """
     if exits is None or exits == str(len(stages)):
         return ()
@@ -43,6 +47,7 @@ def choose_cuts(
             "blocks"
         )
     fractions = _fractions(exits)
+    output_shapes(arch, stages, channels, size)
     cumulative = list(accumulate(_block_flops(blocks, channels, size)))
     cuts: list[int] = []
     for fraction in fractions:
@@ -115,8 +120,8 @@ def _belongs_to_the_layer_before(module: nn.Module) -> bool:
 @torch.no_grad()
 def _block_flops(blocks: Sequence[nn.Module], channels: int, size: int) -> Iterator[int]:
     features = torch.zeros(1, channels, size, size)
-    for block in blocks:
+    for number, block in enumerate(blocks, start=1):
         training = block.training
-        yield count_flops(block.eval(), features)[0]
+        yield count_flops(block.eval(), features, f"block {number}")[0]
         features = block(features)
         block.train(training)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mate_edge.errors import UsageError
+
 with warnings.catch_warnings():  # fvcore uses a decorator of torch that is deprecated
     warnings.simplefilter("ignore", FutureWarning)
     from fvcore.nn import FlopCountAnalysis
@@ -19,8 +21,25 @@ ACTIVATIONS = ("aten::relu", "aten::relu_", "aten::clamp", "aten::clamp_")
 
 
 @torch.no_grad()
-def count_flops(module: nn.Module, inputs: torch.Tensor) -> tuple[int, Counter[str], Counter[str]]:
-    """Return the FLOPs in all and by submodule, and the operators that fvcore did not count."""
+def count_flops(
+    module: nn.Module, inputs: torch.Tensor, name: str = "the network"
+) -> tuple[int, Counter[str], Counter[str]]:
+    """Return the FLOPs in all and by submodule, and the operators that fvcore did not count.
+
+    Raises:
+        UsageError: torch cannot trace the module, which errors call `name`.
+    """
+    try:
+        return _count(module, inputs)
+    except Exception as error:  # fvcore traces, which runs the module's own code
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"the FLOPs of {name} cannot be counted ({reason}): torch.jit.trace must be able to "
+            "follow it, so give plain modules that are not scripted"
+        ) from error
+
+
+def _count(module: nn.Module, inputs: torch.Tensor) -> tuple[int, Counter[str], Counter[str]]:
     analysis = FlopCountAnalysis(module, inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     ignored: Counter[str] = Counter()

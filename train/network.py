@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -158,12 +159,22 @@ def network_of(run: Run) -> MultiExitNet:
     return network
 
 
+def announce_import(folder: Path, run: Run) -> None:
+    """Say on stderr which code a run's own network is about to run; see `own_network`."""
+    if ":" in run.arch:
+        shown = run.arch if run.arch.isprintable() else ascii(run.arch)
+        print(f"importing {shown}, as {folder / 'run.json'} says", file=sys.stderr)
+
+
 def load_network(folder: Path, run: Run) -> MultiExitNet:
     """Rebuild a finished run's network with its weights, in evaluation mode.
+
+    A network of the user's own is imported, which runs its code: it is named on stderr first.
 
     Raises:
         RunError: the weights are missing, altered, or of another architecture.
     """
+    announce_import(folder, run)
     network = network_of(run)
     weights = load_safetensors(read_file(folder, run, WEIGHTS))
     try:

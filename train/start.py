@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -19,16 +20,18 @@ from mate_edge.train.backbones import BACKBONES
 from mate_edge.train.data import DATASETS, OF_ONE_SIZE, load_dataset
 from mate_edge.train.data.adapt import read_classes, reorder_classes, use_imagenet_statistics
 from mate_edge.train.data.dataset import Dataset
-from mate_edge.train.evaluate import compute_logits, exit_accuracy
+from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy
 from mate_edge.train.exits import choose_cuts
 from mate_edge.train.heads import HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
 from mate_edge.train.losses import METHODS, complete_options, make_method
-from mate_edge.train.network import MultiExitNet, assemble
+from mate_edge.train.network import MultiExitNet, announce_import, assemble
 from mate_edge.train.options import PRECISIONS, Options, check_options
 from mate_edge.train.recipe import FINE_TUNING, check_recipe
 from mate_edge.train.state import save_initial
 from mate_edge.train.weights import Imported, Weights, find_weights, import_parts
+
+LONGEST_EVALUATION = timedelta(hours=3)
 
 
 def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Path, Run, Dataset]:
@@ -37,6 +40,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     Raises:
         UsageError: an option that cannot work, or `out` exists.
         DataError: the data set is missing or malformed.
+        ImageError: a validation image that cannot be read, as far as they are read now.
     """
     method = options.method or "mate"
     head = options.head or "sepconv"
@@ -75,7 +79,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     channels, size = dataset.preprocessing.channels, dataset.preprocessing.size
     torch.manual_seed(seed)  # imported weights are kept together with the new heads
     imported = import_parts(arch, weights, channels, size, len(dataset.classes))
-    cuts = choose_cuts(imported.parts.stages, options.exits, channels, size)
+    cuts = choose_cuts(arch, imported.parts.stages, options.exits, channels, size)
     network = assemble(arch, imported.parts, head, channels, size, len(dataset.classes), cuts)
     if options.freeze_backbone:
         _check_freezing(weights, imported, network.num_exits)
@@ -111,15 +115,16 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         },
         Run,
     )
+    cumulative_flops(network, dataset.preprocessing)  # what cannot be counted fails before training
+    if imported.whole:
+        accuracy = 100 * _last_exit_accuracy(network, dataset)
+        count = len(dataset.val.labels)
+        print(f"imported network: {accuracy:.2f} % of {count} validation images", file=sys.stderr)
     with files.whole_folder(folder) as made:
         write_run(made, run)
         if weights is not None:
             save_initial(made, network)
     files.write_latest(RUNS, folder)
-    if imported.whole:
-        accuracy = 100 * _last_exit_accuracy(network, dataset)
-        count = len(dataset.val.labels)
-        print(f"imported network: {accuracy:.2f} % of {count} validation images", file=sys.stderr)
     return folder, run, dataset
 
 
@@ -184,10 +189,13 @@ def run_training(
     """
     if workers is not None and workers < 0:
         raise UsageError(f"--workers must be 0 or more, not {workers}")
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    # the others wait while the first process evaluates
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_EVALUATION)
     if state.is_main_process:
         if resume:
             folder, run, dataset = old_run(options, out)
+            if not run.finished:
+                announce_import(folder, run)
         else:
             folder, run, dataset = new_run(options, out, state.num_processes)
         shared = [str(folder)]

@@ -84,7 +84,7 @@ def load_state(accelerator: Accelerator, folder: Path) -> Position:
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"{path} cannot be loaded ({str(error).splitlines()[0]}): "
+        f"{path} cannot be loaded ({(str(error) or type(error).__name__).splitlines()[0]}): "
         "remove it to train from the beginning"
     )
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +19,7 @@ from torchvision.models import get_model, get_model_weights
 
 from mate_edge import files
 from mate_edge.errors import UsageError
+from mate_edge.names import some
 from mate_edge.train.backbones import TORCHVISION, make_parts
 from mate_edge.train.backbones.imagenet import first_convolution
 from mate_edge.train.backbones.parts import Classifier, Parts
@@ -26,7 +30,8 @@ WRAPPERS = ("state_dict", "model")
 PARALLEL = "module."
 """What `DataParallel` puts before every name."""
 
-SHOWN = 3  # names in a message
+SHOWN = 20
+"""So many names that do not fit are listed; more only count."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,11 @@ def find_weights(arch: str, file: Path | None, pretrained: bool) -> Weights | No
 
 
 def imagenet_weights(arch: str) -> Weights:
-    """Return torchvision's best ImageNet weights, from its cache or downloaded.
+    """Return torchvision's best ImageNet weights, from its cache or downloaded; never unpickling.
 
     Raises:
-        UsageError: not one of torchvision's architectures, or the download failed.
+        UsageError: not one of torchvision's architectures, the download failed, or the file in the
+            cache is damaged.
     """
     if arch not in TORCHVISION:
         raise UsageError(
@@ -84,14 +90,38 @@ def imagenet_weights(arch: str) -> Weights:
             f"{', '.join(TORCHVISION)}"
         )
     chosen = get_model_weights(arch).DEFAULT
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    cached = folder / Path(urlparse(chosen.url).path).name
     try:
-        network = get_model(arch, weights=chosen)
-    except (OSError, RuntimeError) as error:  # no network; a file whose hash is wrong
-        raise UsageError(
-            f"the ImageNet weights of {arch} cannot be had ({error}): download {chosen.url} "
-            f"yourself into {torch.hub.get_dir()}/checkpoints"
-        ) from None
+        with _tensors_only():
+            network = get_model(arch, weights=chosen)  # and renames tensors where that is needed
+    except Exception as error:  # torch, pickle and zipfile raise a dozen types on damage
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if cached.is_file() and not isinstance(error, OSError):
+            raise UsageError(
+                f"{cached} is damaged, or holds more than tensors ({reason}): remove it, and it "
+                "is downloaded again"
+            ) from None
+        if isinstance(error, (OSError, RuntimeError)):  # no network; a file whose hash is wrong
+            raise UsageError(
+                f"the ImageNet weights of {arch} cannot be had ({reason}): download {chosen.url} "
+                f"yourself into {folder}"
+            ) from None
+        raise
     return Weights(str(chosen), network.state_dict(), None)
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Make `torch.load` refuse all but tensors where its caller, as torchvision, asks for more."""
+    force, forbid = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (force, forbid)}
+    os.environ[force] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[force]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def read_weights(file: Path) -> Weights:
@@ -119,7 +149,9 @@ def read_weights(file: Path) -> Weights:
     for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in found.items()
+    ):
         raise UsageError(
             f"--weights {file} holds no state dict: save it with "
             "torch.save(network.state_dict(), ...)"
@@ -190,7 +222,7 @@ def _load(network: nn.Module, weights: Weights, arch: str) -> None:
         if n in given and given[n].shape != own[n].shape
     ]
     faults = [
-        f"{len(names)} {what} ({_some(names)})"
+        f"{len(names)} {what} ({some(names, SHOWN)})"
         for what, names in (
             ("tensors are missing", missing),
             ("names are unknown", unknown),
@@ -201,7 +233,3 @@ def _load(network: nn.Module, weights: Weights, arch: str) -> None:
     if faults:
         raise UsageError(f"{weights.name} does not fit --arch {arch}: {'; '.join(faults)}")
     network.load_state_dict(dict(given), strict=False)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

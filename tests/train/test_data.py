@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mate_edge.errors import DataError, ImageError, UsageError
-from mate_edge.images import Preprocessing, crop
+from mate_edge.images import Preprocessing, crop, decode
 from mate_edge.runs import Recipe
 from mate_edge.train.data import fashion_mnist, load_dataset
 from mate_edge.train.data.augment import PADDING, crop_resized, crop_shifted, flip_some
@@ -174,6 +174,25 @@ def test_a_variation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> No
         assert np.array_equal(vary([4, 2], seed=0, epoch=0)[1], first[2])
         assert not np.array_equal(vary([0, 1, 2], seed=0, epoch=1), first)
         assert not np.array_equal(vary([0, 1, 2], seed=1, epoch=0), first)
+
+
+def test_files_are_decoded_side_by_side_to_what_each_gives_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = tuple(tmp_path / f"{number}.jpg" for number in range(40))
+    for number, path in enumerate(paths):
+        side = 200 if number % 4 == 0 else 30  # some take much longer
+        Image.fromarray(rng.integers(0, 256, (side, side + 9, 3), np.uint8)).save(path)
+    images = FileImages(paths, np.zeros(40, np.int64))
+    preprocessing = Preprocessing(channels=3, size=16, resize=18, mean=(0,) * 3, std=(1,) * 3)
+    indices = [*range(39, -1, -1), 7]
+    found = images.plain(indices, preprocessing)
+    assert found.dtype == np.uint8
+    for i, pixels in zip(indices, found, strict=True):
+        assert np.array_equal(pixels, crop(decode(paths[i]), preprocessing, "x"))
+    for i in (8, 31):
+        paths[i].write_bytes(b"broken")
+    with pytest.raises(ImageError, match=r"31\.jpg"):
+        images.plain(indices, preprocessing)
 
 
 def test_the_order_changes_from_epoch_to_epoch_under_accelerate_too() -> None:

@@ -46,7 +46,7 @@ STAGES = [nn.Sequential(*(convolution() for _ in range(4))), nn.Sequential(convo
     ],
 )
 def test_exits_stand_nearest_to_the_fractions(exits: str | None, cuts: tuple[int, ...]) -> None:
-    assert choose_cuts(STAGES, exits, 8, 16) == cuts
+    assert choose_cuts("mine", STAGES, exits, 8, 16) == cuts
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,14 @@ def test_exits_stand_nearest_to_the_fractions(exits: str | None, cuts: tuple[int
 )
 def test_exits_that_cannot_be_are_refused(exits: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        choose_cuts(STAGES, exits, 8, 16)
+        choose_cuts("mine", STAGES, exits, 8, 16)
+
+
+@pytest.mark.parametrize("exits", ["2", "0.5"])
+def test_images_that_are_too_small_are_a_clear_error_wherever_the_exits_stand(exits: str) -> None:
+    stages = make_parts("vgg11_bn", 3, 16, 10).stages
+    with pytest.raises(UsageError, match="vgg11_bn cannot take 3x16x16 images: stage 5 fails"):
+        choose_cuts("vgg11_bn", stages, exits, 3, 16)
 
 
 def test_blocks_are_layers_with_what_prepares_their_features_and_whole_residual_blocks() -> None:
@@ -87,7 +94,7 @@ def test_blocks_are_layers_with_what_prepares_their_features_and_whole_residual_
 @torch.no_grad()
 def test_a_network_cut_elsewhere_computes_the_same(arch: str) -> None:
     stages = make_parts(arch, 3, 32, 10).stages
-    cuts = choose_cuts(stages, "0.3,0.6", 3, 32)
+    cuts = choose_cuts(arch, stages, "0.3,0.6", 3, 32)
     parts = cut(stages, cuts)
     assert len(parts) == 3
     images = torch.randn(2, 3, 32, 32)
@@ -120,9 +127,40 @@ def test_a_run_keeps_its_cuts_and_never_counts_again(
     assert load_network(folder, read_run(folder)).num_exits == 2
 
 
-def test_a_run_from_before_there_were_cuts_still_reads(tmp_path: Path, run_folder: Path) -> None:
+@pytest.mark.parametrize("exits", [None, "3"])
+def test_a_resume_may_say_that_the_exits_are_as_many_as_the_stages(
+    exits: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, run, _ = new_run(Options(data="digits", epochs=1, exits=exits), None)
+    assert old_run(Options(exits="3"), folder)[1] == run
+    with pytest.raises(UsageError, match=f"exits {exits}, not 2"):
+        old_run(Options(exits="2"), folder)
+
+
+def test_as_many_exits_as_a_cut_run_has_are_no_ends_of_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, run, _ = new_run(Options(data="digits", epochs=1, exits="0.2,0.6"), None)
+    assert run.exits == 3
+    with pytest.raises(UsageError, match="exits 0.2,0.6, not 3"):
+        old_run(Options(exits="3"), folder)
+
+
+LATER = {"exits_at", "cuts", "stem", "pretrained", "weights", "weights_sha256", "freeze_backbone",
+         "train_images", "validate_every"}  # fmt: skip
+LATER_IN_RECIPE = {"accumulate", "randaugment", "label_smoothing", "mixup"}
+
+
+def test_a_run_from_before_there_were_these_options_still_reads(
+    tmp_path: Path, run_folder: Path
+) -> None:
     run = json.loads((run_folder / "run.json").read_bytes())
-    assert (run.pop("cuts"), run.pop("exits_at")) == ([], None)
+    for name in LATER:
+        del run[name]
+    for name in LATER_IN_RECIPE:
+        del run["recipe"][name]
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert read_run(tmp_path) == read_run(run_folder)
 

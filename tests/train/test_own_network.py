@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
 
 from mate_edge.errors import UsageError
 from mate_edge.export.export import export_run
-from mate_edge.runs import read_finished_run
+from mate_edge.images import Preprocessing
+from mate_edge.runs import read_finished_run, write_run
 from mate_edge.train.backbones import make_parts
-from mate_edge.train.network import build_network
+from mate_edge.train.evaluate import cumulative_flops
+from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
 from mate_edge.train.start import new_run, run_training
 
 NETS = """
+import torch
 from torch import nn
 
 def conv(inputs, outputs):
@@ -53,6 +58,35 @@ def listing():
         def forward(self, x): return [x, x]
     return [Pair()]
 def broken(): return 1 / 0
+
+def scripted():
+    return [conv(1, 4), torch.jit.script(conv(4, 8))]
+
+def shared(classes=10):
+    same = nn.Conv2d(4, 4, 3, 2, 1)
+    return [conv(1, 4), same, nn.Sequential(nn.ReLU(), same)]
+
+def tied():
+    first, second = nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+    second.weight = first.weight
+    return [nn.Sequential(conv(1, 4), first), second]
+
+def twice():
+    same = nn.Conv2d(4, 4, 3, 1, 1)
+    return [conv(1, 4), nn.Sequential(same, same)]
+
+def classifying():
+    last = nn.Linear(4, 10)
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.unused = conv(1, 4), last
+        def forward(self, x): return self.conv(x)
+    return [Odd(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)]
+
+def pooled():
+    pool = nn.AdaptiveAvgPool2d(8)
+    return [nn.Sequential(nn.Conv2d(1, 4, 3), pool), nn.Sequential(nn.Conv2d(4, 4, 3), pool)]
 number = 7
 """
 
@@ -100,7 +134,13 @@ def test_a_last_module_that_classifies_is_the_last_head(nets: Callable[[str], st
         ("x:stages", "cannot be imported .*No module named"),
         ("_bad:stages", "cannot be imported .*no_such_package"),
         (":stage", "cannot be imported .*no attribute 'stage'"),
-        (":", "cannot be imported"),
+        (":", "names no network: give package.module:name"),
+        ("/../evil:stages", "names no network"),
+        ("..evil:stages", "names no network"),
+        (" :stages", "names no network"),
+        (":stages.__globals__", "names no network"),
+        (":__builtins__", "no part begins with an underscore"),
+        ("._private:stages", "no part begins with an underscore"),
         (":nothing", "gives a NoneType: it must be a list"),
         (":mixed", "gives a list with a str"),
         (":number", "gives a int"),
@@ -111,6 +151,10 @@ def test_a_last_module_that_classifies_is_the_last_head(nets: Callable[[str], st
         (":flat", r"stage 1 of .* makes \(2, 1024\)"),
         (":listing", "stage 1 of .* makes a list"),
         (":five_classes", "5 outputs, and the data set has 10 classes"),
+        (":shared", r"stage 2 \(weight\) and stage 3 \(1.weight\) of .* share weights"),
+        (":tied", r"stage 1 \(1.weight\) and stage 2 \(weight\) of .* share weights"),
+        (":twice", r"stage 2 \(0.weight\) and stage 2 \(1.weight\)"),
+        (":classifying", r"stage 1 \(unused.weight\) and stage 2 \(2.weight\)"),
         (":broken", r"broken\(\) fails \(ZeroDivisionError"),
     ],
 )
@@ -119,6 +163,29 @@ def test_a_network_that_cannot_work_is_a_clear_error(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         build_network(nets(name), "sepconv", 1, 32, 10)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_stage_that_cannot_be_counted_fails_before_there_is_a_run(
+    nets: Callable[[str], str],
+) -> None:
+    options = Options(data="digits", arch=nets(":scripted"), epochs=1)
+    with pytest.raises(UsageError, match=r"FLOPs of stage 2 cannot be counted.*ScriptModules"):
+        new_run(options, None)
+    with pytest.raises(UsageError, match=r"FLOPs of block 2 cannot be counted.*ScriptModules"):
+        new_run(dataclasses.replace(options, exits="0.5"), None)
+    assert not Path("runs").exists()
+
+
+def test_a_layer_without_weights_may_stand_in_two_stages_and_counts_in_both(
+    nets: Callable[[str], str],
+) -> None:
+    network = build_network(nets(":pooled"), "linear", 1, 32, 10)
+    preprocessing = Preprocessing(channels=1, size=32, resize=32, mean=(0,), std=(1,))
+    convolutions = (9 * 4 * 30**2, 9 * 16 * 6**2)
+    pools, heads = (4 * 30**2, 4 * 6**2), (4 * 64 + 40, 4 * 64 + 40)
+    each = [sum(parts) for parts in zip(convolutions, pools, heads, strict=True)]
+    assert cumulative_flops(network, preprocessing) == (each[0], each[0] + each[1])
 
 
 def test_an_own_network_goes_the_whole_way(nets: Callable[[str], str], tmp_path: Path) -> None:
@@ -131,6 +198,32 @@ def test_an_own_network_goes_the_whole_way(nets: Callable[[str], str], tmp_path:
     _, manifest = export_run(folder, read_finished_run(folder), "cpu", None, None,
                              tmp_path / "own.mate", said.append)  # fmt: skip
     assert len(manifest.exits) == 2
+
+
+def test_a_runs_own_network_is_named_before_its_code_runs(
+    nets: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = Options(data="digits", arch=nets(":Whole"), epochs=1)
+    folder, run, _ = new_run(options, None)
+    assert "importing" not in capsys.readouterr().err
+    line = f"importing {nets(':Whole')}, as {folder}/run.json says\n"
+    run_training(Options(), folder, resume=True)
+    assert capsys.readouterr().err.count(line) == 1
+    load_network(folder, read_finished_run(folder))
+    assert capsys.readouterr().err == line
+
+    run = msgspec.structs.replace(read_finished_run(folder), arch=f"no_such_{nets(':Whole')}")
+    write_run(folder, run)
+    with pytest.raises(UsageError, match="cannot be imported"):
+        load_network(folder, run)
+    assert capsys.readouterr().err == f"importing {run.arch}, as {folder}/run.json says\n"
+
+
+def test_a_network_that_comes_with_mate_edge_is_imported_without_a_word(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_network(run_folder, read_finished_run(run_folder))
+    assert capsys.readouterr().err == ""
 
 
 def test_the_command_finds_a_module_in_the_working_folder(

@@ -12,6 +12,7 @@ from scipy.io import savemat
 
 from mate_edge.errors import DataError, UsageError
 from mate_edge.train.data import load_dataset
+from mate_edge.train.data.images import FileImages, MemoryImages
 
 
 def write_picture(path: Path, level: int, side: int = 64) -> None:
@@ -71,6 +72,16 @@ def test_a_copy_of_tiny_imagenet_is_recognised_by_its_path_at_any_size(tmp_path:
     assert dataset.train.plain([0], dataset.preprocessing).shape == (1, 32, 32, 3)
     with pytest.raises(UsageError, match="between 16 and 224 pixels, not 225"):
         load_dataset(str(folder), 225)
+
+
+def test_tiny_imagenet_scaled_up_stays_in_its_files(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path)
+    assert isinstance(load_dataset(str(folder), 127).train, MemoryImages)
+    dataset = load_dataset(str(folder), 128)
+    for split in (dataset.train, dataset.val, dataset.test):
+        assert isinstance(split, FileImages)
+        levels = split.plain(range(len(split.labels)), dataset.preprocessing).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(levels, split.labels * 50, atol=2)
 
 
 def test_fewer_lines_of_wnids_are_fewer_classes(tmp_path: Path) -> None:

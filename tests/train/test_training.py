@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -293,6 +293,17 @@ def test_a_damaged_state_is_a_clear_error(quick: Options) -> None:
     (state / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(RunError, match="epoch-1 cannot be loaded"):
         run_training(Options(), folder, resume=True)
+
+
+def test_damage_that_torch_reports_without_a_word_is_named_by_its_type(tmp_path: Path) -> None:
+    class Silent:
+        def load_state(self, path: str) -> None:
+            raise EOFError
+
+    (tmp_path / "state" / "epoch-1").mkdir(parents=True)
+    (tmp_path / "state" / "epoch-1" / "position.json").write_text('{"epoch": 1}')
+    with pytest.raises(RunError, match=r"epoch-1 cannot be loaded \(EOFError\): remove it"):
+        load_state(cast(Any, Silent()), tmp_path)
 
 
 def test_a_folder_of_large_images_trains_and_a_broken_one_is_named(

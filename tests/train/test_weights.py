@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from mate_edge.errors import DataError, RunError, UsageError
+from mate_edge.errors import DataError, ImageError, RunError, UsageError
 from mate_edge.images import normalize
 from mate_edge.runs import read_run
 from mate_edge.train import state
+from mate_edge.train.data import load_dataset
 from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
+from mate_edge.train.data.images import FileImages
 from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
 from mate_edge.train.start import new_run, old_run, run_training
-from mate_edge.train.weights import import_parts, read_weights
+from mate_edge.train.weights import imagenet_weights, import_parts, read_weights
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -92,6 +95,16 @@ def test_a_frozen_backbone_leaves_the_imported_network_as_it_was_bit_by_bit(
     heads = [name for name in trained if name.startswith("heads.0") and "weight" in name]
     assert heads
     assert not any(torch.equal(trained[name], untrained[name]) for name in heads)
+
+
+def test_a_broken_validation_image_is_found_before_there_is_a_run(home: Path) -> None:
+    torch.save(fine_tuned().state_dict(), "mine.pth")
+    found = load_dataset("set", 128).val
+    assert isinstance(found, FileImages)
+    found.paths[2].write_bytes(b"broken")
+    with pytest.raises(ImageError, match=f"{found.paths[2]} is not an image"):
+        new_run(options(size=128), None)
+    assert not Path("runs").exists()
 
 
 def test_no_gradient_goes_through_a_frozen_backbone() -> None:
@@ -163,6 +176,7 @@ class Hostile:
         ("hostile.pth", Hostile(), "more than tensors"),
         ("list.pth", [torch.zeros(2)], "no state dict"),
         ("nested.pth", {"epoch": 3}, "no state dict"),
+        ("numbered.pth", {0: torch.zeros(2)}, "no state dict"),
     ],
 )
 def test_a_file_without_a_state_dict_is_a_clear_error_and_runs_no_code(
@@ -181,7 +195,11 @@ def test_a_file_without_a_state_dict_is_a_clear_error_and_runs_no_code(
 @pytest.mark.parametrize(
     ("arch", "change", "says"),
     [
-        ("resnet18", {}, r"does not fit --arch resnet18: 1\d\d tensors are missing \(.*, \.\.\.\)"),
+        (
+            "resnet18",
+            {},
+            r"--arch resnet18: 1\d\d tensors are missing \((\S+, ){19}\S+ and \d\d more\)",
+        ),
         ("mobilenet_v3_small", {"extra": torch.zeros(1)}, r"1 names are unknown \(extra\)"),
         (
             "mobilenet_v3_small",
@@ -250,6 +268,49 @@ def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch, home: Pa
         new_run(options(arch="resnet18", weights=None, pretrained=True), None)
 
 
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torchvision keeps the weights of shufflenet_v2_x0_5, still without the file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder / "shufflenetv2_x0.5-f707e7126e.pth"
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_torchvisions_own_file_is_read_in_either_format(cached: Path, new: bool) -> None:
+    mine = fine_tuned("shufflenet_v2_x0_5", 1000).state_dict()
+    torch.save(mine, cached, _use_new_zipfile_serialization=new)
+    found = imagenet_weights("shufflenet_v2_x0_5").tensors
+    assert all(torch.equal(found[name], mine[name]) for name in mine)
+
+
+@pytest.mark.parametrize("given", [None, "1"])
+def test_a_hostile_file_in_torchvisions_cache_runs_no_code_and_is_named(
+    given: str | None, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", given)
+    before = dict(os.environ)
+    torch.save(Hostile(), cached)
+    with pytest.raises(UsageError, match=f"{cached} is damaged, or holds more .*remove it"):
+        imagenet_weights("shufflenet_v2_x0_5")
+    assert not Path("hacked").exists()
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000])
+def test_a_damaged_file_in_torchvisions_cache_is_one_line(keep: int, cached: Path) -> None:
+    torch.save(fine_tuned("shufflenet_v2_x0_5", 1000).state_dict(), cached)
+    cached.write_bytes(cached.read_bytes()[:keep])
+    with pytest.raises(UsageError, match=f"{cached} is damaged.*remove it"):
+        imagenet_weights("shufflenet_v2_x0_5")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -277,8 +338,6 @@ def test_a_resume_needs_no_weights_and_refuses_others(home: Path) -> None:
         old_run(Options(weights=Path("other.pth")), folder)
     Path("mine.pth").unlink()
     assert run_training(Options(), folder, resume=True)[1].finished
-    (folder / "run.json").write_text((folder / "run.json").read_text().replace("mine.pth", "x"))
-    assert read_run(folder).weights == "x"
 
 
 def test_imported_weights_that_are_gone_before_training_are_a_clear_error(home: Path) -> None:

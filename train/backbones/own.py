@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mate_edge.errors import UsageError
 from mate_edge.train.backbones.parts import Parts, output_shapes
@@ -26,6 +26,11 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
     Weights in a file have the names of the `nn.Sequential` or `nn.ModuleList` that was given, or
     else of an `nn.ModuleList` of the stages: `0.conv.weight`.
 
+    This runs the code of the module named, with all the rights of the user. A run names its own
+    network in `run.json`, so profile, export or resume somebody else's run only when you trust the
+    module that it names, and who may write to the working folder; `announce_import` names it first.
+    A name that reaches further than a public one of a module is refused.
+
     Args:
         arch: `package.module:name`; the working folder is on the path, as with `python -m`.
         channels: of the images.
@@ -33,8 +38,8 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
         classes: of the data set.
 
     Raises:
-        UsageError: it cannot be imported or called, gives no such modules, or a module does not
-            take these images.
+        UsageError: it is no such name, cannot be imported or called, gives no such modules, or a
+            module does not take these images or has weights in two places.
     """
     made = _make(arch, channels, size)
     if not isinstance(made, (Sequence, nn.Sequential, nn.ModuleList)) or not all(
@@ -62,12 +67,34 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
             )
     if not modules:
         raise UsageError(f"{arch} gives no stage that an exit could follow")
+    _check_sharing(arch, [*modules, *([] if classifier is None else [classifier])])
     network = made if isinstance(made, nn.Module) else nn.ModuleList(made)
     return Parts(modules, network, classifier)
 
 
+def _check_sharing(arch: str, modules: Sequence[nn.Module]) -> None:
+    """Refuse weights that stand in two places: each segment's engine has its own."""
+    places: dict[int, str] = {}
+    for number, module in enumerate(modules, start=1):
+        for name, tensor in module.state_dict().items():
+            if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+                continue
+            place = f"stage {number} ({name})"
+            first = places.setdefault(tensor.untyped_storage().data_ptr(), place)
+            if first != place:
+                raise UsageError(
+                    f"{first} and {place} of {arch} share weights, which a run cannot keep and "
+                    "segments cannot share: make a module of its own for each place"
+                )
+
+
 def _make(arch: str, channels: int, size: int) -> Any:
     module, _, name = arch.partition(":")
+    if not all(part.isidentifier() and part[0] != "_" for part in (*module.split("."), name)):
+        raise UsageError(
+            f"--arch {arch!r} names no network: give package.module:name, where no part begins "
+            "with an underscore"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

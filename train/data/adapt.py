@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from mate_edge import files
 from mate_edge.errors import DataError
+from mate_edge.names import some
 from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     names = tuple(line.strip() for line in lines if line.strip())
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"--classes {file} names these more than once: {_some(twice)}")
+        raise DataError(f"--classes {file} names these more than once: {some(twice)}")
     return names
 
 
@@ -44,8 +44,8 @@ def reorder_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
     missing = sorted(set(dataset.classes) - set(classes))
     extra = sorted(set(classes) - set(dataset.classes))
     if missing or extra:
-        parts = [f"{len(missing)} of the data set are missing ({_some(missing)})"] * bool(missing)
-        parts += [f"{len(extra)} are not in the data set ({_some(extra)})"] * bool(extra)
+        parts = [f"{len(missing)} of the data set are missing ({some(missing)})"] * bool(missing)
+        parts += [f"{len(extra)} are not in the data set ({some(extra)})"] * bool(extra)
         raise DataError(f"the classes do not match: {'; '.join(parts)}")
     new = np.array([classes.index(name) for name in dataset.classes], np.int64)
 
@@ -71,7 +71,3 @@ def use_imagenet_statistics(dataset: Dataset) -> Dataset:
         dataset.preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
     return dataclasses.replace(dataset, preprocessing=preprocessing)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

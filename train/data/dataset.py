@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mate_edge.errors import DataError, UsageError
 from mate_edge.images import Preprocessing
+from mate_edge.names import some
 from mate_edge.runs import Recipe
 from mate_edge.train.data.images import FileImages, Images, MemoryImages
 from mate_edge.train.data.splits import choose_some, split_off
@@ -71,7 +72,7 @@ def check_splits(dataset: Dataset) -> Dataset:
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
     if missing := [name for name, n in zip(dataset.classes, counts, strict=True) if n == 0]:
         raise DataError(
-            f"no training image shows {_some(missing)}, {len(missing)} of {len(counts)} classes: "
+            f"no training image shows {some(missing)}, {len(missing)} of {len(counts)} classes: "
             "add images or leave these classes out"
         )
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -100,10 +101,6 @@ def train_on_some(dataset: Dataset, count: int) -> Dataset:
     train = dataset.train.pick(choose_some(labels, count))
     note = f"{count} of {len(labels)} training images are used"
     return dataclasses.replace(dataset, train=train).noting(note)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def from_arrays(

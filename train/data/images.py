@@ -124,7 +124,10 @@ class FileImages:
         Raises:
             ImageError: one of the files cannot be read.
         """
-        return np.stack([self._plain(self.paths[i], preprocessing) for i in indices])
+        with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter's lock to others
+            return np.stack(
+                list(pool.map(lambda i: self._plain(self.paths[i], preprocessing), indices))
+            )
 
     def augmented(
         self,

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from mate_edge.errors import DataError
 from mate_edge.images import SUFFIXES
-from mate_edge.runs import Recipe
-from mate_edge.train.data.dataset import Dataset, from_arrays
+from mate_edge.train.data.dataset import Dataset, from_files
 from mate_edge.train.data.images import FileImages
 from mate_edge.train.data.layout import Layout
 from mate_edge.train.data.lists import listed, read_lines, read_table
@@ -22,7 +21,7 @@ MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
 def read(folder: Path, size: int) -> Dataset:
-    """Read the set from `folder`, its images scaled to `size` pixels and kept in memory.
+    """Read the set from `folder`, as `from_files` does: small images into memory.
 
     Raises:
         DataError: a list or a class is missing or damaged.
@@ -33,13 +32,8 @@ def read(folder: Path, size: int) -> Dataset:
         raise DataError(
             f"{folder / 'wnids.txt'} must list two different classes or more, one a line"
         )
-    return from_arrays(
-        _names(folder, wnids),
-        _train(folder / "train", wnids).in_memory(size),
-        _test(folder / "val", wnids).in_memory(size),
-        flip=True,
-        arch="resnet18",
-        recipe=Recipe(epochs=200),
+    return from_files(
+        _names(folder, wnids), _train(folder / "train", wnids), _test(folder / "val", wnids), size
     )
 
 
