@@ -96,7 +96,7 @@ def run_comparison(
     workers: int | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> tuple[int, int]:
-    """Train what is missing in `folder`, then write `results.csv`.
+    """Train what is missing in `folder`, and write `results.csv` after each run.
 
     Args:
         folder: of the comparison; made when it does not exist.
@@ -136,6 +136,7 @@ def run_comparison(
                     if not (own.exists() and is_finished(own, mine)):
                         say(f"{contender.label}, seed {seed}")
                         run_training(mine, own, own.exists(), workers)
+                        write_results(folder)
             except Timeout:
                 busy += 1
             except RunError as error:  # the loss of one is no reason to give up the others
@@ -146,7 +147,6 @@ def run_comparison(
                     f"stopped in {own}: its state is saved, type the same again to go on",
                     stopped.exit_code - 128,
                 ) from None
-            write_results(folder)
     return busy, failed
 
 
