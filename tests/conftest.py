@@ -68,30 +68,28 @@ def bundle_folder(request: pytest.FixtureRequest) -> Path:
     return home / "bundles" / "digits-resnet8-mate-cpu.mate"
 
 
+def write_stages(folder: Path, layers: str) -> str:
+    """Write a module of a small network's stages into `folder`; return its `--arch`."""
+    (folder / "own_stages.py").write_text(
+        "from torch import nn\n"
+        "def stages(channels, size):\n"
+        "    widths = (channels, 8, 16)\n"
+        f"    return [nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), {layers})\n"
+        "            for i, o in zip(widths, widths[1:])]\n"
+    )
+    return "own_stages:stages"
+
+
 @pytest.fixture
 def without_batch_norm(tmp_path: Path) -> str:
     """The `--arch` of a small network without BatchNorm, for who works in `tmp_path`."""
-    (tmp_path / "plain_stages.py").write_text(
-        "from torch import nn\n"
-        "def stages(channels, size):\n"
-        "    widths = (channels, 8, 16, 32)\n"
-        "    return [nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.ReLU())\n"
-        "            for i, o in zip(widths, widths[1:])]\n"
-    )
-    return "plain_stages:stages"
+    return write_stages(tmp_path, "nn.ReLU()")
 
 
 @pytest.fixture
 def with_dropout(tmp_path: Path) -> str:
     """The `--arch` of a small network whose training draws random numbers."""
-    (tmp_path / "dropout_stages.py").write_text(
-        "from torch import nn\n"
-        "def stages(channels, size):\n"
-        "    widths = (channels, 8, 16)\n"
-        "    return [nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU(),\n"
-        "                          nn.Dropout(0.2)) for i, o in zip(widths, widths[1:])]\n"
-    )
-    return "dropout_stages:stages"
+    return write_stages(tmp_path, "nn.BatchNorm2d(o), nn.ReLU(), nn.Dropout(0.2)")
 
 
 @pytest.fixture

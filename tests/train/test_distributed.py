@@ -132,6 +132,7 @@ def test_a_signal_to_the_launcher_saves_and_both_go_on_to_the_same_weights(
     while not state.exists():
         assert started.poll() is None, started.communicate()[1]
         time.sleep(0.01)
+    time.sleep(0.2)  # into the next epoch: right behind the state, it would end at the epoch's end
     started.send_signal(signal.SIGTERM)
     _, said = started.communicate(timeout=100)
     assert started.returncode != 0

@@ -7,12 +7,8 @@ import dataclasses
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +22,11 @@ from mate_edge.runs import Recipe, read_finished_run, read_outputs, read_run
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.images import FileImages
 from mate_edge.train.evaluate import compute_logits, exit_accuracy
-from mate_edge.train.loop import make_accelerator
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
 from mate_edge.train.recipe import Objective, learning_rate
-from mate_edge.train.start import new_run, old_run, run_training
-from mate_edge.train.state import Position, load_state, save_state
+from mate_edge.train.start import new_run, run_training
 
 
 @pytest.fixture
@@ -94,216 +88,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(quick: Option
     assert not all(np.array_equal(first[name], other[name]) for name in first)
 
 
-TRAIN = ["train", "--data", "digits", "--epochs", "3", "--seed", "1"]
-
-
-@pytest.fixture(scope="module")
-def whole(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of `TRAIN`, not interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = cli(*TRAIN, "--out", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
-    assert all(np.array_equal(first[name], second[name]) for name in first)
-
-
-def metrics(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_a_killed_training_resumes_to_bit_equal_weights(
-    cli: Any, tmp_path: Path, whole: Path
-) -> None:
-    victim = subprocess.Popen(
-        [sys.executable, "-m", "mate_edge", *TRAIN, "--out", "killed"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    state = tmp_path / "killed" / "state" / "epoch-1"
-    while not state.exists():
-        assert victim.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    time.sleep(0.2)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert [path.name for path in state.parent.glob("epoch-*")] == ["epoch-1"], "in mid-epoch"
-    assert not read_run(tmp_path / "killed").finished
-    refused = cli("export", "killed", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "mate-edge train --resume --out killed" in refused.stderr
-
-    resumed = cli("train", "--resume", "--out", "killed", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming after epoch" in resumed.stderr
-    assert_same_weights(whole, tmp_path / "killed")
-    assert [row["epoch"] for row in metrics(tmp_path / "killed")] == ["1", "2", "3"]
-    assert not (tmp_path / "killed" / "state").exists()
-
-    again = cli("train", "--resume", "--out", "killed", cwd=tmp_path)
-    assert again.returncode == 0
-    assert "resnet8 on digits" in again.stdout
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_in_mid_epoch_and_the_resume_is_bit_equal(
-    number: signal.Signals, code: int, cli: Any, tmp_path: Path, whole: Path
-) -> None:
-    victim = subprocess.Popen(
-        [sys.executable, "-m", "mate_edge", *TRAIN, "--out", "stopped"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    state = tmp_path / "stopped" / "state" / "epoch-1"
-    while not state.exists():
-        assert victim.poll() is None, "it ended before it could be stopped"
-        time.sleep(0.01)
-    victim.send_signal(number)
-    _, said = victim.communicate(timeout=60)
-    assert victim.returncode == code
-    assert "mate-edge train --resume --out stopped" in said.splitlines()[-1]
-    (kept,) = state.parent.iterdir()
-    assert kept.name.startswith("epoch-1-step-")
-    resumed = cli("train", "--resume", "--out", "stopped", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"resuming after epoch 1 and {kept.name[13:]} steps" in resumed.stderr
-    assert_same_weights(whole, tmp_path / "stopped")
-    one, other = (metrics(folder) for folder in (whole, tmp_path / "stopped"))
-    counted = [name for name in one[0] if name not in ("images_per_s", "seconds", "waiting")]
-    own = [name for name in counted if name.startswith(("teacher_accuracy", "kl_"))]
-    for name in set(counted) - set(own):  # the method's sums begin anew with the process
-        assert [row[name] for row in one] == [row[name] for row in other]
-
-
-def test_a_kill_while_the_old_state_is_removed_leaves_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shutil
-
-    accelerator = make_accelerator("fp32")
-    save_state(accelerator, tmp_path, Position(epoch=1))
-
-    class Killed(BaseException):
-        pass
-
-    def remove_a_file(path: Path, ignore_errors: bool = False) -> None:
-        if not ignore_errors:
-            (path / "position.json").unlink()
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", remove_a_file)
-        with pytest.raises(Killed):
-            save_state(accelerator, tmp_path, Position(epoch=2))
-    assert load_state(accelerator, tmp_path) == Position(epoch=2)
-    save_state(accelerator, tmp_path, Position(epoch=3, step=4))
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["epoch-3-step-4"]
-
-
-def test_a_signal_to_the_whole_group_saves_though_workers_dropout_and_parts_are_in_play(
-    cli: Any, tmp_path: Path, with_dropout: str
-) -> None:
-    command = ["train", "--data", "digits", "--epochs", "3", "--arch", with_dropout, "--workers",
-               "1", "--randaugment", "5", "--mixup", "0.2", "--accumulate", "2", "--batch-size",
-               "32"]  # fmt: skip
-    done = cli(*command, "--out", "whole", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    victim = subprocess.Popen(
-        [sys.executable, "-m", "mate_edge", *command, "--out", "stopped"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    state = tmp_path / "stopped" / "state" / "epoch-1"
-    while not state.exists():
-        assert victim.poll() is None, "it ended before it could be stopped"
-        time.sleep(0.01)
-    os.killpg(victim.pid, signal.SIGTERM)
-    _, said = victim.communicate(timeout=60)
-    assert victim.returncode == 143, said
-    (kept,) = state.parent.iterdir()
-    assert kept.name.startswith("epoch-1-step-")
-    resumed = cli("train", "--resume", "--out", "stopped", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
-
-
-def test_a_resume_with_other_options_is_refused_and_changes_nothing(quick: Options) -> None:
-    folder, run, _ = new_run(quick, None)
-    before = (folder / "run.json").read_bytes()
-    for options, says in (
-        (Options(arch="resnet20"), "arch resnet8, not resnet20"),
-        (Options(epochs=9), "epochs 2, not 9"),
-        (Options(method_options={"beta": 0.5}), "beta"),
-        (Options(seed=4), "seed 0, not 4"),
-    ):
-        with pytest.raises(UsageError, match=says):
-            old_run(options, folder)
-    assert (folder / "run.json").read_bytes() == before
-    same = Options(data="digits", epochs=2, method="mate", method_options={"beta": 0.7})
-    assert old_run(same, None)[1] == run
-
-
-def test_a_training_on_some_images_resumes_on_the_same_ones(quick: Options) -> None:
-    import dataclasses
-
-    options = dataclasses.replace(quick, train_images=150)
-    folder, run, dataset = new_run(options, None)
-    assert run.train_images == 150
-    assert old_run(Options(), folder)[2].train.identity() == dataset.train.identity()
-    assert old_run(Options(train_images=150), folder)[1] == run
-    with pytest.raises(UsageError, match="train_images 150, not 200"):
-        old_run(Options(train_images=200), folder)
-    other = dataclasses.replace(options, seed=7)
-    assert new_run(other, None)[1].images_sha256 == run.images_sha256
-
-
-def test_images_that_changed_since_are_noticed(tmp_path: Path, quick: Options) -> None:
-    for name in ("ant", "bee"):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for number in range(20):
-            Image.new("L", (130, 130)).save(tmp_path / "set" / name / f"{number:02}.png")
-    options = Options(data="set", arch="resnet8", size=128, batch_size=8)
-    folder, run, _ = new_run(options, None)
-    assert old_run(Options(data="set"), folder)[1] == run
-    (tmp_path / "set" / "bee" / "03.png").unlink()
-    with pytest.raises(RunError, match="have changed"):
-        old_run(Options(), folder)
-
-
-def test_a_damaged_state_is_a_clear_error(quick: Options) -> None:
-    folder, _, _ = new_run(quick, None)
-    state = folder / "state" / "epoch-1"
-    state.mkdir(parents=True)
-    with pytest.raises(RunError, match=r"position.json is missing"):
-        run_training(Options(), folder, resume=True)
-    (state / "position.json").write_bytes(b"[")
-    with pytest.raises(RunError, match="epoch-1 cannot be loaded"):
-        run_training(Options(), folder, resume=True)
-    (state / "position.json").write_bytes(b'{"epoch": 1}')
-    (state / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(RunError, match="epoch-1 cannot be loaded"):
-        run_training(Options(), folder, resume=True)
-
-
-def test_damage_that_torch_reports_without_a_word_is_named_by_its_type(tmp_path: Path) -> None:
-    class Silent:
-        def load_state(self, path: str) -> None:
-            raise EOFError
-
-    (tmp_path / "state" / "epoch-1").mkdir(parents=True)
-    (tmp_path / "state" / "epoch-1" / "position.json").write_text('{"epoch": 1}')
-    with pytest.raises(RunError, match=r"epoch-1 cannot be loaded \(EOFError\): remove it"):
-        load_state(cast(Any, Silent()), tmp_path)
+TRAIN = ["train", "--data", "digits"]
 
 
 def test_a_folder_of_large_images_trains_and_a_broken_one_is_named(
@@ -385,7 +170,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 def test_mixed_precision_trains_and_keeps_its_weights_in_32_bits(
     precision: str, cli: Any, tmp_path: Path
 ) -> None:
-    done = cli(*TRAIN[:3], "--epochs", "1", "--precision", precision, "--out", "run", cwd=tmp_path)
+    done = cli(*TRAIN, "--epochs", "1", "--precision", precision, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     weights = load_file(tmp_path / "run" / "model.safetensors")
     assert all(w.dtype in (np.float32, np.int64) for w in weights.values())
