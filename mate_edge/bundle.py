@@ -69,7 +69,11 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     border_bytes: int
     """What the segment hands to the next one, at batch 1; 0 after the last."""
     val_accuracy: float
-    test_accuracy: float
+    """Of the files in this bundle, on the validation images."""
+    fp32_val_accuracy: float | None = None
+    """Before the precision was lowered; None when it was not."""
+    test_accuracy: float | None
+    """Of the network in fp32; None when the precision was lowered: the test images stay unused."""
     temperature: float
 
     def __post_init__(self) -> None:
@@ -87,6 +91,22 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
     val_exit_shares: tuple[float, ...]
 
 
+class Build(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device makes of the segments.
+
+    Attributes:
+        engine: a name in the runtime's `ENGINES`.
+        max_batch: the largest batch that a built engine takes.
+    """
+
+    engine: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"] = "onnxruntime"
+    max_batch: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_batch <= 1024:
+            raise ValueError(f"max_batch must lie between 1 and 1024, not {self.max_batch}")
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """`manifest.json`."""
 
@@ -94,6 +114,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     target: str
     precision: str
+    build: Build = Build()
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     segments: tuple[Segment, ...]

@@ -18,6 +18,8 @@ class Engine(ABC):
 
     device: str
     """What computes, for people: `onnxruntime 1.23 on the CPU, 2 threads`."""
+    device_key: str
+    """What computes, for the device state: what was built or measured under another is not used."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -37,8 +39,14 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def load(self, images: NDArray[np.float32]) -> None:
-        """Take a batch of preprocessed images [n, C, H, W], to be run from segment 1 on."""
+    def load(self, inputs: NDArray[np.generic], k: int = 1) -> None:
+        """Take a batch to be run from segment k on.
+
+        Args:
+            inputs: preprocessed images float32 [n, C, H, W], or what segment k - 1 hands over, of
+                the dtype that the manifest names.
+            k: the segment that they go into.
+        """
 
     @abstractmethod
     def run(self, k: int) -> NDArray[np.float32]:
@@ -49,7 +57,7 @@ class Engine(ABC):
 
     @abstractmethod
     def keep(self, rows: NDArray[np.intp]) -> None:
-        """Drop all samples of the batch but these, in this order, before the next segment."""
+        """Drop all samples of the batch but `rows`, rising, before the next segment."""
 
     @abstractmethod
     def clone(self) -> Engine:

@@ -7,6 +7,8 @@ spinning is off, or all sessions share one pool, and small networks get one thre
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
@@ -43,9 +45,10 @@ class OnnxRuntimeEngine(Engine):
             threads = 1 if small else cpu_count()
         self.threads = threads
         self.device = f"onnxruntime {onnxruntime.__version__} on the CPU, threads: {threads}"
+        self.device_key = f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}"
         self._options = session_options(threads, shared_pool)
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
-        self._features: NDArray[np.float32] | None = None
+        self._features: NDArray[np.generic] | None = None
         segments = bundle.manifest.segments
         self._inputs = [segment.input.name for segment in segments]
         self._outputs = [[output.name for output in segment.outputs] for segment in segments]
@@ -59,9 +62,9 @@ class OnnxRuntimeEngine(Engine):
                 f"segment {k} of {self.bundle.folder}",
             )
 
-    def load(self, images: NDArray[np.float32]) -> None:
+    def load(self, inputs: NDArray[np.generic], k: int = 1) -> None:
         """See `Engine.load`."""
-        self._features = images
+        self._features = inputs
 
     def run(self, k: int) -> NDArray[np.float32]:
         """See `Engine.run`."""

@@ -1,0 +1,52 @@
+"""What this device keeps of a bundle: engines, measurements, verification. Disposable.
+
+One folder for each bundle and device key under the user's cache folder, or under
+`$MATE_EDGE_STATE`. Whatever is damaged, or was written under another schema, counts as absent.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from platformdirs import user_cache_path
+
+from mate_edge import files
+from mate_edge.errors import EngineError
+
+VARIABLE = "MATE_EDGE_STATE"
+T = TypeVar("T")
+
+
+def state_folder(bundle_id: str, device_key: str) -> Path:
+    """Return the folder of a bundle on a device; it may not exist yet.
+
+    Args:
+        bundle_id: SHA-256 of the manifest.
+        device_key: what must be the same for the contents to hold, such as engine, versions, GPU.
+    """
+    root = os.environ.get(VARIABLE)
+    base = Path(root) if root else user_cache_path("mate-edge") / "devices"
+    return base / bundle_id[:32] / re.sub(r"[^\w.+-]+", "-", device_key)
+
+
+def read_state(folder: Path, name: str, kind: type[T]) -> T | None:
+    """Return what `NAME.json` holds, or None when it is absent, damaged or of another schema."""
+    try:
+        data = files.read_bytes(folder / f"{name}.json", files.MAX_JSON_BYTES, EngineError)
+        return msgspec.json.decode(data, type=kind)
+    except (EngineError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def write_state(folder: Path, name: str, value: msgspec.Struct) -> None:
+    """Write `NAME.json`, whole or not at all.
+
+    Raises:
+        UsageError: the folder cannot be written; `$MATE_EDGE_STATE` chooses another.
+    """
+    files.make_folder(folder)
+    files.write_json(folder / f"{name}.json", value)
