@@ -159,31 +159,50 @@ def from_array(frame: NDArray[np.uint8], color: Literal["rgb", "bgr"] = "rgb") -
     return Image.fromarray(np.ascontiguousarray(frame))
 
 
+def scaled_size(
+    width: int, height: int, preprocessing: Preprocessing, name: str = "the image"
+) -> tuple[int, int]:
+    """Return width and height once the shorter side is `resize`, as torchvision's `Resize` does.
+
+    Raises:
+        ImageError: so long and thin that the scaled image would exceed `MAX_PIXELS`.
+    """
+    short = preprocessing.resize
+    if min(width, height) == short:
+        return width, height
+    if width <= height:
+        scaled = short, max(short, int(short * height / width))
+    else:
+        scaled = max(short, int(short * width / height)), short
+    if scaled[0] * scaled[1] > MAX_PIXELS:
+        raise ImageError(f"{name} is too long and thin to be scaled: cut it first")
+    return scaled
+
+
+def crop_start(length: int, size: int) -> int:
+    """Return where the centre `size` of `length` pixels begins, as torchvision's `CenterCrop`."""
+    return round((length - size) / 2)
+
+
 def crop(
     image: Image.Image, preprocessing: Preprocessing, name: str = "the image"
 ) -> NDArray[np.uint8]:
     """Scale and cut an image of any size: uint8 [size, size, channels].
 
-    The arithmetic of the sizes is torchvision's `Resize(resize)` then `CenterCrop(size)`.
-
     Raises:
-        ImageError: so long and thin that the scaled image would exceed `MAX_PIXELS`.
+        ImageError: as `scaled_size`.
     """
     mode = "RGB" if preprocessing.channels == 3 else "L"
     if image.mode != mode:
         image = image.convert(mode)
-    width, height = image.size
-    short, size = preprocessing.resize, preprocessing.size
-    if min(width, height) != short:
-        if width <= height:
-            width, height = short, max(short, int(short * height / width))
-        else:
-            width, height = max(short, int(short * width / height)), short
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"{name} is too long and thin to be scaled: cut it first")
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    width, height = scaled_size(*image.size, preprocessing, name)
+    if (width, height) != image.size:
+        # which side goes first, and so rounds first, differs between Pillow's versions
+        across = image.resize((width, image.height), Image.Resampling.BILINEAR)
+        image = across.resize((width, height), Image.Resampling.BILINEAR)
+    size = preprocessing.size
     if (width, height) != (size, size):
-        left, top = round((width - size) / 2), round((height - size) / 2)
+        left, top = crop_start(width, size), crop_start(height, size)
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image).reshape(size, size, preprocessing.channels)
 

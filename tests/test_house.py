@@ -68,7 +68,10 @@ def test_a_module_imports_only_what_the_house_allows(file: Path) -> None:
         if stage is None:
             assert target[0] not in HEAVY, f"the front door imports {target[0]}"
         if stage == "runtime":
-            assert target[0] not in HEAVY - {"onnxruntime"}, f"the runtime imports {target[0]}"
+            allowed = {"onnxruntime"}
+            if file.name == "frames.py" and not at_top:  # it writes a graph when one is built
+                allowed.add("onnx")
+            assert target[0] not in HEAVY - allowed, f"the runtime imports {target[0]}"
 
 
 def loaded_by(code: str) -> set[str]:
