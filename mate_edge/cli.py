@@ -320,6 +320,16 @@ def run(
 
 
 @app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Say what this machine has and lacks, and how to get it; exit code 1 when it lacks a piece."""
+    from mate_edge.runtime.doctor.doctor import doctor
+
+    raise typer.Exit(doctor(json))
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path | None, typer.Option(help="Where to put everything; default: demo.")

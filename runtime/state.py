@@ -21,6 +21,12 @@ VARIABLE = "MATE_EDGE_STATE"
 T = TypeVar("T")
 
 
+def state_root() -> Path:
+    """Return the folder of all bundles on all devices; it may not exist yet."""
+    chosen = os.environ.get(VARIABLE)
+    return Path(chosen) if chosen else user_cache_path("mate-edge") / "devices"
+
+
 def state_folder(bundle_id: str, device_key: str) -> Path:
     """Return the folder of a bundle on a device; it may not exist yet.
 
@@ -28,9 +34,7 @@ def state_folder(bundle_id: str, device_key: str) -> Path:
         bundle_id: SHA-256 of the manifest.
         device_key: what must be the same for the contents to hold, such as engine, versions, GPU.
     """
-    root = os.environ.get(VARIABLE)
-    base = Path(root) if root else user_cache_path("mate-edge") / "devices"
-    return base / bundle_id[:32] / re.sub(r"[^\w.+-]+", "-", device_key)
+    return state_root() / bundle_id[:32] / re.sub(r"[^\w.+-]+", "-", device_key)
 
 
 def read_state(folder: Path, name: str, kind: type[T]) -> T | None:
