@@ -1,0 +1,1 @@
+"""A ROS 2 node that classifies camera images with a mate-edge bundle."""
