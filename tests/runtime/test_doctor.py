@@ -396,3 +396,19 @@ def test_the_doctor_loads_no_library_that_it_asks_about() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr.strip() == "[]", done.stderr
+
+
+def test_the_guide_shows_the_doctor_s_lines(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "jetson.md").read_text(encoding="utf-8")
+    (block,) = (part for part in guide.split("```") if part.startswith("\n  machine "))
+    shown = [line[2:22].strip() for line in block.splitlines() if line[2:22].strip()]
+    assert shown == [*PROBES, "l that this machine"]
+    kind = orin_6_1()
+    kind.prints["nvpmodel -q"] = "NV Power Mode: MODE_30W\n2\n"
+    kind.files["sys/class/devfreq/17000000.gpu/min_freq"] = "306000000\n"
+    found = found_on(kind, tmp_path)
+    for name in ("GPU", "compute capability", "JetPack", "TensorRT", "cuda-bindings", "PyCUDA"):
+        assert found[name].found is not None
+        assert f"{name:<20} {found[name].found}\n" in block
+    for name in ("power mode", "clock lock"):
+        assert f"-> {found[name].fix}\n" in block
