@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
+from mate_edge.errors import EngineError
 
 
 class Engine(ABC):
@@ -20,6 +22,12 @@ class Engine(ABC):
     """What computes, for people: `onnxruntime 1.23 on the CPU, 2 threads`."""
     device_key: str
     """What computes, for the device state: what was built or measured under another is not used."""
+    graphs: tuple[bool, ...] | None = None
+    """Whether each segment runs as a captured CUDA graph; None where there are no such graphs."""
+    frame_shape: tuple[int, int, int] | None = None
+    """[H, W, channels] of the raw frames that `load_frame` takes; None when it takes none."""
+    frame_color: Literal["rgb", "bgr"] = "rgb"
+    """The channel order of those frames."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -47,6 +55,18 @@ class Engine(ABC):
                 the dtype that the manifest names.
             k: the segment that they go into.
         """
+
+    def load_frame(self, frame: object) -> None:
+        """Take one raw frame, and preprocess it on the device, to be run from segment 1 on.
+
+        Args:
+            frame: uint8 of `frame_shape` in `frame_color`: numpy, or an object in device memory
+                with `__cuda_array_interface__` or `__dlpack__`.
+
+        Raises:
+            EngineError: this engine takes none.
+        """
+        raise EngineError(f"{self.device} takes no raw frames: type mate-edge build --frame WxH")
 
     @abstractmethod
     def run(self, k: int) -> NDArray[np.float32]:
