@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
 import msgspec
 
-from mate_edge.bundle import find_bundle
-from mate_edge.errors import MateEdgeError
+from mate_edge.bundle import find_bundle, read_bundle
+from mate_edge.errors import ImageError, MateEdgeError
+from mate_edge.runtime.building import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms
+from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.predictor import Prediction, Predictor
 from mate_edge.runtime.sources import find_images
 
@@ -33,7 +36,8 @@ def classify(
     """Classify all images that `sources` name.
 
     One image without a deadline opens each segment only when it is reached; otherwise all are
-    opened and warmed up first, and measured when there is a deadline.
+    opened and warmed up first, and measured when there is a deadline. Engines that are not built
+    on this device are built first.
 
     Returns:
         The exit code: 0, or 1 when some images could not be read, or 2 when none could.
@@ -43,24 +47,26 @@ def classify(
     """
     check_max_ms(max_ms)
     images = list(find_images(sources))
-    predictor = Predictor.load(
-        find_bundle(bundle),
-        policy=policy,
-        engine=engine,
-        threads=threads,
-        shared_pool=True,
-        lazy=len(images) == 1 or max_ms is not None,  # measuring warms up too
-    )
-    if max_ms is not None:
-        predictor.measure()
+    opened = read_bundle(find_bundle(bundle))
+    predictor = Predictor(make_engine(engine, opened, threads, True, say), policy)
+    lazy = len(images) == 1 and max_ms is None
+
+    def start() -> Iterator[tuple[str, Prediction | ImageError]]:
+        if max_ms is not None:
+            predictor.measure()  # which warms up too
+        elif not lazy:
+            predictor.warm_up()
+        results = predictor.stream(images, max_ms=max_ms)
+        return chain([next(results)], results)
+
     summary = Summary(predictor, max_ms)
     with predictor:
         table = None if json else Table(images, predictor.manifest.classes)
-        for path, result in predictor.stream(images, max_ms=max_ms):
+        for path, result in build_if_needed(opened, start, say):
             source = os.fsencode(path).decode("utf-8", "replace")
             if isinstance(result, MateEdgeError):
                 summary.failures += 1
-                print(f"mate-edge: {result}", file=sys.stderr)
+                say(str(result))
                 continue
             if summary.count == 0:
                 _announce(predictor, max_ms)
@@ -74,6 +80,11 @@ def classify(
     if summary.failures == 0:
         return 0
     return 1 if summary.count else 2
+
+
+def say(message: str) -> None:
+    """Print a line for the user beside the answers."""
+    print(f"mate-edge: {message}", file=sys.stderr)
 
 
 def _announce(predictor: Predictor, max_ms: float | None) -> None:

@@ -1,0 +1,121 @@
+"""A bundle of half precision, made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from mate_edge.bundle import (
+    Build,
+    Bundle,
+    OperatingPoint,
+    Segment,
+    Tensor,
+    add_file,
+    read_bundle,
+)
+from mate_edge.decide.policy import softmax
+from mate_edge.files import arrays_to_bytes, write_json
+from mate_edge.images import normalize
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+WIDTH = 4
+
+
+@pytest.fixture(scope="session")
+def half_bundle(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two segments in float16 for TensorRT: the border float16, the logits float32."""
+    pytest.importorskip("onnx")
+    return write_half_bundle(tmp_path_factory.mktemp("half") / "half.mate", bundle_folder)
+
+
+def write_half_bundle(folder: Path, like: Path) -> Path:
+    """Write it for the classes and images of the bundle `like`."""
+    folder.mkdir()
+    bundle, rng = read_bundle(like), np.random.default_rng(0)
+    old, pre = bundle.manifest, bundle.manifest.preprocessing
+    sides = (pre.size // 2,) * 2
+    images = Tensor(name="images", shape=(pre.channels, pre.size, pre.size), dtype="float32")
+    border = Tensor(name="features_1", shape=(WIDTH, *sides), dtype="float16")
+    logits = [
+        Tensor(name=f"logits_{k}", shape=(len(old.classes),), dtype="float32") for k in (1, 2)
+    ]
+    segments = []
+    for k, (source, targets) in enumerate([(images, (border, logits[0])), (border, logits[1:])], 1):
+        file = add_file(folder, f"segments/{k}.onnx", half_segment(source, tuple(targets), rng))
+        segments.append(Segment(file=file, input=source, outputs=tuple(targets)))
+    pixels = rng.integers(0, 256, (6, pre.size, pre.size, pre.channels), np.uint8)
+    manifest = msgspec.structs.replace(
+        old,
+        precision="fp16",
+        build=Build(engine="tensorrt"),
+        segments=tuple(segments),
+        exits=old.exits[-2:],
+        operating_points={},
+        unsplit=add_file(folder, "unsplit.onnx", bundle.read(old.unsplit)),
+    )
+    with OnnxRuntimeEngine(Bundle(folder, manifest, ""), 1) as engine:
+        engine.load(normalize(pixels, pre))
+        found = np.stack([engine.run(1), engine.run(2)], axis=1)
+    threshold = float(np.sort(softmax(found[:, 0]).max(axis=-1))[2:4].mean())
+    balanced = OperatingPoint(
+        policy="confidence",
+        parameters={"thresholds": [threshold], "temperatures": [1.0, 1.0]},
+        val_accuracy=0.0,
+        val_mean_flops=1.0,
+        val_exit_shares=(0.5, 0.5),
+    )
+    golden = add_file(folder, "golden.npz", arrays_to_bytes({"images": pixels, "logits": found}))
+    exits = tuple(msgspec.structs.replace(exit_, temperature=1.0) for exit_ in manifest.exits)
+    write_json(
+        folder / "manifest.json",
+        msgspec.structs.replace(
+            manifest, exits=exits, golden=golden, operating_points={"balanced": balanced}
+        ),
+    )
+    return folder
+
+
+def half_segment(source: Tensor, targets: tuple[Tensor, ...], rng: np.random.Generator) -> bytes:
+    """Return a convolution and a linear head in float16, as ONNX."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    kinds = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+
+    def value(tensor: Tensor) -> Any:
+        shape = ["batch", *tensor.shape]
+        return helper.make_tensor_value_info(tensor.name, kinds[tensor.dtype], shape)
+
+    classes = targets[-1].shape[0]
+    weights = {
+        "filter": rng.normal(size=(WIDTH, source.shape[0], 3, 3)) / 3,
+        "dense": rng.normal(size=(WIDTH, classes)),
+    }
+    first = source.dtype == "float32"
+    features = targets[0].name if len(targets) == 2 else "features"
+    node = helper.make_node
+    nodes = [
+        node("Cast", [source.name], ["half"], to=TensorProto.FLOAT16),
+        node(
+            "Conv", ["half", "filter"], ["sum"], strides=[2 if first else 1] * 2, pads=[1] * 4
+        ),
+        node("Relu", ["sum"], [features]),
+        node("GlobalAveragePool", [features], ["mean"]),
+        node("Flatten", ["mean"], ["flat"]),
+        node("MatMul", ["flat", "dense"], ["answer"]),
+        node("Cast", ["answer"], [targets[-1].name], to=TensorProto.FLOAT),
+    ]  # fmt: skip
+    stored = [numpy_helper.from_array(w.astype(np.float16), name) for name, w in weights.items()]
+    graph = helper.make_graph(
+        nodes, "half", [value(source)], [value(tensor) for tensor in targets], stored
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
