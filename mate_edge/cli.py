@@ -28,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+ENGINE_HELP = "onnxruntime, tensorrt or tensorrt_rtx; default: the bundle's."
+
 
 def main() -> None:
     """Run the command line: exit code 2 and one line on stderr for a mistake of the user."""
@@ -49,8 +51,12 @@ def main() -> None:
 
 
 def _complain(message: str) -> int:
-    print(f"mate-edge: {' '.join(message.split())}", file=sys.stderr)
+    _say(" ".join(message.split()))
     return 2
+
+
+def _say(message: str) -> None:
+    print(f"mate-edge: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -293,7 +299,7 @@ def run(
     threshold: Annotated[
         float | None, typer.Option(help="Leave at this confidence, 0 to 1, instead.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="onnxruntime.")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU engine.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
@@ -317,6 +323,26 @@ def run(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="Default: the newest.")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Accept a bundle on this device: its golden inputs against the exported network."""
+    import msgspec
+
+    from mate_edge.report.verification import print_verification
+    from mate_edge.runtime.verify import verify as run_verification
+
+    found = run_verification(bundle, engine, _say)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_verification(found)
+    raise typer.Exit(0 if found.accepted else 1)
 
 
 @app.command()

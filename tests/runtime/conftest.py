@@ -1,7 +1,9 @@
-"""A bundle of half precision, made by hand."""
+"""Machines with and without a GPU, an engine that must be built, a bundle of half precision."""
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,61 @@ from mate_edge.bundle import (
     read_bundle,
 )
 from mate_edge.decide.policy import softmax
+from mate_edge.errors import EngineNotBuilt
 from mate_edge.files import arrays_to_bytes, write_json
 from mate_edge.images import normalize
+from mate_edge.runtime import engines
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 WIDTH = 4
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with an NVIDIA GPU, and with nothing to use it."""
+    monkeypatch.setattr(engines, "has_nvidia_gpu", lambda: True)
+    for name in ("tensorrt", "cuda", "cuda.bindings", "pycuda"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "has_nvidia_gpu", lambda: False)
+
+
+class Builder:
+    """Stands for `mate_edge.runtime.build`: knows what it built, and which segments are built."""
+
+    def __init__(self) -> None:
+        self.built: tuple[int, ...] = ()
+        self.done: list[Bundle] = []
+
+    def build_engines(self, bundle: Bundle, say: Any) -> None:
+        say("building")
+        self.done.append(bundle)
+        self.built = tuple(range(1, 9))
+
+
+@pytest.fixture
+def builder(gpu: None, monkeypatch: pytest.MonkeyPatch) -> Builder:
+    """An engine called tensorrt, with all that it needs, that must be built before it opens."""
+    found = Builder()
+
+    class BuiltEngine(OnnxRuntimeEngine):
+        def open(self, k: int) -> None:
+            if k not in found.built:
+                raise EngineNotBuilt("not built on this device: type mate-edge build")
+            super().open(k)
+
+    module: Any = types.ModuleType("a_built_engine")
+    module.BuiltEngine = BuiltEngine
+    monkeypatch.setitem(engines.ENGINES, "tensorrt", "a_built_engine:BuiltEngine")
+    for name in ("tensorrt", "pycuda"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "a_built_engine", module)
+    monkeypatch.setitem(sys.modules, "mate_edge.runtime.build", found)  # type: ignore[arg-type]
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 import mate_edge
-from mate_edge.bundle import Bundle, read_bundle
+from mate_edge.bundle import read_bundle
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import EngineError, EngineNotBuilt, ImageError
 from mate_edge.images import crop, from_array, normalize
@@ -36,50 +34,6 @@ def bundle_for(folder: Path, engine: str, precision: str = "fp16") -> Path:
 @pytest.fixture
 def for_a_gpu(own_bundle: Path) -> Path:
     return bundle_for(own_bundle, "tensorrt")
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with an NVIDIA GPU, and with nothing to use it."""
-    monkeypatch.setattr(engines, "has_nvidia_gpu", lambda: True)
-    for name in ("tensorrt", "cuda", "cuda.bindings", "pycuda"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
-
-
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "has_nvidia_gpu", lambda: False)
-
-
-class BuiltEngine(OnnxRuntimeEngine):
-    """An engine that must be built first: one word in `built` stands for all of it."""
-
-    built: tuple[int, ...] = ()
-
-    def open(self, k: int) -> None:
-        if k not in self.built:
-            raise EngineNotBuilt("not built on this device: type mate-edge build")
-        super().open(k)
-
-
-@pytest.fixture
-def builder(monkeypatch: pytest.MonkeyPatch) -> list[Bundle]:
-    """Register `BuiltEngine` as tensorrt; return the list of what was built."""
-    done: list[Bundle] = []
-
-    def build_engines(bundle: Bundle, say: Any) -> None:
-        say("building")
-        done.append(bundle)
-        monkeypatch.setattr(BuiltEngine, "built", (1, 2, 3))
-
-    module = types.ModuleType("mate_edge.runtime.build")
-    module.build_engines = build_engines  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "mate_edge.runtime.build", module)
-    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
-    monkeypatch.setitem(sys.modules, "pycuda", types.ModuleType("pycuda"))
-    monkeypatch.setitem(engines.ENGINES, "tensorrt", f"{__name__}:BuiltEngine")
-    return done
 
 
 def run(bundle: Path, pictures: Path, *names: str, **options: Any) -> int:
@@ -165,7 +119,7 @@ def test_cuda_bindings_without_its_parent_package_is_just_missing() -> None:
 
 
 def test_with_all_that_it_needs_the_bundles_engine_is_taken(
-    gpu: None, builder: list[Bundle], for_a_gpu: Path
+    gpu: None, builder: Any, for_a_gpu: Path
 ) -> None:
     assert engines.choose_engine(read_bundle(for_a_gpu)) == "tensorrt"
 
@@ -187,27 +141,26 @@ def test_run_builds_what_is_missing_and_says_so(
     options: dict[str, Any],
     half: tuple[int, ...],
     gpu: None,
-    builder: list[Bundle],
+    builder: Any,
     for_a_gpu: Path,
     pictures: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(BuiltEngine, "built", half)
+    builder.built = half
     assert run(for_a_gpu, pictures, *names, **options) == 0
-    assert [bundle.folder for bundle in builder] == [for_a_gpu]
+    assert [bundle.folder for bundle in builder.done] == [for_a_gpu]
     out, err = capsys.readouterr()
     assert "not built on this device: building them, once" in err
     assert sum("policy" in line or "last-exit" in line for line in out.splitlines()) >= len(names)
     assert run(for_a_gpu, pictures, *names, **options) == 0
-    assert len(builder) == 1
+    assert len(builder.done) == 1
     assert "building" not in capsys.readouterr().err
 
 
-def test_the_library_never_builds(gpu: None, builder: list[Bundle], for_a_gpu: Path) -> None:
+def test_the_library_never_builds(gpu: None, builder: Any, for_a_gpu: Path) -> None:
     with pytest.raises(EngineNotBuilt, match="mate-edge build"):
         Predictor.load(for_a_gpu)
-    assert builder == []
+    assert builder.done == []
 
 
 # raw frames
