@@ -219,10 +219,45 @@ def profile(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN or BUNDLE]", help="Default: the newest run."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="With a bundle: labelled images, DIR/CLASS/*.jpg."),
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(help="With DIR: the deadline of each image, ms.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="With DIR: write a CSV row for each image.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help=f"With DIR: {ENGINE_HELP}")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Evaluate a run from its cached logits: exits, calibration, budgets; nothing runs again."""
+    """Evaluate a run from its cached logits, or a bundle on this device with labelled images."""
+    import msgspec
+
+    from mate_edge.report.labelled import print_labelled
+    from mate_edge.runtime.evaluate import choose_sources, evaluate_folder
+
+    chosen = choose_sources(source, images)
+    if chosen is None:
+        if (max_ms, save, engine) != (None,) * 3:
+            raise UsageError("--max-ms, --save and --engine go with a bundle and labelled images")
+        _evaluate_run(source, json)
+        return
+    found = evaluate_folder(*chosen, max_ms=max_ms, save=save, engine=engine, say=_say)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_labelled(found)
+    raise typer.Exit(1 if found.unreadable else 0)
+
+
+def _evaluate_run(run: Path | None, json: bool) -> None:
+    """Print exits, calibration and budgets; nothing runs again."""
     import msgspec
 
     from mate_edge import files, runs

@@ -86,7 +86,8 @@ def goes_in_raw(frame: Frame, color: str, engine: Engine) -> bool:
     Args:
         frame: from `read_frame`.
         color: the frame's channel order.
-        engine: whose `frame_shape` and `frame_color` must be the frame's.
+        engine: whose `frame_shape` and `frame_color` must be the frame's; a frame in color, which
+            the engine turns to gray where the network wants that.
 
     Raises:
         ImageError: it does not, and the frame lies in device memory, where nobody else can.
@@ -95,15 +96,14 @@ def goes_in_raw(frame: Frame, color: str, engine: Engine) -> bool:
     shape = tuple(frame.shape) if isinstance(frame, np.ndarray) else device_shape(frame)
     if shape is None:
         return False
-    wanted = engine.frame_shape
-    if wanted is not None:
-        gray = wanted[2] == 1
-        same = shape == wanted or (gray and shape == wanted[:2])
-        if same and (gray or color == engine.frame_color) and _is_uint8(frame):
+    takes = "none"
+    if engine.frame_shape is not None:
+        wanted = (*engine.frame_shape, 3)
+        if shape == wanted and color == engine.frame_color and _is_uint8(frame):
             return True
+        takes = f"{_sides(wanted)} {engine.frame_color} uint8"
     if on_host:
         return False
-    takes = f"{_sides(wanted)} {engine.frame_color} uint8" if wanted else "none"
     size = f"{shape[1]}x{shape[0]}" if len(shape) > 1 else "WxH"
     raise ImageError(
         f"the frame in device memory is {_sides(shape)} {color}, the engine takes {takes}: type "

@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def build_if_needed(bundle: Bundle, use: Callable[[], T], say: Say) -> T:
-    """Return `use()`; when it opens an engine that is not built yet, build them and try again.
+    """Return `use()`; when it needs an engine that is not built yet, build them and try again.
 
     Args:
-        bundle: whose engines `use` opens.
+        bundle: whose engines `use` makes or opens.
         use: called a second time, from its start, after building.
         say: told what is going on.
 

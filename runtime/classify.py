@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,9 @@ from mate_edge.bundle import find_bundle, read_bundle
 from mate_edge.errors import ImageError, MateEdgeError
 from mate_edge.runtime.building import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms
-from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.engines import choose_engine, make_engine
 from mate_edge.runtime.predictor import Prediction, Predictor
-from mate_edge.runtime.sources import find_images
+from mate_edge.runtime.sources import find_images, shown
 
 LONGEST_SOURCE = 48  # characters of a path that the table shows
 
@@ -48,28 +47,30 @@ def classify(
     check_max_ms(max_ms)
     images = list(find_images(sources))
     opened = read_bundle(find_bundle(bundle))
-    predictor = Predictor(make_engine(engine, opened, threads, True, say), policy)
+    engine = engine or choose_engine(opened, say)
     lazy = len(images) == 1 and max_ms is None
 
-    def start() -> Iterator[tuple[str, Prediction | ImageError]]:
+    def start() -> tuple[Predictor, Iterator[tuple[str, Prediction | ImageError]]]:
+        predictor = Predictor(make_engine(engine, opened, threads, True), policy)
         if max_ms is not None:
             predictor.measure()  # which warms up too
         elif not lazy:
             predictor.warm_up()
         results = predictor.stream(images, max_ms=max_ms)
-        return chain([next(results)], results)
+        return predictor, chain([next(results)], results)
 
+    predictor, results = build_if_needed(opened, start, say)
     summary = Summary(predictor, max_ms)
     with predictor:
         table = None if json else Table(images, predictor.manifest.classes)
-        for path, result in build_if_needed(opened, start, say):
-            source = os.fsencode(path).decode("utf-8", "replace")
+        for path, result in results:
+            source = shown(path)
             if isinstance(result, MateEdgeError):
                 summary.failures += 1
                 say(str(result))
                 continue
             if summary.count == 0:
-                _announce(predictor, max_ms)
+                announce(predictor, max_ms)
             summary.add(result)
             if table is None:
                 print(_json_line(source, result), flush=True)
@@ -87,7 +88,7 @@ def say(message: str) -> None:
     print(f"mate-edge: {message}", file=sys.stderr)
 
 
-def _announce(predictor: Predictor, max_ms: float | None) -> None:
+def announce(predictor: Predictor, max_ms: float | None) -> None:
     """Name bundle and engine, and say what the deadline rests on."""
     print(f"{predictor.bundle.folder}: {predictor.engine.device}", file=sys.stderr)
     latencies = predictor.latencies

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.bundle import find_bundle, read_bundle
+from mate_edge import __version__
+from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
 from mate_edge.report.verification import Comparison, ExitFigures, Verification
 from mate_edge.runtime.agreement import compare, compare_exits, tolerance
@@ -31,7 +32,6 @@ Logits = NDArray[np.float32]
 
 STATE = "verification"
 PACKAGES = (
-    "mate-edge",
     "numpy",
     "onnxruntime",
     "tensorrt",
@@ -70,12 +70,17 @@ def verify(
     opened = read_bundle(find_bundle(bundle))
     golden = read_golden(opened)
     name = engine or choose_engine(opened, say)
+
+    def start(one: Bundle) -> Engine:
+        engine = make_engine(name, one, threads, True)
+        for k in range(1, engine.num_segments + 1):
+            engine.open(k)
+        return engine
+
     with (
-        make_engine(name, opened, threads, True, say) as whole,
-        make_engine(name, opened.unsplit(), threads, True, say) as unsplit,
+        build_if_needed(opened, partial(start, opened), say) as whole,
+        build_if_needed(opened, partial(start, opened.unsplit()), say) as unsplit,
     ):
-        for one in (whole, unsplit):
-            build_if_needed(one.bundle, partial(_open_all, one), say)
         found = verify_engine(whole, unsplit, golden, name)
         try:
             write_state(state_folder(opened.id, whole.device_key), STATE, found)
@@ -114,7 +119,7 @@ def verify_engine(whole: Engine, unsplit: Engine, golden: Golden, name: str) -> 
         device_key=whole.device_key,
         versions=_versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        max_batch=manifest.build.max_batch,
+        max_batch=whole.max_batch,
         **figures,
     )
 
@@ -178,18 +183,16 @@ def _judge(
         for k, part in enumerate(reference)
     ]
     batches: list[Comparison | None] = [None] * num_exits
-    size = min(bundle.manifest.build.max_batch, len(found))
+    size = min(whole.max_batch, len(found))
     if size > 1:
         batches = _compare_batches(whole, golden, size, allowed, findings)
     _explain(chained, alone, [part.logits for part in reference], golden, allowed, findings)
     segments_ms, unsplit_ms = _time(whole, unsplit, golden, found, allowed, findings)
     times = [Times.of(samples) for samples in segments_ms]
     _judge_times(whole, times, Times.of(unsplit_ms), findings)
-    if whole.graphs is not None and not all(whole.graphs):
-        without = [str(k) for k, captured in enumerate(whole.graphs, start=1) if not captured]
+    if whole.graphs not in ("", "on"):
         findings.remarks.append(
-            f"no CUDA graph was captured for segment {', '.join(without)}: its kernels are "
-            "launched one by one, which takes longer"
+            f"no CUDA graphs ({whole.graphs}): kernels are launched one by one, which takes longer"
         )
     return {
         "exits": tuple(
@@ -201,11 +204,6 @@ def _judge(
         "segments_ms": Times.of([sum(parts) for parts in zip(*segments_ms, strict=True)]),
         "unsplit_ms": Times.of(unsplit_ms),
     }
-
-
-def _open_all(engine: Engine) -> None:
-    for k in range(1, engine.num_segments + 1):
-        engine.open(k)
 
 
 def _run_chain(engine: Engine, golden: Golden) -> Logits:
@@ -344,7 +342,7 @@ def _judge_times(
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "mate-edge": __version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

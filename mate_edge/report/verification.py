@@ -68,7 +68,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         refusals: why not, in the order of the checks; empty when accepted.
         remarks: what the owner should know all the same.
         exits: empty when a segment failed, as are `operating_points`.
-        graphs: per segment, whether a CUDA graph was captured; None on a CPU.
+        graphs: whether segments ran as CUDA graphs, `on`, or `off:` and why; empty on a CPU.
         segments_ms: all segments of one image.
         unsplit_ms: the unsplit network in the same engine.
     """
@@ -87,7 +87,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int
     exits: tuple[ExitFigures, ...] = ()
     operating_points: dict[str, PointFigures] = {}
-    graphs: tuple[bool, ...] | None = None
+    graphs: str = ""
     segments_ms: Times | None = None
     unsplit_ms: Times | None = None
 
@@ -133,8 +133,8 @@ def print_verification(found: Verification) -> None:
         rows = [[name, _of(point)] for name, point in found.operating_points.items()]
         print_table("", ["operating point", "same exit"], rows)
     print(f"golden images: {found.exits[0].chained.images}; times: warm, batch 1, n = {samples}")
-    if found.graphs is not None:
-        print(f"CUDA graphs captured: {sum(found.graphs)} of {len(found.graphs)} segments")
+    if found.graphs:
+        print(f"CUDA graphs: {found.graphs}")
 
 
 def _of(found: Comparison | PointFigures) -> str:

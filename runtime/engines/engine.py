@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +18,21 @@ class Engine(ABC):
     Segments are numbered from 1, like exits. Use it as a context manager, or call `close`.
     """
 
+    graphs: str = ""
+    """Whether segments run as CUDA graphs at batch 1: `on`, or `off:` and why; empty on a CPU."""
     device: str
     """What computes, for people: `onnxruntime 1.23 on the CPU, 2 threads`."""
     device_key: str
     """What computes, for the device state: what was built or measured under another is not used."""
-    graphs: tuple[bool, ...] | None = None
-    """Whether each segment runs as a captured CUDA graph; None where there are no such graphs."""
-    frame_shape: tuple[int, int, int] | None = None
-    """[H, W, channels] of the raw frames that `load_frame` takes; None when it takes none."""
-    frame_color: Literal["rgb", "bgr"] = "rgb"
-    """The channel order of those frames."""
+    frame_shape: tuple[int, int] | None = None
+    """Height and width of the frames that `load_frame` takes; None when it takes none."""
+    frame_color: str = "rgb"
+    """Their channel order, `rgb` or `bgr`."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        self.max_batch: int = bundle.manifest.build.max_batch
+        """The largest batch that was planned for; a CPU takes larger ones, too."""
 
     @property
     def num_segments(self) -> int:
@@ -56,17 +58,18 @@ class Engine(ABC):
             k: the segment that they go into.
         """
 
-    def load_frame(self, frame: object) -> None:
-        """Take one raw frame, and preprocess it on the device, to be run from segment 1 on.
+    def load_frame(self, frame: Any) -> None:
+        """Preprocess a frame on the device and take it as the batch, of one; wait until it is done.
 
         Args:
-            frame: uint8 of `frame_shape` in `frame_color`: numpy, or an object in device memory
-                with `__cuda_array_interface__` or `__dlpack__`.
+            frame: uint8 [H, W, C] of `frame_shape` and `frame_color`, [H, W] too for one channel:
+                numpy, or an object with `__dlpack__` or `__cuda_array_interface__`.
 
         Raises:
-            EngineError: this engine takes none.
+            ImageError: no such frame.
+            EngineError: the engine takes none, or it failed.
         """
-        raise EngineError(f"{self.device} takes no raw frames: type mate-edge build --frame WxH")
+        raise EngineError(f"{self.device} takes no frames: preprocess them first")
 
     @abstractmethod
     def run(self, k: int) -> NDArray[np.float32]:

@@ -118,13 +118,13 @@ def test_half_precision_is_accepted_on_the_cpu_by_its_own_tolerance(half_bundle:
 
 def test_what_falls_back_to_plain_launches_is_said_and_accepted(bundle_folder: Path) -> None:
     class Graphs(OnnxRuntimeEngine):
-        graphs = (True, False, True)
+        graphs = "off: this operation is not permitted while a stream is captured"
 
     found = judged(bundle_folder, kind=Graphs)
     assert found.accepted
     (remark,) = found.remarks
-    assert "no CUDA graph was captured for segment 2" in remark
-    assert found.graphs == (True, False, True)
+    assert "no CUDA graphs (off: this operation is not permitted" in remark
+    assert found.graphs == Graphs.graphs
 
 
 def test_verify_builds_what_is_missing_first(gpu: None, builder: Any, half_bundle: Path) -> None:
