@@ -288,6 +288,26 @@ def _evaluate_run(run: Path | None, json: bool) -> None:
 
 
 @app.command()
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="Default: the newest.")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Accept a bundle on this device: its golden inputs against the exported network."""
+    import msgspec
+
+    from mate_edge.report.verification import print_verification
+    from mate_edge.runtime.verify import verify as run_verification
+
+    found = run_verification(bundle, engine, _say)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_verification(found)
+    raise typer.Exit(0 if found.accepted else 1)
+
+
+@app.command()
 def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
     target: Annotated[str, typer.Option(help="cpu.")] = "cpu",
@@ -358,26 +378,6 @@ def run(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-@app.command()
-def verify(
-    bundle: Annotated[Path | None, typer.Argument(help="Default: the newest.")] = None,
-    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Accept a bundle on this device: its golden inputs against the exported network."""
-    import msgspec
-
-    from mate_edge.report.verification import print_verification
-    from mate_edge.runtime.verify import verify as run_verification
-
-    found = run_verification(bundle, engine, _say)
-    if json:
-        print(msgspec.json.encode(found).decode())
-    else:
-        print_verification(found)
-    raise typer.Exit(0 if found.accepted else 1)
 
 
 @app.command()
