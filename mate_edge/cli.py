@@ -28,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+ENGINE_HELP = "onnxruntime, tensorrt or tensorrt_rtx; default: the bundle's."
+
 
 def main() -> None:
     """Run the command line: exit code 2 and one line on stderr for a mistake of the user."""
@@ -49,8 +51,12 @@ def main() -> None:
 
 
 def _complain(message: str) -> int:
-    print(f"mate-edge: {' '.join(message.split())}", file=sys.stderr)
+    _say(" ".join(message.split()))
     return 2
+
+
+def _say(message: str) -> None:
+    print(f"mate-edge: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -213,10 +219,45 @@ def profile(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN or BUNDLE]", help="Default: the newest run."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="With a bundle: labelled images, DIR/CLASS/*.jpg."),
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(help="With DIR: the deadline of each image, ms.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="With DIR: write a CSV row for each image.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help=f"With DIR: {ENGINE_HELP}")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Evaluate a run from its cached logits: exits, calibration, budgets; nothing runs again."""
+    """Evaluate a run from its cached logits, or a bundle on this device with labelled images."""
+    import msgspec
+
+    from mate_edge.report.labelled import print_labelled
+    from mate_edge.runtime.evaluate import choose_sources, evaluate_folder
+
+    chosen = choose_sources(source, images)
+    if chosen is None:
+        if (max_ms, save, engine) != (None,) * 3:
+            raise UsageError("--max-ms, --save and --engine go with a bundle and labelled images")
+        _evaluate_run(source, json)
+        return
+    found = evaluate_folder(*chosen, max_ms=max_ms, save=save, engine=engine, say=_say)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_labelled(found)
+    raise typer.Exit(1 if found.unreadable else 0)
+
+
+def _evaluate_run(run: Path | None, json: bool) -> None:
+    """Print exits, calibration and budgets; nothing runs again."""
     import msgspec
 
     from mate_edge import files, runs
@@ -244,6 +285,26 @@ def evaluate(
     else:
         print_evaluation(title, found)
         print(f"curves: {folder / 'evaluation.png'}, figures: {folder / 'evaluation.json'}")
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help="Default: the newest.")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Accept a bundle on this device: its golden inputs against the exported network."""
+    import msgspec
+
+    from mate_edge.report.verification import print_verification
+    from mate_edge.runtime.verify import verify as run_verification
+
+    found = run_verification(bundle, engine, _say)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_verification(found)
+    raise typer.Exit(0 if found.accepted else 1)
 
 
 @app.command()
@@ -293,7 +354,7 @@ def run(
     threshold: Annotated[
         float | None, typer.Option(help="Leave at this confidence, 0 to 1, instead.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="onnxruntime.")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU engine.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:

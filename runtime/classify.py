@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
 import msgspec
 
-from mate_edge.bundle import find_bundle
-from mate_edge.errors import MateEdgeError
+from mate_edge.bundle import find_bundle, read_bundle
+from mate_edge.errors import ImageError, MateEdgeError
+from mate_edge.runtime.building import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms
+from mate_edge.runtime.engines import choose_engine, make_engine
 from mate_edge.runtime.predictor import Prediction, Predictor
-from mate_edge.runtime.sources import find_images
+from mate_edge.runtime.sources import find_images, shown
 
 LONGEST_SOURCE = 48  # characters of a path that the table shows
 
@@ -33,7 +35,8 @@ def classify(
     """Classify all images that `sources` name.
 
     One image without a deadline opens each segment only when it is reached; otherwise all are
-    opened and warmed up first, and measured when there is a deadline.
+    opened and warmed up first, and measured when there is a deadline. Engines that are not built
+    on this device are built first.
 
     Returns:
         The exit code: 0, or 1 when some images could not be read, or 2 when none could.
@@ -43,27 +46,31 @@ def classify(
     """
     check_max_ms(max_ms)
     images = list(find_images(sources))
-    predictor = Predictor.load(
-        find_bundle(bundle),
-        policy=policy,
-        engine=engine,
-        threads=threads,
-        shared_pool=True,
-        lazy=len(images) == 1 or max_ms is not None,  # measuring warms up too
-    )
-    if max_ms is not None:
-        predictor.measure()
+    opened = read_bundle(find_bundle(bundle))
+    engine = engine or choose_engine(opened, say)
+    lazy = len(images) == 1 and max_ms is None
+
+    def start() -> tuple[Predictor, Iterator[tuple[str, Prediction | ImageError]]]:
+        predictor = Predictor(make_engine(engine, opened, threads, True), policy)
+        if max_ms is not None:
+            predictor.measure()  # which warms up too
+        elif not lazy:
+            predictor.warm_up()
+        results = predictor.stream(images, max_ms=max_ms)
+        return predictor, chain([next(results)], results)
+
+    predictor, results = build_if_needed(opened, start, say)
     summary = Summary(predictor, max_ms)
     with predictor:
         table = None if json else Table(images, predictor.manifest.classes)
-        for path, result in predictor.stream(images, max_ms=max_ms):
-            source = os.fsencode(path).decode("utf-8", "replace")
+        for path, result in results:
+            source = shown(path)
             if isinstance(result, MateEdgeError):
                 summary.failures += 1
-                print(f"mate-edge: {result}", file=sys.stderr)
+                say(str(result))
                 continue
             if summary.count == 0:
-                _announce(predictor, max_ms)
+                announce(predictor, max_ms)
             summary.add(result)
             if table is None:
                 print(_json_line(source, result), flush=True)
@@ -76,7 +83,12 @@ def classify(
     return 1 if summary.count else 2
 
 
-def _announce(predictor: Predictor, max_ms: float | None) -> None:
+def say(message: str) -> None:
+    """Print a line for the user beside the answers."""
+    print(f"mate-edge: {message}", file=sys.stderr)
+
+
+def announce(predictor: Predictor, max_ms: float | None) -> None:
     """Name bundle and engine, and say what the deadline rests on."""
     print(f"{predictor.bundle.folder}: {predictor.engine.device}", file=sys.stderr)
     latencies = predictor.latencies

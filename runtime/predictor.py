@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Deepest, Policy
 from mate_edge.errors import EngineError, ImageError, UsageError
-from mate_edge.images import crop, decode, from_array, normalize, read_image, standardize
+from mate_edge.images import crop, normalize
+from mate_edge.runtime.arrays import Frame, goes_in_raw, read_frame, to_image
 from mate_edge.runtime.deadline import (
     LatencyTable,
     SlowDown,
@@ -29,7 +29,6 @@ from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.policy import PolicyChoice, resolve_policy
 
-Frame = str | Path | bytes | Image.Image | NDArray[np.uint8]
 HaltedBy = Literal["policy", "deadline", "last-exit"]
 
 MEASURE_MS = 1000.0
@@ -108,7 +107,8 @@ class Predictor:
         Args:
             bundle: the folder.
             policy: see `resolve_policy`.
-            engine: a name in `ENGINES`; None takes the first usable one.
+            engine: a name in `ENGINES`; None takes the one that the bundle was exported for, or
+                onnxruntime, with a warning, where there is no NVIDIA GPU.
             threads: of the CPU engine; None lets it choose.
             shared_pool: see `OnnxRuntimeEngine`.
             lazy: open a segment only when it is first needed: for one image without a deadline.
@@ -116,6 +116,7 @@ class Predictor:
         Raises:
             BundleError: missing, altered or of a newer schema.
             UsageError: an unknown policy or engine.
+            EngineNotBuilt: the engines must be built on this device first; nothing here does it.
             EngineError: the engine cannot be had.
         """
         predictor = cls(make_engine(engine, read_bundle(bundle), threads, shared_pool), policy)
@@ -155,7 +156,8 @@ class Predictor:
         shape = (1, pre.size, pre.size, pre.channels)
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         deepest = Deepest(tuple(exit_.temperature for exit_ in self.manifest.exits))
-        return self._run(normalize(noise, pre), deepest, self.clock(), None)[0]
+        self.engine.load(normalize(noise, pre))
+        return self._run(1, deepest, self.clock(), None)[0]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -179,7 +181,9 @@ class Predictor:
         """Classify one image.
 
         Args:
-            frame: a path, encoded bytes, a PIL image, or a frame uint8 [H, W, 3] or [H, W].
+            frame: a path, encoded bytes, a PIL image, or a frame uint8 [H, W, 3] or [H, W]. One of
+                the engine's `frame_shape` and `frame_color` is preprocessed on the device; it may
+                lie in device memory then (`__cuda_array_interface__` or `__dlpack__`).
             max_ms: the deadline, counted from `started_ns`. The first exit answers in any case.
             started_ns: `time.perf_counter_ns()` when the frame was taken; default: when the
                 encoded image is in memory.
@@ -187,7 +191,8 @@ class Predictor:
             policy: instead of the predictor's own; see `resolve_policy`.
 
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: the image cannot be read, or lies in device memory and the engine was not
+                built for frames like it.
             UsageError: a deadline that is not positive, an unknown policy, or another thread is
                 predicting with this object.
             EngineError: the engine failed, or returned something that is no number.
@@ -197,16 +202,20 @@ class Predictor:
         with self._alone():
             if max_ms is not None and self.latencies is None:
                 self.measure()
-            frame, name = _read(frame)
+            frame, name = read_frame(frame)
             began = self.clock()
             started = began if started_ns is None else started_ns
-            image = _to_image(frame, name, color)
-            decoded = self.clock()
-            pre = self.manifest.preprocessing
-            inputs = normalize(crop(image, pre, name or "the image")[None], pre)
+            if goes_in_raw(frame, color, self.engine):
+                decoded = began
+                self.engine.load_frame(frame)
+            else:
+                image = to_image(frame, name, color)
+                decoded = self.clock()
+                pre = self.manifest.preprocessing
+                self.engine.load(normalize(crop(image, pre, name or "the image")[None], pre))
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
-            return self._run(inputs, chosen, started, max_ms, *times)[0]
+            return self._run(1, chosen, started, max_ms, *times)[0]
 
     def predict_batch(
         self, frames: Sequence[Frame], *, policy: PolicyChoice = None
@@ -224,9 +233,9 @@ class Predictor:
             return []
         chosen = self.policy if policy is None else resolve_policy(self.manifest, policy)
         with self._alone():
-            encoded = [_read(frame) for frame in frames]
+            encoded = [read_frame(frame) for frame in frames]
             began = self.clock()
-            images = [_to_image(frame, name, "rgb") for frame, name in encoded]
+            images = [to_image(frame, name, "rgb") for frame, name in encoded]
             decoded = self.clock()
             pre = self.manifest.preprocessing
             pixels = [
@@ -236,7 +245,8 @@ class Predictor:
             inputs = normalize(np.stack(pixels), pre)
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
-            return self._run(inputs, chosen, began, None, *times)
+            self.engine.load(inputs)
+            return self._run(len(inputs), chosen, began, None, *times)
 
     def stream(
         self, sources: Iterable[str | Path], *, max_ms: float | None = None
@@ -270,20 +280,19 @@ class Predictor:
 
     def _run(
         self,
-        inputs: NDArray[np.float32],
+        n: int,
         policy: Policy,
         started: int,
         max_ms: float | None,
         decode_ms: float = 0.0,
         preprocess_ms: float = 0.0,
     ) -> list[Prediction]:
-        """Run segments over a batch [n, C, H, W] until all samples have left."""
-        n, num_segments = len(inputs), self.engine.num_segments
+        """Run segments over the n samples that the engine has loaded until all have left."""
+        num_segments = self.engine.num_segments
         predictions: list[Prediction] = [None] * n  # type: ignore[list-item]
         passed = np.empty((n, num_segments, len(self.manifest.classes)), np.float32)
         rows = np.arange(n)
         segment_ms: tuple[float, ...] = ()
-        self.engine.load(inputs)
         for k in range(1, num_segments + 1):
             self.engine.open(k)
             began = self.clock()
@@ -340,18 +349,3 @@ class Predictor:
 
     def _ms_since(self, then: int) -> float:
         return (self.clock() - then) / 1e6
-
-
-def _read(frame: Frame) -> tuple[Frame, str | None]:
-    """Bring an encoded image into memory, which a deadline does not count; return its name too."""
-    return (read_image(frame), str(frame)) if isinstance(frame, str | Path) else (frame, None)
-
-
-def _to_image(frame: Frame, name: str | None, color: str) -> Image.Image:
-    if isinstance(frame, bytes):
-        return decode(frame, name)
-    if isinstance(frame, Image.Image):
-        return standardize(frame)
-    if isinstance(frame, np.ndarray):
-        return from_array(frame, "bgr" if color == "bgr" else "rgb")
-    raise ImageError(f"a {type(frame).__name__} is no image: give a path, bytes, PIL or numpy")

@@ -29,7 +29,7 @@ class OnnxRuntimeEngine(Engine):
     """Runs segments with ONNX Runtime on the CPU.
 
     Args:
-        bundle: an opened bundle, of any fp32 target.
+        bundle: an opened bundle, of any target and precision.
         threads: of one segment; None chooses by the network's FLOPs and the CPU's cores.
         shared_pool: let all sessions of this process share one thread pool. It is faster by 2 to
             20 % with several threads, but it is process-wide and its size is set only once: for

@@ -203,7 +203,7 @@ class Clock:
 class TimedEngine(Engine):
     """Takes a stated time for each segment and answers with indifferent logits."""
 
-    device = "a test"
+    device = device_key = "a test"
 
     def __init__(self, bundle: Bundle, clock: Clock, ms: list[float]) -> None:
         super().__init__(bundle)

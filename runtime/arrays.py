@@ -1,0 +1,132 @@
+"""What `predict` takes: files, bytes, pictures, and frames in host or device memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mate_edge.errors import ImageError
+from mate_edge.images import decode, from_array, read_image, standardize
+from mate_edge.runtime.engines.engine import Engine
+
+DLPACK_CPU = 1
+"""The kind of device that host memory has in DLPack."""
+
+
+class CudaArray(Protocol):
+    """An array in device memory, such as CuPy's, Numba's or PyTorch's."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Shape, type and address, of version 2 or later."""
+
+
+class DLPackArray(Protocol):
+    """An array that hands itself over by DLPack; one in host memory counts as numpy."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its sides."""
+
+    def __dlpack__(self) -> Any:
+        """Return the capsule."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return kind and number of the device."""
+
+
+Frame = str | Path | bytes | Image.Image | NDArray[np.uint8] | CudaArray | DLPackArray
+
+
+def read_frame(frame: Frame) -> tuple[Frame, str | None]:
+    """Bring an encoded image into memory, which a deadline does not count; return its name too.
+
+    An array of another library that lies in host memory becomes a numpy view.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    if isinstance(frame, str | Path):
+        return read_image(frame), str(frame)
+    other: Any = frame
+    if (
+        not isinstance(frame, bytes | Image.Image | np.ndarray)
+        and hasattr(frame, "__dlpack_device__")
+        and other.__dlpack_device__()[0] == DLPACK_CPU
+    ):
+        return np.from_dlpack(other), None
+    return frame, None
+
+
+def to_image(frame: Frame, name: str | None, color: str) -> Image.Image:
+    """Decode or wrap what `read_frame` returned.
+
+    Raises:
+        ImageError: it is no image, or it lies in device memory.
+    """
+    if isinstance(frame, bytes):
+        return decode(frame, name)
+    if isinstance(frame, Image.Image):
+        return standardize(frame)
+    if isinstance(frame, np.ndarray):
+        return from_array(frame, "bgr" if color == "bgr" else "rgb")
+    if device_shape(frame) is not None:
+        raise ImageError("frames in device memory are classified one by one: use predict()")
+    raise ImageError(f"a {type(frame).__name__} is no image: give a path, bytes, PIL or numpy")
+
+
+def goes_in_raw(frame: Frame, color: str, engine: Engine) -> bool:
+    """Say whether the engine preprocesses this frame itself.
+
+    Args:
+        frame: from `read_frame`.
+        color: the frame's channel order.
+        engine: whose `frame_shape` and `frame_color` must be the frame's; a frame in color, which
+            the engine turns to gray where the network wants that.
+
+    Raises:
+        ImageError: it does not, and the frame lies in device memory, where nobody else can.
+    """
+    on_host = isinstance(frame, np.ndarray)
+    shape = tuple(frame.shape) if isinstance(frame, np.ndarray) else device_shape(frame)
+    if shape is None:
+        return False
+    takes = "none"
+    if engine.frame_shape is not None:
+        wanted = (*engine.frame_shape, 3)
+        if shape == wanted and color == engine.frame_color and _is_uint8(frame):
+            return True
+        takes = f"{_sides(wanted)} {engine.frame_color} uint8"
+    if on_host:
+        return False
+    size = f"{shape[1]}x{shape[0]}" if len(shape) > 1 else "WxH"
+    raise ImageError(
+        f"the frame in device memory is {_sides(shape)} {color}, the engine takes {takes}: type "
+        f"mate-edge build --frame {size}, or give a numpy frame"
+    )
+
+
+def device_shape(frame: object) -> tuple[int, ...] | None:
+    """Return the shape of an array in device memory; None for everything else."""
+    interface = getattr(frame, "__cuda_array_interface__", None)
+    if interface is not None:
+        return tuple(interface["shape"])
+    if hasattr(frame, "__dlpack_device__") and not isinstance(frame, np.ndarray):
+        return tuple(getattr(frame, "shape", ()))
+    return None
+
+
+def _is_uint8(frame: object) -> bool:
+    if isinstance(frame, np.ndarray):
+        return bool(frame.dtype == np.uint8)
+    interface = getattr(frame, "__cuda_array_interface__", None)
+    return interface is None or bool(np.dtype(interface["typestr"]) == np.uint8)
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

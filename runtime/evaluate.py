@@ -1,0 +1,274 @@
+"""`mate-edge evaluate BUNDLE DIR`: a labelled folder through the engine, on this device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mate_edge import files
+from mate_edge.bundle import MANIFEST, Manifest, find_bundle, read_bundle
+from mate_edge.decide.policy import Deepest, Logits, Policy
+from mate_edge.decide.simulate import simulate
+from mate_edge.errors import DataError, ImageError, UsageError
+from mate_edge.report.labelled import LabelledFigures, PolicyFigures
+from mate_edge.runtime.building import build_if_needed
+from mate_edge.runtime.classify import announce
+from mate_edge.runtime.deadline import check_max_ms
+from mate_edge.runtime.engines import Say, choose_engine, make_engine
+from mate_edge.runtime.policy import resolve_policy
+from mate_edge.runtime.predictor import Prediction, Predictor
+from mate_edge.runtime.sources import find_labelled, holds_images, shown
+from mate_edge.times import Times
+
+RUN = "run.json"
+DEEPEST = "deepest"
+
+
+def choose_sources(first: Path | None, second: Path | None) -> tuple[Path | None, Path] | None:
+    """Say which bundle (None: the newest) and which labelled folder `evaluate` is to take.
+
+    Args:
+        first: a run, a bundle, or a labelled folder alone.
+        second: the labelled folder.
+
+    Returns:
+        None when a run is meant.
+
+    Raises:
+        UsageError: a bundle without a folder, or a run with one.
+    """
+    if first is None:
+        return None
+    if second is not None:
+        if (first / RUN).is_file() and not (first / MANIFEST).is_file():
+            raise UsageError(
+                f"{first} is a run, and a folder of images goes with a bundle: type mate-edge "
+                f"export {first} first"
+            )
+        return first, second
+    if (first / MANIFEST).is_file() or first.suffix == ".mate":
+        raise UsageError(
+            f"{first} is a bundle: name a folder of labelled images too, DIR/CLASS/*.jpg, as in "
+            f"mate-edge evaluate {first} DIR"
+        )
+    if not (first / RUN).exists() and holds_images(first):
+        return None, first
+    return None
+
+
+def evaluate_folder(
+    bundle: Path | None,
+    folder: Path,
+    *,
+    max_ms: float | None,
+    save: Path | None,
+    engine: str | None,
+    say: Say,
+    threads: int | None = None,
+) -> LabelledFigures:
+    """Run all images of `folder` through the engine and count.
+
+    One pass takes every image through all exits; from its logits and times come the figures
+    without a deadline. Under a deadline each policy makes a pass of its own, since what the
+    deadline halts depends on the clock.
+
+    Args:
+        bundle: the folder; None means the newest.
+        folder: with a folder of images for each class.
+        max_ms: the deadline of each image.
+        save: a CSV file to write, one row an image.
+        engine: a name in `ENGINES`; None lets `choose_engine` choose.
+        say: told what is going on.
+        threads: of the CPU engine.
+
+    Raises:
+        DataError: no image of any class of the bundle, or none that can be read.
+        MateEdgeError: as `Predictor.load`.
+    """
+    check_max_ms(max_ms)
+    opened = read_bundle(find_bundle(bundle))
+    labelled = find_labelled(folder, opened.manifest.classes, say)
+    if save is not None:
+        files.make_folder(save.parent)
+    engine = engine or choose_engine(opened, say)
+
+    def start() -> Predictor:
+        predictor = Predictor(make_engine(engine, opened, threads, True))
+        predictor.warm_up()
+        return predictor
+
+    with build_if_needed(opened, start, say) as predictor:
+        say(f"{opened.folder}: {predictor.engine.device}")
+        with suppress(ImageError):  # the first image that is decoded loads the decoders
+            predictor.predict(labelled[0][0])
+        tables = [_all_exits(predictor, labelled, say)]
+        readable = tables[0].readable
+        if max_ms is not None:
+            predictor.measure()
+            announce(predictor, max_ms)
+            for name, policy in _policies(predictor.manifest).items():
+                tables.append(_under_deadline(predictor, readable, name, policy, max_ms, say))
+    rows = tables[0].rows
+    for table in tables[1:]:
+        for row, more in zip(rows, table.rows, strict=True):
+            row |= more
+    if save is not None:
+        files.write_csv(save, rows)
+        say(f"each image's answers: {save}")
+    return LabelledFigures(
+        bundle=str(opened.folder),
+        bundle_id=opened.id,
+        device=predictor.engine.device,
+        data=str(folder),
+        images=len(readable),
+        unreadable=len(labelled) - len(readable),
+        exit_accuracies=tables[0].exit_accuracies,
+        policies=tables[0].policies,
+        max_ms=max_ms,
+        under_deadline={name: f for table in tables[1:] for name, f in table.policies.items()},
+    )
+
+
+@dataclass
+class _Pass:
+    """What one pass over the images found: a CSV row for each, and figures."""
+
+    readable: list[tuple[Path, int]]
+    rows: list[dict[str, object]]
+    policies: dict[str, PolicyFigures]
+    exit_accuracies: tuple[float, ...] = ()
+
+
+@dataclass
+class _Recording:
+    """The deepest policy, which keeps the logits of all exits: float32 [1, K, C] in the end."""
+
+    deepest: Deepest
+    logits: Logits = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
+
+    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
+        """See `Policy.decide`."""
+        self.logits = logits
+        return self.deepest.decide(logits)
+
+
+@dataclass
+class _Tally:
+    """Counts what one policy did."""
+
+    manifest: Manifest
+    right: int = 0
+    missed: int = 0
+    halted: int = 0
+    exits: list[int] = field(default_factory=list)
+    ms: list[float] = field(default_factory=list)
+
+    def add(self, right: bool, exit_: int, ms: float) -> None:
+        self.right += right
+        self.exits.append(exit_)
+        self.ms.append(ms)
+
+    def figures(self) -> PolicyFigures:
+        """Sum up one image or more."""
+        n, exits = len(self.exits), self.manifest.exits
+        return PolicyFigures(
+            accuracy=self.right / n,
+            exit_shares=tuple(self.exits.count(k) / n for k in range(1, len(exits) + 1)),
+            mean_flops=sum(exits[k - 1].cumulative_flops for k in self.exits) / n,
+            times=Times.of(self.ms),
+            missed=self.missed,
+            halted_by_deadline=self.halted,
+        )
+
+
+def _all_exits(predictor: Predictor, labelled: list[tuple[Path, int]], say: Say) -> _Pass:
+    """Take every image through all exits, and simulate the policies on what they say."""
+    manifest, num_exits = predictor.manifest, len(predictor.manifest.exits)
+    classes, policies = manifest.classes, _policies(manifest)
+    tallies = {name: _Tally(manifest) for name in policies}
+    recording = _Recording(Deepest(tuple(exit_.temperature for exit_ in manifest.exits)))
+    found = _Pass([], [], {})
+    right = np.zeros(num_exits, np.int64)
+    for path, label in _follow(labelled, f"all exits of {len(labelled)} images", say):
+        try:
+            prediction = predictor.predict(path, policy=recording)
+        except ImageError as error:
+            say(str(error))
+            continue
+        found.readable.append((path, label))
+        answers = recording.logits[0].argmax(axis=-1)
+        right += answers == label
+        row: dict[str, object] = {"source": shown(path), "label": classes[label]}
+        row |= {f"exit_{k}": classes[index] for k, index in enumerate(answers, start=1)}
+        for name, policy in policies.items():
+            outcome = simulate(policy, recording.logits)
+            exit_, ms = int(outcome.exits[0]), _ms_up_to(prediction, int(outcome.exits[0]))
+            tallies[name].add(bool(outcome.predictions[0] == label), exit_, ms)
+            row |= {f"{name}_exit": exit_, f"{name}_ms": f"{ms:.3f}"}
+        found.rows.append(row)
+    n = len(found.readable)
+    if n == 0:
+        raise DataError(f"none of the {len(labelled)} images could be read")
+    found.exit_accuracies = tuple(float(count) / n for count in right)
+    found.policies = {name: tally.figures() for name, tally in tallies.items()}
+    return found
+
+
+def _under_deadline(
+    predictor: Predictor,
+    labelled: list[tuple[Path, int]],
+    name: str,
+    policy: Policy,
+    max_ms: float,
+    say: Say,
+) -> _Pass:
+    """Run one policy for real, under the deadline, on images that can be read."""
+    tally = _Tally(predictor.manifest)
+    rows: list[dict[str, object]] = []
+    for path, label in _follow(labelled, f"{name} under {max_ms:g} ms", say):
+        prediction = predictor.predict(path, policy=policy, max_ms=max_ms)
+        tally.add(prediction.index == label, prediction.exit, prediction.elapsed_ms)
+        tally.missed += prediction.deadline_missed
+        tally.halted += prediction.halted_by == "deadline"
+        column = f"{name}_deadline"
+        rows.append(
+            {
+                f"{column}_answer": prediction.label,
+                f"{column}_exit": prediction.exit,
+                f"{column}_halted_by": prediction.halted_by,
+                f"{column}_ms": f"{prediction.elapsed_ms:.3f}",
+                f"{column}_missed": int(prediction.deadline_missed),
+            }
+        )
+    return _Pass(labelled, rows, {name: tally.figures()})
+
+
+def _policies(manifest: Manifest) -> dict[str, Policy]:
+    """Return the bundle's operating points and the deepest policy, by name."""
+    names = [*manifest.operating_points, DEEPEST]
+    return {name: resolve_policy(manifest, name) for name in names}
+
+
+def _ms_up_to(prediction: Prediction, exit_: int) -> float:
+    """Return what a prediction through all exits would have taken, had it left at `exit_`."""
+    segments = prediction.segment_ms
+    before = prediction.decode_ms + prediction.preprocess_ms
+    decisions = prediction.elapsed_ms - before - sum(segments)
+    return before + sum(segments[:exit_]) + decisions * exit_ / len(segments)
+
+
+def _follow(items: list[tuple[Path, int]], what: str, say: Say) -> Iterable[tuple[Path, int]]:
+    """Yield the items with a bar on stderr; a log gets one line instead."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        say(what)
+        return items
+    return track(items, what, console=console, transient=True)
