@@ -10,7 +10,7 @@ The images go in as fp32 and the logits come out as fp32; what a segment hands o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -71,20 +71,27 @@ def lower(models: Models, precision: str, images: NDArray[np.float32]) -> Models
     """
     if precision == "fp32":
         return models
-    convert = CONVERSIONS[precision]
-    inputs: NDArray[np.generic] = images
+    segments = lower_segments(models.segments, precision, images)
+    return Models(tuple(segments), CONVERSIONS[precision](models.unsplit, images))
+
+
+def lower_segments(
+    models: Sequence[Model], precision: str, images: NDArray[np.float32]
+) -> list[Model]:
+    """Lower the segments alone; see `lower`."""
+    convert, inputs = CONVERSIONS[precision], images
     segments = []
-    for model in models.segments:
+    for model in models:
         segments.append(convert(model, inputs))
         inputs = run_model(segments[-1], inputs)
-    return Models(tuple(segments), convert(models.unsplit, images))
+    return segments
 
 
 def to_fp16(model: Model, inputs: NDArray[np.generic]) -> Model:
     """Convert weights and activations to fp16, but for the images and the logits."""
     with _on_disk(model) as path:
         _check_range(model, path, inputs)
-    return _to_fp16(model, onnx.load_from_string(model.data))
+        return _to_fp16(model, onnx.load(path))
 
 
 def to_int8(model: Model, inputs: NDArray[np.generic]) -> Model:
@@ -143,10 +150,11 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 @contextmanager
 def _on_disk(model: Model) -> Iterator[Path]:
-    """Yield the path of a model's file in a folder of its own, which vanishes afterwards."""
+    """Yield the path of a model whose weights fit, in a folder that vanishes afterwards."""
     with tempfile.TemporaryDirectory(prefix="mate-edge-") as folder:
         path = Path(folder) / "model.onnx"
         proto = onnx.load_from_string(model.data)
+        _prepare_weights(model.name, proto.graph)
         add_pre_process_metadata(proto)  # else the quantiser warns: BatchNorm is folded already
         onnx.save(proto, path)
         yield path
@@ -163,8 +171,9 @@ def _check_range(model: Model, path: Path, inputs: NDArray[np.generic]) -> None:
     calibrater.augment_graph()
     calibrater.create_inference_session()
     calibrater.collect_data(_Batches(model.input.name, inputs))
-    for name, found in calibrater.compute_data().items():
-        largest = float(np.max(found.range_value[1]))
+    ranges = calibrater.compute_data()
+    for name in (name for node in calibrater.model.graph.node for name in node.output):
+        largest = float(np.max(ranges[name].range_value[1])) if name in ranges else 0.0
         if not largest <= LARGEST:
             raise ExportError(
                 f"{model.name}: the activation {name!r} reaches {largest:.3g} on training images, "
@@ -174,7 +183,6 @@ def _check_range(model: Model, path: Path, inputs: NDArray[np.generic]) -> None:
 
 
 def _to_fp16(model: Model, proto: onnx.ModelProto) -> Model:
-    _prepare_weights(model.name, proto.graph)
     del proto.graph.value_info[:]  # the converter infers them anew
     kept = {IMAGES, model.outputs[-1].name}
     proto = convert_float_to_float16(proto, keep_io_types=list(kept), op_block_list=[])
@@ -198,8 +206,8 @@ def _to_fp16(model: Model, proto: onnx.ModelProto) -> Model:
 def _prepare_weights(name: str, graph: onnx.GraphProto) -> None:
     """Refuse weights beyond fp16's largest number, and round to zero what is nearer to it.
 
-    The converter would cut the former off and raise the latter to the smallest number. The bounds
-    of a Clip may be cut off: no activation lies beyond them.
+    The converter would cut the former off and raise the latter to the smallest number, which is
+    right for the bounds of a Clip (no activation lies beyond them) and for a scale, never zero.
     """
     bounds = {bound for node in graph.node if node.op_type == "Clip" for bound in node.input[1:]}
     for tensor in graph.initializer:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import onnx
 import torch
 from torch import nn
@@ -65,7 +66,22 @@ def export_models(
     Raises:
         ExportError: as `to_onnx`.
     """
-    images = features = torch.zeros(EXAMPLE_BATCH, *input_shape)
+    segments = export_segments(network, input_shape, opsets, say)
+    images = torch.zeros(EXAMPLE_BATCH, *input_shape)
+    data = to_onnx(network.unsplit(), images, IMAGES, [UNSPLIT_OUTPUT], opsets)
+    output = msgspec.structs.replace(segments[-1].outputs[-1], name=UNSPLIT_OUTPUT)
+    unsplit = Model("the unsplit network", data, segments[0].input, (output,))
+    return Models(tuple(segments), unsplit)
+
+
+def export_segments(
+    network: MultiExitNet,
+    input_shape: tuple[int, ...],
+    opsets: tuple[int, int],
+    say: Callable[[str], object],
+) -> list[Model]:
+    """Export the segments alone; see `export_models`."""
+    features = torch.zeros(EXAMPLE_BATCH, *input_shape)
     source = Tensor(name=IMAGES, shape=input_shape, dtype="float32")
     segments = []
     for k, module in enumerate(segment_modules(network), start=1):
@@ -81,10 +97,7 @@ def export_models(
         )
         segments.append(Model(f"segment {k}", data, source, outputs))
         features, source = tensors[0], outputs[0]
-    data = to_onnx(network.unsplit(), images, IMAGES, [UNSPLIT_OUTPUT], opsets)
-    output = Tensor(name=UNSPLIT_OUTPUT, shape=outputs[-1].shape, dtype="float32")
-    unsplit = Model("the unsplit network", data, segments[0].input, (output,))
-    return Models(tuple(segments), unsplit)
+    return segments
 
 
 def to_onnx(
