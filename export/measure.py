@@ -74,10 +74,9 @@ def load_data(run: Run, precision: str) -> Dataset:
         ExportError: they are gone, or are not those that the run was trained on.
     """
     try:
-        dataset = load_again(run)
-        reason = None if dataset else "its images have changed since"
+        dataset, reason = load_again(run), "its images have changed since"
     except MateEdgeError as error:
-        reason = str(error)
+        dataset, reason = None, str(error)
     if dataset is None:
         raise ExportError(
             f"--precision {precision} is calibrated and measured on {run.data}, which this run was "
