@@ -1,18 +1,14 @@
-"""Check an exported bundle against the network that it came from, on real images."""
+"""Check exported models against the network that they came from, on real images."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from mate_edge.bundle import read_bundle
 from mate_edge.errors import ExportError
+from mate_edge.export.models import Chain, Models
 from mate_edge.export.segments import segment_modules
-from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from mate_edge.train.network import MultiExitNet
 
 TOLERANCE = 1e-4
@@ -20,11 +16,11 @@ TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def check_bundle(folder: Path, network: MultiExitNet, images: NDArray[np.float32]) -> float:
+def check_models(models: Models, network: MultiExitNet, images: NDArray[np.float32]) -> float:
     """Compare each segment by itself, the chain of segments and the unsplit network with torch.
 
     Args:
-        folder: the bundle, complete.
+        models: in fp32.
         network: in evaluation mode.
         images: float32 [n, C, H, W], preprocessed.
 
@@ -35,35 +31,24 @@ def check_bundle(folder: Path, network: MultiExitNet, images: NDArray[np.float32
         ExportError: a difference above `TOLERANCE`, or another top-1 answer that torch's own
             margin between its two best does not excuse.
     """
-    bundle = read_bundle(folder)
     worst = 0.0
     features = torch.from_numpy(images)
     expected: list[NDArray[np.float32]] = []
-    for k, module in enumerate(segment_modules(network)):
-        segment = bundle.manifest.segments[k]
-        session = onnxruntime.InferenceSession(
-            bundle.read(segment.file), providers=["CPUExecutionProvider"]
-        )
-        found = session.run(
-            [output.name for output in segment.outputs], {segment.input.name: features.numpy()}
-        )
+    for model, module in zip(models.segments, segment_modules(network), strict=True):
+        (found,) = Chain([model]).run(features.numpy())
         outputs = module(features)
         wanted = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
         features = wanted[0]
-        for name, f, w in zip((o.name for o in segment.outputs), found, wanted, strict=True):
-            worst = max(worst, _compare(f"segment {k + 1}, {name}", f, w.numpy()))
-        worst = max(worst, _compare_answers(f"segment {k + 1}", found[-1], wanted[-1].numpy()))
+        for tensor, f, w in zip(model.outputs, found, wanted, strict=True):
+            worst = max(worst, _compare(f"{model.name}, {tensor.name}", f, w.numpy()))
+        worst = max(worst, _compare_answers(model.name, found[-1], wanted[-1].numpy()))
         expected.append(wanted[-1].numpy())
-    with OnnxRuntimeEngine(bundle) as engine:
-        engine.load(images)
-        for k, logits in enumerate(expected, start=1):
-            worst = max(worst, _compare_answers(f"exit {k} of the chain", engine.run(k), logits))
-    session = onnxruntime.InferenceSession(
-        bundle.read(bundle.manifest.unsplit), providers=["CPUExecutionProvider"]
-    )
-    (logits,) = session.run(None, {session.get_inputs()[0].name: images})
+    chained = Chain(models.segments).logits(images)
+    for k, logits in enumerate(expected):
+        worst = max(worst, _compare_answers(f"exit {k + 1} of the chain", chained[:, k], logits))
+    ((logits,),) = Chain([models.unsplit]).run(images)
     unsplit = network.unsplit()(torch.from_numpy(images)).numpy()
-    return max(worst, _compare_answers("the unsplit network", logits, unsplit))
+    return max(worst, _compare_answers(models.unsplit.name, logits, unsplit))
 
 
 def _compare(what: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

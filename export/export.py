@@ -9,27 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mate_edge import bundle, files
-from mate_edge.bundle import Exit, Manifest, OperatingPoint, Segment, Tensor
+from mate_edge.bundle import Build, Exit, Manifest, OperatingPoint, Segment
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.temperature import fit_temperature
 from mate_edge.decide.tune import MAX_DROPS, search_thresholds
 from mate_edge.errors import UsageError
-from mate_edge.export.check import check_bundle
+from mate_edge.export.check import check_models
+from mate_edge.export.measure import (
+    MAX_DROP,
+    Measured,
+    check_max_drop,
+    load_data,
+    lower_and_measure,
+    recall_training,
+)
+from mate_edge.export.models import Models
+from mate_edge.export.operators import check_operators
 from mate_edge.export.profile import Profile, profile_network
-from mate_edge.export.segments import segment_modules, to_onnx
-from mate_edge.export.targets import choose
+from mate_edge.export.segments import export_models
+from mate_edge.export.targets import Target, check_max_batch, choose
 from mate_edge.images import normalize
 from mate_edge.runs import Run, read_outputs
-from mate_edge.train.evaluate import exit_accuracy, spread
-from mate_edge.train.network import MultiExitNet, load_network
+from mate_edge.train.evaluate import spread
+from mate_edge.train.network import load_network
 
-GOLDEN_IMAGES = 8
 CALIBRATION_BYTES = 20 * 10**6
-EXAMPLE_BATCH = 2
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
@@ -62,6 +69,8 @@ def export_run(
     exits: Sequence[int] | None,
     out: Path | None,
     say: Callable[[str], object],
+    max_drop: float = MAX_DROP,
+    max_batch: int = 1,
 ) -> tuple[Path, Manifest]:
     """Export a finished run as a bundle; nothing is left behind when it fails.
 
@@ -73,112 +82,109 @@ def export_run(
         exits: those to keep, numbered from 1; None keeps all. Segments between are merged.
         out: the bundle folder; None chooses a free name under `bundles/`.
         say: told what is going on.
+        max_drop: how many points of validation accuracy an exit may lose to a lower precision.
+        max_batch: the largest batch that engines will be built for.
 
     Raises:
         UsageError: an unknown target, precision or exit, or `out` exists.
         RunError: the run's files are missing or altered.
-        ExportError: the exported segments do not compute what the network computes.
+        ExportError: the exported segments do not compute what the network computes, the target
+            does not take one of their nodes, the images for a lower precision are gone, or it
+            costs an exit more than `max_drop`.
     """
     kind, precision = choose(target, precision)
+    check_max_batch(target, max_batch)
+    check_max_drop(max_drop)
     keep = check_exits(exits, run.exits)
     network = load_network(folder, run).keep_exits(keep)
-    columns = [k - 1 for k in keep]
     outputs: dict[str, Any] = read_outputs(folder, run)
-    val_logits: Logits = outputs["val_logits"][:, columns]
-    test_logits: Logits = outputs["test_logits"][:, columns]
     profile = profile_network(network, run.preprocessing.channels, run.preprocessing.size)
     if out is None:
         out = files.unused(bundle.BUNDLES / f"{folder.resolve().name}-{target}.mate")
     with files.whole_folder(out) as made:
-        segments = _write_segments(made, network, profile, kind.opsets, say)
+        data = load_data(run, precision) if precision != "fp32" else None
+        models = export_models(network, profile.input_shape, kind.opsets, say)
+        _check_operators(models, kind)
+        say("checking the segments against the network on real images")
+        worst = check_models(models, network, normalize(outputs["val_images"], run.preprocessing))
+        say(f"largest difference {worst:.1g} of the largest value")
+        if data is None:
+            measured = recall_training(network, outputs, keep, run.preprocessing)
+        else:
+            models, measured = lower_and_measure(models, precision, data, outputs, max_drop, say)
+            _check_operators(models, kind)
         temperatures = tuple(
-            fit_temperature(val_logits[:, k], outputs["val_labels"]) for k in range(len(keep))
+            fit_temperature(measured.val_logits[:, k], measured.val_labels)
+            for k in range(len(keep))
         )
-        accuracies = [
-            exit_accuracy(logits, outputs[f"{split}_labels"])[0]
-            for split, logits in (("val", val_logits), ("test", test_logits))
-        ]
         manifest = Manifest(
             name=out.stem,
             target=target,
             precision=precision,
+            build=Build(engine=kind.engine, max_batch=max_batch),
             classes=run.classes,
             preprocessing=run.preprocessing,
-            segments=tuple(segments),
-            exits=tuple(
-                Exit(
-                    flops=cost.flops,
-                    cumulative_flops=cost.cumulative_flops,
-                    parameters=cost.parameters,
-                    border_bytes=cost.border_bytes,
-                    val_accuracy=val,
-                    test_accuracy=test,
-                    temperature=temperature,
+            segments=tuple(
+                Segment(
+                    file=bundle.add_file(made, f"segments/{k}.onnx", model.data),
+                    input=model.input,
+                    outputs=model.outputs,
                 )
-                for cost, val, test, temperature in zip(
-                    profile.exits, *accuracies, temperatures, strict=True
-                )
+                for k, model in enumerate(models.segments, start=1)
             ),
+            exits=_exits(profile, models, measured, temperatures),
             operating_points=operating_points(
-                val_logits, outputs["val_labels"], temperatures, profile
+                measured.val_logits, measured.val_labels, temperatures, profile
             ),
-            unsplit=bundle.add_file(
-                made,
-                "unsplit.onnx",
-                to_onnx(
-                    network.unsplit(),
-                    _example(profile),
-                    "images",
-                    [bundle.UNSPLIT_OUTPUT],
-                    kind.opsets,
-                ),
-            ),
+            unsplit=bundle.add_file(made, "unsplit.onnx", models.unsplit.data),
             unsplit_flops=profile.unsplit_flops,
             golden=bundle.add_file(
-                made, "golden.npz", _golden(network, outputs["val_images"], run)
+                made,
+                "golden.npz",
+                files.arrays_to_bytes(
+                    {"images": measured.golden_images, "logits": measured.golden_logits}
+                ),
             ),
             calibration=bundle.add_file(
-                made, "calibration.npz", _calibration(val_logits, outputs["val_labels"])
+                made, "calibration.npz", _calibration(measured.val_logits, measured.val_labels)
             ),
             provenance=_provenance(run, keep),
         )
         files.write_json(made / bundle.MANIFEST, manifest)
-        say("checking the segments against the network on real images")
-        worst = check_bundle(made, network, normalize(outputs["val_images"], run.preprocessing))
-        say(f"largest difference {worst:.1g} of the largest value")
     files.write_latest(bundle.BUNDLES, out)
     return out, manifest
 
 
-def _write_segments(
-    made: Path,
-    network: MultiExitNet,
-    profile: Profile,
-    opsets: tuple[int, int],
-    say: Callable[[str], object],
-) -> list[Segment]:
-    segments = []
-    features = _example(profile)
-    source = Tensor(name="images", shape=profile.input_shape, dtype="float32")
-    for k, module in enumerate(segment_modules(network), start=1):
-        say(f"exporting segment {k} of {network.num_exits}")
-        with torch.no_grad():
-            results = module(features)
-        tensors = [results] if isinstance(results, torch.Tensor) else list(results)
-        names = [f"logits_{k}"] if module.last else [f"features_{k}", f"logits_{k}"]
-        data = to_onnx(module, features, source.name, names, opsets)
-        outputs = tuple(
-            Tensor(name=name, shape=tuple(tensor.shape[1:]), dtype="float32")
-            for name, tensor in zip(names, tensors, strict=True)
+def _check_operators(models: Models, target: Target) -> None:
+    if target.operators is not None:
+        for model in models.all:
+            check_operators(model, target.operators)
+
+
+def _exits(
+    profile: Profile, models: Models, measured: Measured, temperatures: tuple[float, ...]
+) -> tuple[Exit, ...]:
+    return tuple(
+        Exit(
+            flops=cost.flops,
+            cumulative_flops=cost.cumulative_flops,
+            parameters=cost.parameters,
+            border_bytes=model.border_bytes,
+            val_accuracy=val,
+            fp32_val_accuracy=fp32_val,
+            test_accuracy=test,
+            temperature=temperature,
         )
-        file = bundle.add_file(made, f"segments/{k}.onnx", data)
-        segments.append(Segment(file=file, input=source, outputs=outputs))
-        features, source = tensors[0], outputs[0]
-    return segments
-
-
-def _example(profile: Profile) -> torch.Tensor:
-    return torch.zeros(EXAMPLE_BATCH, *profile.input_shape)
+        for cost, model, val, fp32_val, test, temperature in zip(
+            profile.exits,
+            models.segments,
+            measured.val_accuracy,
+            measured.fp32_val_accuracy,
+            measured.test_accuracy,
+            temperatures,
+            strict=True,
+        )
+    )
 
 
 def operating_points(
@@ -198,13 +204,6 @@ def operating_points(
             val_exit_shares=outcome.exit_shares(len(cumulative)),
         )
     return points
-
-
-@torch.no_grad()
-def _golden(network: MultiExitNet, images: NDArray[np.uint8], run: Run) -> bytes:
-    few = images[spread(len(images), GOLDEN_IMAGES)]
-    logits = network(torch.from_numpy(normalize(few, run.preprocessing))).numpy()
-    return files.arrays_to_bytes({"images": few, "logits": logits})
 
 
 def _calibration(logits: Logits, labels: Labels) -> bytes:

@@ -1,4 +1,4 @@
-"""One ONNX file for each segment: batch axis dynamic, weights inside.
+"""One ONNX file for each segment, in fp32: batch axis dynamic, weights inside.
 
 BatchNorm is folded into the convolution before it.
 """
@@ -8,17 +8,22 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mate_edge.bundle import UNSPLIT_OUTPUT, Tensor
 from mate_edge.errors import ExportError
+from mate_edge.export.models import Model, Models
 from mate_edge.train.network import MultiExitNet
 
-FLOATS = {torch.float32: "float32"}
+EXAMPLE_BATCH = 2
+IMAGES = "images"
+"""What goes into the first segment, and into the unsplit network."""
 
 
 class SegmentModule(nn.Module):
@@ -28,7 +33,7 @@ class SegmentModule(nn.Module):
         super().__init__()
         self.stage, self.head, self.last = stage, head, last
 
-    def forward(self, features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, features: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return what the segment's engine returns."""
         features = self.stage(features)
         logits = self.head(features)
@@ -44,9 +49,60 @@ def segment_modules(network: MultiExitNet) -> list[SegmentModule]:
     ]
 
 
+def export_models(
+    network: MultiExitNet,
+    input_shape: tuple[int, ...],
+    opsets: tuple[int, int],
+    say: Callable[[str], object],
+) -> Models:
+    """Export every segment and the unsplit network, in fp32.
+
+    Args:
+        network: whose segments are wanted.
+        input_shape: of one image.
+        opsets: lowest and highest that may come out.
+        say: told what is going on.
+
+    Raises:
+        ExportError: as `to_onnx`.
+    """
+    segments = export_segments(network, input_shape, opsets, say)
+    images = torch.zeros(EXAMPLE_BATCH, *input_shape)
+    data = to_onnx(network.unsplit(), images, IMAGES, [UNSPLIT_OUTPUT], opsets)
+    output = msgspec.structs.replace(segments[-1].outputs[-1], name=UNSPLIT_OUTPUT)
+    unsplit = Model("the unsplit network", data, segments[0].input, (output,))
+    return Models(tuple(segments), unsplit)
+
+
+def export_segments(
+    network: MultiExitNet,
+    input_shape: tuple[int, ...],
+    opsets: tuple[int, int],
+    say: Callable[[str], object],
+) -> list[Model]:
+    """Export the segments alone; see `export_models`."""
+    features = torch.zeros(EXAMPLE_BATCH, *input_shape)
+    source = Tensor(name=IMAGES, shape=input_shape, dtype="float32")
+    segments = []
+    for k, module in enumerate(segment_modules(network), start=1):
+        say(f"exporting segment {k} of {network.num_exits}")
+        with torch.no_grad():
+            results = module(features)
+        tensors = [results] if isinstance(results, torch.Tensor) else list(results)
+        names = [f"logits_{k}"] if module.last else [f"features_{k}", f"logits_{k}"]
+        data = to_onnx(module, features, source.name, names, opsets)
+        outputs = tuple(
+            Tensor(name=name, shape=tuple(tensor.shape[1:]), dtype="float32")
+            for name, tensor in zip(names, tensors, strict=True)
+        )
+        segments.append(Model(f"segment {k}", data, source, outputs))
+        features, source = tensors[0], outputs[0]
+    return segments
+
+
 def to_onnx(
     module: nn.Module,
-    inputs: Tensor,
+    inputs: torch.Tensor,
     input_name: str,
     output_names: Sequence[str],
     opsets: tuple[int, int],
@@ -80,7 +136,7 @@ def to_onnx(
             verbose=False,
         )
     model: onnx.ModelProto = program.model_proto
-    _strip(model)
+    strip(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     if not opsets[0] <= opset <= opsets[1]:
         raise ExportError(f"torch wrote ONNX opset {opset}, the target reads {opsets}")
@@ -109,7 +165,7 @@ def _has_foldable_batch_norm(graph: onnx.GraphProto) -> bool:
     )
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Remove the exporter's notes: they hold source lines and paths of this machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info,

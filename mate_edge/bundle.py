@@ -25,6 +25,7 @@ SCHEMA = 1
 BUNDLES = Path("bundles")
 MANIFEST = "manifest.json"
 UNSPLIT_OUTPUT = "logits"
+MAX_BATCH = 1024
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +104,8 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_batch <= 1024:
-            raise ValueError(f"max_batch must lie between 1 and 1024, not {self.max_batch}")
+        if not 1 <= self.max_batch <= MAX_BATCH:
+            raise ValueError(f"max_batch must lie between 1 and {MAX_BATCH}, not {self.max_batch}")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

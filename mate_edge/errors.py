@@ -47,7 +47,7 @@ class BundleError(MateEdgeError):
 
 
 class ExportError(MateEdgeError):
-    """An exported segment that does not compute what the network computes."""
+    """A segment that cannot be exported as asked, or that does not compute what it should."""
 
 
 class EngineError(MateEdgeError):

@@ -17,8 +17,9 @@ from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
 from mate_edge.runs import RUNS, Recipe, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
-from mate_edge.train.data import DATASETS, OF_ONE_SIZE, load_dataset
+from mate_edge.train.data import DATASETS, load_dataset
 from mate_edge.train.data.adapt import read_classes, reorder_classes, use_imagenet_statistics
+from mate_edge.train.data.again import load_again
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy
 from mate_edge.train.exits import choose_cuts
@@ -159,14 +160,8 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     folder = find_run(out)
     run = read_run(folder)
     check_options(folder, run, options)
-    size = None if run.data in OF_ONE_SIZE else run.preprocessing.size
-    dataset = load_dataset(run.data, size, run.train_images)
-    if set(dataset.classes) == set(run.classes):
-        dataset = reorder_classes(dataset, run.classes)
-    if run.weights is not None:
-        dataset = use_imagenet_statistics(dataset)
-    same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
-    if not same or dataset.fingerprint() != run.images_sha256:
+    dataset = load_again(run)
+    if dataset is None:
         raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")
     return folder, run, dataset
 

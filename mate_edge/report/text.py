@@ -93,6 +93,23 @@ def print_profile(title: str, profile: Profile, accuracies: Sequence[float] | No
     print(f"Ceiling of the speed-up (unsplit / segment 1): {profile.ceiling:.2f}")
 
 
+def print_precision(manifest: Manifest) -> None:
+    """Print what a lower precision cost each exit; nothing when the precision is fp32."""
+    rows = [
+        [
+            f"exit {k}",
+            percent(exit_.fp32_val_accuracy),
+            percent(exit_.val_accuracy),
+            f"{100 * (exit_.val_accuracy - exit_.fp32_val_accuracy):+.2f}",
+        ]
+        for k, exit_ in enumerate(manifest.exits, start=1)
+        if exit_.fp32_val_accuracy is not None
+    ]
+    if rows:
+        headers = ["", "fp32 %", f"{manifest.precision} %", "points"]
+        print_table("accuracy on the validation images, before and after", headers, rows)
+
+
 def print_operating_points(manifest: Manifest) -> None:
     """Print the default operating points as they did on the validation images."""
     rows = [

@@ -24,6 +24,9 @@ _shared_pool_made = False
 ONE_THREAD_FLOPS = 60_000_000
 """Networks below this (about 2 ms on one core) lose more by waking threads than they gain."""
 
+ROUNDS_FP16 = (1, 30)
+"""Before this version QuantizeLinear cuts fp16 off and does not round (its issue 22741)."""
+
 
 class OnnxRuntimeEngine(Engine):
     """Runs segments with ONNX Runtime on the CPU.
@@ -34,19 +37,25 @@ class OnnxRuntimeEngine(Engine):
         shared_pool: let all sessions of this process share one thread pool. It is faster by 2 to
             20 % with several threads, but it is process-wide and its size is set only once: for
             the command line and servers, not for a library inside somebody's process.
+
+    Raises:
+        EngineError: this ONNX Runtime is too old for an int8 bundle of an NVIDIA target.
     """
 
     def __init__(
         self, bundle: Bundle, threads: int | None = None, shared_pool: bool = False
     ) -> None:
         super().__init__(bundle)
+        for_others = bundle.manifest.build.engine != "onnxruntime"
+        if for_others and bundle.manifest.precision == "int8":
+            check_rounding(f"{bundle.folder}, an int8 bundle for {bundle.manifest.target},")
         if threads is None:
             small = bundle.manifest.unsplit_flops < ONE_THREAD_FLOPS
             threads = 1 if small else cpu_count()
         self.threads = threads
         self.device = f"onnxruntime {onnxruntime.__version__} on the CPU, threads: {threads}"
         self.device_key = f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}"
-        self._options = session_options(threads, shared_pool)
+        self._options = session_options(threads, shared_pool, as_written=for_others)
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
         self._features: NDArray[np.generic] | None = None
         segments = bundle.manifest.segments
@@ -97,10 +106,37 @@ class OnnxRuntimeEngine(Engine):
         self._features = None
 
 
-def session_options(threads: int, shared_pool: bool) -> onnxruntime.SessionOptions:
-    """Return options under which the sessions of several segments do not hinder each other."""
+def check_rounding(what: str) -> None:
+    """Refuse an ONNX Runtime that would answer wrongly where fp16 is quantised.
+
+    Raises:
+        EngineError: it is older than `ROUNDS_FP16`; it cannot run `what`.
+    """
+    found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if found < ROUNDS_FP16:
+        wanted = ".".join(str(part) for part in ROUNDS_FP16)
+        raise EngineError(
+            f"onnxruntime {onnxruntime.__version__} quantises fp16 wrongly and cannot run {what} "
+            f"on a CPU: pip install 'onnxruntime>={wanted}', or export with --precision fp16"
+        )
+
+
+def session_options(
+    threads: int, shared_pool: bool, as_written: bool = False
+) -> onnxruntime.SessionOptions:
+    """Return options under which the sessions of several segments do not hinder each other.
+
+    Args:
+        threads: of one segment.
+        shared_pool: see `OnnxRuntimeEngine`.
+        as_written: compute QuantizeLinear and DequantizeLinear where they stand. Else ONNX Runtime
+            fuses them for its own int8 kernels, and from 1.21 on quantises fp16 biases with scales
+            that overflow (its pass WeightBiasQuantization).
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if as_written:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     global _shared_pool_made
     if shared_pool and threads > 1 and not _shared_pool_made:
         onnxruntime.set_global_thread_pool_sizes(threads, 1)

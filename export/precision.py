@@ -1,0 +1,224 @@
+"""Precision in the ONNX itself: TensorRT runs what the file says, layer by layer.
+
+Its networks are strongly typed, since the flags and calibrators that once lowered the precision
+while an engine was built are gone from TensorRT 11. To add a precision: a function and a line in
+`CONVERSIONS`.
+
+The images go in as fp32 and the logits come out as fp32; what a segment hands over is fp16.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.calibrate import MinMaxCalibrater
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from mate_edge.bundle import Tensor
+from mate_edge.errors import ExportError
+from mate_edge.export.models import BATCH, Model, Models, run_model
+from mate_edge.export.segments import IMAGES, strip
+from mate_edge.runtime.engines.onnxruntime import check_rounding
+
+CALIBRATION_IMAGES = 256
+"""Training images whose activations give the scales of int8 and are held against fp16's range."""
+
+LARGEST = float(np.finfo(np.float16).max)
+ROUNDS_TO_ZERO = float(np.finfo(np.float16).smallest_subnormal) / 2
+INT8_OPSET = 19
+"""From this opset on QuantizeLinear takes fp16."""
+
+WEIGHTED = ["Conv", "Gemm", "MatMul"]
+"""What int8 is for. Their inputs and weights are quantised, their outputs are not: the activation
+behind them is fused in, and the logits keep more than 256 values (TensorRT's guide to explicit
+quantisation says the same)."""
+
+Conversion = Callable[[Model, NDArray[np.generic]], Model]
+
+
+def lower(models: Models, precision: str, images: NDArray[np.float32]) -> Models:
+    """Return the same network in another precision.
+
+    Each segment is calibrated on what really reaches it: on what the segment before, already
+    lowered, makes of the images.
+
+    Args:
+        models: in fp32.
+        precision: a name in `CONVERSIONS`, or `fp32`, which changes nothing.
+        images: float32 [n, C, H, W], preprocessed training images.
+
+    Raises:
+        ExportError: a weight or an activation does not fit into fp16.
+        EngineError: this ONNX Runtime is too old to quantise fp16.
+    """
+    if precision == "fp32":
+        return models
+    segments = lower_segments(models.segments, precision, images)
+    return Models(tuple(segments), CONVERSIONS[precision](models.unsplit, images))
+
+
+def lower_segments(
+    models: Sequence[Model], precision: str, images: NDArray[np.float32]
+) -> list[Model]:
+    """Lower the segments alone; see `lower`."""
+    convert, inputs = CONVERSIONS[precision], images
+    segments = []
+    for model in models:
+        segments.append(convert(model, inputs))
+        inputs = run_model(segments[-1], inputs)
+    return segments
+
+
+def to_fp16(model: Model, inputs: NDArray[np.generic]) -> Model:
+    """Convert weights and activations to fp16, but for the images and the logits."""
+    with _on_disk(model) as path:
+        _check_range(model, path, inputs)
+        return _to_fp16(model, onnx.load(path))
+
+
+def to_int8(model: Model, inputs: NDArray[np.generic]) -> Model:
+    """Quantise convolutions and matrix products with symmetric scales; the rest becomes fp16.
+
+    The scale of a weight is its output channel's, that of an activation its tensor's: the largest
+    value that the inputs lead to is 127.
+    """
+    check_rounding(f"{model.name} in int8")
+    with _on_disk(model) as path:
+        _check_range(model, path, inputs)
+        quantised = path.with_name("quantised.onnx")
+        quantize_static(
+            path,
+            quantised,
+            _Batches(model.input.name, inputs),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=WEIGHTED,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "AddQDQPairToWeight": True,
+                "OpTypesToExcludeOutputQuantization": WEIGHTED,
+            },
+        )
+        proto = onnx.load(quantised)
+    opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
+    if opset < INT8_OPSET:
+        raise ExportError(
+            f"int8 needs ONNX opset {INT8_OPSET} or newer, and torch wrote {opset}: upgrade torch"
+        )
+    return _to_fp16(model, proto)
+
+
+CONVERSIONS: dict[str, Conversion] = {"fp16": to_fp16, "int8": to_int8}
+
+
+class _Batches(CalibrationDataReader):  # type: ignore[misc]
+    """Hands out the inputs of a model as fp32, a batch at a time."""
+
+    def __init__(self, name: str, inputs: NDArray[np.generic]) -> None:
+        self._batches = (
+            {name: inputs[start : start + BATCH].astype(np.float32)}
+            for start in range(0, len(inputs), BATCH)
+        )
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        """See `CalibrationDataReader`."""
+        return next(self._batches, None)
+
+
+@contextmanager
+def _on_disk(model: Model) -> Iterator[Path]:
+    """Yield the path of a model whose weights fit, in a folder that vanishes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="mate-edge-") as folder:
+        path = Path(folder) / "model.onnx"
+        proto = onnx.load_from_string(model.data)
+        _prepare_weights(model.name, proto.graph)
+        add_pre_process_metadata(proto)  # else the quantiser warns: BatchNorm is folded already
+        onnx.save(proto, path)
+        yield path
+
+
+def _check_range(model: Model, path: Path, inputs: NDArray[np.generic]) -> None:
+    """Refuse activations beyond fp16's largest number.
+
+    ONNX Runtime on a CPU computes fp16 nodes in fp32 and would not show it.
+    """
+    calibrater = MinMaxCalibrater(
+        path, augmented_model_path=str(path.with_name("ranges.onnx")), symmetric=True
+    )
+    calibrater.augment_graph()
+    calibrater.create_inference_session()
+    calibrater.collect_data(_Batches(model.input.name, inputs))
+    ranges = calibrater.compute_data()
+    for name in (name for node in calibrater.model.graph.node for name in node.output):
+        largest = float(np.max(ranges[name].range_value[1])) if name in ranges else 0.0
+        if not largest <= LARGEST:
+            raise ExportError(
+                f"{model.name}: the activation {name!r} reaches {largest:.3g} on training images, "
+                f"beyond fp16's largest number {LARGEST:g}: choose --precision fp32, or train "
+                "with a normalisation behind this layer"
+            )
+
+
+def _to_fp16(model: Model, proto: onnx.ModelProto) -> Model:
+    del proto.graph.value_info[:]  # the converter infers them anew
+    kept = {IMAGES, model.outputs[-1].name}
+    proto = convert_float_to_float16(proto, keep_io_types=list(kept), op_block_list=[])
+    del proto.graph.value_info[:]
+    OnnxModel.graph_topological_sort(proto.graph)
+    strip(proto)
+    onnx.checker.check_model(proto, full_check=True)
+
+    def retyped(tensor: Tensor) -> Tensor:
+        dtype = "float32" if tensor.name in kept else "float16"
+        return msgspec.structs.replace(tensor, dtype=dtype)
+
+    return replace(
+        model,
+        data=proto.SerializeToString(),
+        input=retyped(model.input),
+        outputs=tuple(retyped(tensor) for tensor in model.outputs),
+    )
+
+
+def _prepare_weights(name: str, graph: onnx.GraphProto) -> None:
+    """Refuse weights beyond fp16's largest number, and round to zero what is nearer to it.
+
+    The converter would cut the former off and raise the latter to the smallest number, which is
+    right for the bounds of a Clip (no activation lies beyond them) and for a scale, never zero.
+    """
+    bounds = {bound for node in graph.node if node.op_type == "Clip" for bound in node.input[1:]}
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name in bounds:
+            continue
+        values = numpy_helper.to_array(tensor)
+        largest = float(np.abs(values).max(initial=0))
+        if not largest <= LARGEST:
+            raise ExportError(
+                f"{name}: the weight {tensor.name!r} reaches {largest:.3g}, beyond fp16's largest "
+                f"number {LARGEST:g}: choose --precision fp32, or train again"
+            )
+        rounded = np.where(np.abs(values) <= ROUNDS_TO_ZERO, np.float32(0), values)
+        tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))

@@ -1,0 +1,26 @@
+"""The data set of a run, again: to resume it, or to measure on the images that it saw."""
+
+from __future__ import annotations
+
+from mate_edge.runs import Run
+from mate_edge.train.data import OF_ONE_SIZE, load_dataset
+from mate_edge.train.data.adapt import reorder_classes, use_imagenet_statistics
+from mate_edge.train.data.dataset import Dataset
+
+
+def load_again(run: Run) -> Dataset | None:
+    """Return the data set that a run was trained on, or None when its images have changed.
+
+    Raises:
+        UsageError: its folder is gone.
+        DataError: it is missing or damaged.
+        ImageError: an image that cannot be read, as far as they are read now.
+    """
+    size = None if run.data in OF_ONE_SIZE else run.preprocessing.size
+    dataset = load_dataset(run.data, size, run.train_images)
+    if set(dataset.classes) == set(run.classes):
+        dataset = reorder_classes(dataset, run.classes)
+    if run.weights is not None:
+        dataset = use_imagenet_statistics(dataset)
+    same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
+    return dataset if same and dataset.fingerprint() == run.images_sha256 else None
