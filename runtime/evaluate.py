@@ -98,7 +98,7 @@ def evaluate_folder(
     engine = engine or choose_engine(opened, say)
 
     def start() -> Predictor:
-        predictor = Predictor(make_engine(engine, opened, threads, True))
+        predictor = Predictor(make_engine(engine, opened, threads, True), DEEPEST)
         predictor.warm_up()
         return predictor
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mate_edge.bundle import Bundle
 from mate_edge.errors import BundleError
 from mate_edge.images import normalize
-from mate_edge.runtime.engines.onnxruntime import make_session, session_options
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,21 @@ def read_golden(bundle: Bundle) -> Golden:
 
 
 def run_reference(bundle: Bundle, golden: Golden) -> list[Reference]:
-    """Run each ONNX segment of the bundle on the CPU, one after another.
+    """Run each ONNX segment of the bundle on the CPU, one after another, one image at a time.
 
     Raises:
         BundleError: a segment is missing or altered.
-        EngineError: onnxruntime cannot load it.
+        EngineError: onnxruntime cannot run them.
     """
-    options = session_options(1, shared_pool=False)
-    found, features = [], golden.inputs
-    for k, segment in enumerate(bundle.manifest.segments, start=1):
-        what = f"segment {k} of {bundle.folder}"
-        session = make_session(bundle.read(segment.file), options, what)
-        names = [output.name for output in segment.outputs]
-        outputs = session.run(names, {segment.input.name: features})
-        found.append(Reference(features, outputs[-1]))
-        features = outputs[0]
-    return found
+    inputs: list[list[NDArray[np.generic]]] = [[] for _ in bundle.manifest.segments]
+    logits: list[list[NDArray[np.float32]]] = [[] for _ in bundle.manifest.segments]
+    engine = OnnxRuntimeEngine(bundle, threads=1)
+    with engine:
+        for row in range(len(golden.inputs)):
+            engine.load(golden.inputs[row : row + 1])
+            for k in range(1, engine.num_segments + 1):
+                inputs[k - 1].append(engine.features)
+                logits[k - 1].append(engine.run(k))
+    return [
+        Reference(np.concatenate(i), np.concatenate(o)) for i, o in zip(inputs, logits, strict=True)
+    ]

@@ -23,7 +23,7 @@ from mate_edge.runtime.agreement import compare, compare_exits, tolerance
 from mate_edge.runtime.building import build_if_needed
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.engines.engine import Engine
-from mate_edge.runtime.golden import Golden, read_golden, run_reference
+from mate_edge.runtime.golden import Golden, Reference, read_golden, run_reference
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.state import state_folder, write_state
 from mate_edge.times import Times
@@ -159,7 +159,7 @@ def _judge(
     """Return the figures of `Verification`; the verdict's reasons go to `findings`."""
     bundle, num_exits = whole.bundle, whole.num_segments
     allowed = tolerance(bundle.manifest.precision, name)
-    reference = run_reference(bundle, golden)
+    reference = _reference(bundle, golden, findings)
     found = _run_chain(whole, golden)
     numbers = range(num_exits)
     chained = [
@@ -176,17 +176,15 @@ def _judge(
                     f"at operating point {point} {len(wrong)} of {len(found)} golden images take "
                     f"another exit: {', '.join(wrong[:3])}"
                 )
-    alone = [
-        findings.compare(
-            f"segment {k + 1} alone", _run_alone(whole, k + 1, part.inputs), part.logits, allowed
-        )
-        for k, part in enumerate(reference)
-    ]
+    alone: list[Comparison | None] = [None] * num_exits
+    for k, part in enumerate(reference):
+        logits = _run_alone(whole, k + 1, part.inputs)
+        alone[k] = findings.compare(f"segment {k + 1} alone", logits, part.logits, allowed)
     batches: list[Comparison | None] = [None] * num_exits
     size = min(whole.max_batch, len(found))
     if size > 1:
         batches = _compare_batches(whole, golden, size, allowed, findings)
-    _explain(chained, alone, [part.logits for part in reference], golden, allowed, findings)
+    _explain(chained, alone, reference, golden, allowed, findings)
     segments_ms, unsplit_ms = _time(whole, unsplit, golden, found, allowed, findings)
     times = [Times.of(samples) for samples in segments_ms]
     _judge_times(whole, times, Times.of(unsplit_ms), findings)
@@ -249,10 +247,19 @@ def _compare_batches(
     ]
 
 
+def _reference(bundle: Bundle, golden: Golden, findings: _Findings) -> list[Reference]:
+    """Run the reference; return nothing, and say so, where onnxruntime is no reference."""
+    try:
+        return run_reference(bundle, golden)
+    except EngineError as error:
+        findings.remarks.append(f"the segments are not checked one by one: {error}")
+        return []
+
+
 def _explain(
     chained: Sequence[Comparison],
-    alone: Sequence[Comparison],
-    reference: Sequence[Logits],
+    alone: Sequence[Comparison | None],
+    reference: Sequence[Reference],
     golden: Golden,
     allowed: float,
     findings: _Findings,
@@ -261,7 +268,9 @@ def _explain(
     for k, (chain, own) in enumerate(zip(chained, alone, strict=True), start=1):
         if chain.passed:
             continue
-        if not compare(reference[k - 1], golden.logits[:, k - 1], allowed).passed:
+        if own is None:
+            return
+        if not compare(reference[k - 1].logits, golden.logits[:, k - 1], allowed).passed:
             findings.remarks.append(
                 f"onnxruntime on this CPU does not give the golden logits of exit {k} either: "
                 "suspect the bundle's golden.npz before the device"

@@ -39,10 +39,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExitFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """One exit: chained behind the other segments, its segment alone, in a batch, and its times."""
+    """One exit: chained behind the other segments, its segment alone, in a batch, and its times.
+
+    What was not compared is None: `alone` where onnxruntime is no reference, `batch` where the
+    engine takes one image at a time.
+    """
 
     chained: Comparison
-    alone: Comparison
+    alone: Comparison | None
     batch: Comparison | None
     times: Times
 
@@ -107,14 +111,12 @@ def print_verification(found: Verification) -> None:
     batch = any(exit_.batch for exit_ in found.exits)
     rows = []
     for k, exit_ in enumerate(found.exits, start=1):
-        shares = [exit_.chained.share, exit_.alone.share]
-        if batch:
-            shares.append(exit_.batch.share if exit_.batch else None)
+        compared = [exit_.chained, exit_.alone, *[exit_.batch] * batch]
         rows.append(
             [
                 f"exit {k}",
                 _of(exit_.chained),
-                *map(_share, shares),
+                *map(_share, compared),
                 f"{exit_.chained.allowed:g}",
                 *_ms(exit_.times),
             ]
@@ -142,8 +144,8 @@ def _of(found: Comparison | PointFigures) -> str:
     return f"{found.agree}/{found.images}{excused}"
 
 
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1e}"
+def _share(found: Comparison | None) -> str:
+    return "-" if found is None or found.share is None else f"{found.share:.1e}"
 
 
 def _ms(times: Times) -> list[str]:

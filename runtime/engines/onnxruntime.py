@@ -93,6 +93,12 @@ class OnnxRuntimeEngine(Engine):
         if self._features is not None:
             self._features = self._features[rows]
 
+    @property
+    def features(self) -> NDArray[np.generic]:
+        """What the next segment will be run on: [n, ...], in the dtype of its input."""
+        assert self._features is not None, "nothing is loaded"
+        return self._features
+
     def clone(self) -> OnnxRuntimeEngine:
         """See `Engine.clone`: the sessions are shared, the features are not."""
         twin = object.__new__(OnnxRuntimeEngine)

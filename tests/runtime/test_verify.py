@@ -17,7 +17,7 @@ from mate_edge.bundle import Build, Bundle, read_bundle
 from mate_edge.decide.policy import Confidence
 from mate_edge.errors import BundleError, EngineError
 from mate_edge.files import arrays_to_bytes
-from mate_edge.report.verification import Verification
+from mate_edge.report.verification import Verification, print_verification
 from mate_edge.runtime import verify as verification
 from mate_edge.runtime.agreement import TOLERANCES, compare, compare_exits, tolerance
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -95,6 +95,7 @@ def test_every_exit_is_compared_chained_alone_and_in_a_batch(bundle_folder: Path
         assert found.remarks == ()
         assert len(found.exits) == 3
         for k, exit_ in enumerate(found.exits):
+            assert exit_.alone is not None
             assert exit_.chained.agree == exit_.alone.agree == 8
             assert exit_.chained.share is not None
             assert exit_.chained.share < 1e-5
@@ -125,6 +126,23 @@ def test_what_falls_back_to_plain_launches_is_said_and_accepted(bundle_folder: P
     (remark,) = found.remarks
     assert "no CUDA graphs (off: this operation is not permitted" in remark
     assert found.graphs == Graphs.graphs
+
+
+def test_where_onnxruntime_is_no_reference_the_chain_is_judged_all_the_same(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(bundle: Bundle, golden: Any) -> Any:
+        raise EngineError("onnxruntime 1.23 quantises fp16 wrongly")
+
+    monkeypatch.setattr(verification, "run_reference", refuse)
+    found = judged(bundle_folder)
+    assert found.accepted
+    assert [exit_.alone for exit_ in found.exits] == [None] * 3
+    (remark,) = found.remarks
+    assert remark.startswith("the segments are not checked one by one: onnxruntime 1.23 quant")
+    print_verification(found)
+    wrong = judged(bundle_folder, lambda logits: np.roll(logits, 1, axis=-1))
+    assert wrong.refusals[0].startswith("exit 2 answers another class")
 
 
 def test_verify_builds_what_is_missing_first(gpu: None, builder: Any, half_bundle: Path) -> None:
@@ -215,6 +233,7 @@ def test_features_that_are_handed_over_wrongly_are_told_from_a_wrong_segment(
     found = judged(bundle_folder, kind=BadBorder)
     assert found.refusals[0].startswith("exit 2 ")
     assert not any("alone" in refusal for refusal in found.refusals)
+    assert found.exits[1].alone is not None
     assert found.exits[1].alone.passed
     assert any("features that segment 1 hands over" in remark for remark in found.remarks)
 
