@@ -10,6 +10,8 @@ from mate_edge.runtime.engines.engine import Engine
 
 ENGINES: dict[str, str] = {
     "onnxruntime": "mate_edge.runtime.engines.onnxruntime:OnnxRuntimeEngine",
+    "tensorrt": "mate_edge.runtime.engines.tensorrt:TensorRTEngine",
+    "tensorrt_rtx": "mate_edge.runtime.engines.tensorrt:TensorRTRTXEngine",
 }
 """In the order in which they are tried."""
 

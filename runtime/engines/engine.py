@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
+from mate_edge.errors import EngineError
 
 
 class Engine(ABC):
@@ -20,6 +22,10 @@ class Engine(ABC):
     """What computes, for people: `onnxruntime 1.23 on the CPU, 2 threads`."""
     device_key: str
     """What computes, for the device state: what was built or measured under another is not used."""
+    frame_shape: tuple[int, int] | None = None
+    """Height and width of the frames that `load_frame` takes; None when it takes none."""
+    frame_color: str = "rgb"
+    """Their channel order, `rgb` or `bgr`."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -47,6 +53,19 @@ class Engine(ABC):
                 the dtype that the manifest names.
             k: the segment that they go into.
         """
+
+    def load_frame(self, frame: Any) -> None:
+        """Preprocess a frame on the device and take it as the batch, of one; wait until it is done.
+
+        Args:
+            frame: uint8 [H, W, C] of `frame_shape` and `frame_color`, [H, W] too for one channel:
+                numpy, or an object with `__dlpack__` or `__cuda_array_interface__`.
+
+        Raises:
+            ImageError: no such frame.
+            EngineError: the engine takes none, or it failed.
+        """
+        raise EngineError(f"{self.device} takes no frames: preprocess them first")
 
     @abstractmethod
     def run(self, k: int) -> NDArray[np.float32]:
