@@ -7,6 +7,7 @@ library logs as an error fails the build, with the parser's node and reason.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -92,9 +93,11 @@ def check_capability(library: Library, capability: tuple[int, int]) -> None:
 def _polygraphy(library: Library) -> tuple[Any, Any]:
     """Import Polygraphy for a library; return its loaders and its maker of configurations."""
     rtx = library.name == "tensorrt_rtx"
-    os.environ[RTX_VARIABLE] = "1" if rtx else "0"  # it looks once, when it is imported
+    os.environ[RTX_VARIABLE] = "1" if rtx else "0"  # it looks when it is imported
     try:
-        settings = import_module("polygraphy.config")
+        settings: Any = import_module("polygraphy.config")
+        if "polygraphy.backend.trt" not in sys.modules:
+            settings.USE_TENSORRT_RTX = rtx
         loaders = import_module("polygraphy.backend.trt")
         kind = "polygraphy.backend.tensorrt_rtx" if rtx else "polygraphy.backend.trt"
         maker = import_module(kind)

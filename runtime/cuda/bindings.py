@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -122,11 +123,17 @@ class Bindings:
 
     def graph_end(self, stream: int) -> Any:
         """See `Cuda.graph_end`."""
-        graph = self._call("cudaStreamEndCapture", stream)
+        recorded = self._call("cudaStreamEndCapture", stream)
+        graph = None
         try:
-            return self._call("cudaGraphInstantiate", graph, 0)
-        finally:
-            self._call("cudaGraphDestroy", graph)
+            graph = self._call("cudaGraphInstantiate", recorded, 0)
+            self._call("cudaGraphDestroy", recorded)
+        except EngineError:
+            with suppress(EngineError):
+                self._call(*(("cudaGraphDestroy", recorded) if graph is None
+                             else ("cudaGraphExecDestroy", graph)))  # fmt: skip
+            raise
+        return graph
 
     def graph_launch(self, graph: Any, stream: int) -> None:
         """See `Cuda.graph_launch`."""
