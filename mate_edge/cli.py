@@ -372,6 +372,27 @@ def export(
 
 
 @app.command()
+def build(
+    bundle: Annotated[Path | None, typer.Argument(help="Default: the newest.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="The largest batch; default: as exported, mostly 1.")
+    ] = None,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="For rtx, on any machine: GPUs such as 8.6,8.9.")
+    ] = None,
+    frame: Annotated[
+        str | None, typer.Option(help="Preprocess frames of this size on the GPU: 1280x720.")
+    ] = None,
+    color: Annotated[str, typer.Option(help="With --frame: rgb or bgr.")] = "rgb",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Compile a bundle's segments for this device's GPU; what is built already stays."""
+    from mate_edge.runtime.build_command import build_bundle
+
+    build_bundle(bundle, max_batch, compute_capability, frame, color, json)
+
+
+@app.command()
 def run(
     sources: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
     bundle: Annotated[Path | None, typer.Option(help="Default: the newest.")] = None,

@@ -18,6 +18,8 @@ Say = Callable[[str], object]
 
 ENGINES: dict[str, str] = {
     "onnxruntime": "mate_edge.runtime.engines.onnxruntime:OnnxRuntimeEngine",
+    "tensorrt": "mate_edge.runtime.engines.tensorrt:TensorRTEngine",
+    "tensorrt_rtx": "mate_edge.runtime.engines.tensorrt:TensorRTRTXEngine",
 }
 
 EVERYWHERE = "onnxruntime"

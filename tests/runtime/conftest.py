@@ -1,0 +1,108 @@
+"""GPUs for the tests: fake ones that run onnxruntime as late as they may, and the real one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_cuda import make_runtime
+from fake_gpu import FakeGpu
+from fake_pycuda import make_driver
+from fake_tensorrt import compile_to_fake, make_tensorrt
+
+from mate_edge.bundle import Bundle, read_bundle
+from mate_edge.errors import EngineError
+from mate_edge.runtime.build import build_engines
+from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.engines.engine import Engine
+
+Install = Callable[..., FakeGpu]
+OpenEngine = Callable[[], Engine]
+
+
+def say_nothing(line: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _own_device_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a fake GPU into this process, with one of the two libraries and of the two bindings."""
+
+    def make(
+        library: str = "tensorrt",
+        backend: str = "cuda-bindings",
+        version: str | None = None,
+        **options: bool | int,
+    ) -> FakeGpu:
+        gpu = FakeGpu(**options)  # type: ignore[arg-type]
+        versions = {"tensorrt": "10.3.0", "tensorrt_rtx": "1.7.1.116"}
+        fake = make_tensorrt(gpu, library, version or versions[library])
+        monkeypatch.setitem(sys.modules, library, fake)
+        runtime = make_runtime(gpu) if backend == "cuda-bindings" else None
+        driver = make_driver(gpu) if backend == "pycuda" else None
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
+        monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+        return gpu
+
+    return make
+
+
+@pytest.fixture
+def gpu_bundle(bundle_folder: Path, tmp_path: Path) -> Callable[..., Bundle]:
+    """Make a bundle for TensorRT out of the CPU's: in fp32 they differ in the manifest only."""
+
+    def make(engine: str = "tensorrt", max_batch: int = 8) -> Bundle:
+        folder = tmp_path / f"{engine}.mate"
+        if not folder.exists():
+            shutil.copytree(bundle_folder, folder)
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest.update(target="cuda", build={"engine": engine, "max_batch": max_batch})
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return read_bundle(folder)
+
+    return make
+
+
+@pytest.fixture(
+    params=[
+        "onnxruntime",
+        "tensorrt",
+        "tensorrt on a Jetson",
+        "tensorrt through pycuda",
+        "tensorrt through pycuda on a Jetson",
+        "tensorrt_rtx",
+        pytest.param("tensorrt on this GPU", marks=pytest.mark.gpu),
+        pytest.param("tensorrt_rtx on this GPU", marks=pytest.mark.gpu),
+    ]
+)
+def open_engine(
+    request: pytest.FixtureRequest,
+    install: Install,
+    gpu_bundle: Callable[..., Bundle],
+    bundle_folder: Path,
+) -> OpenEngine:
+    """Open an engine for batches up to 8, of each kind in turn."""
+    kind: str = request.param
+    name = kind.split()[0]
+    if name == "onnxruntime":
+        return lambda: make_engine(name, read_bundle(bundle_folder), 1, shared_pool=False)
+    bundle = gpu_bundle(name)
+    if kind.endswith("this GPU"):
+        try:
+            build_engines(bundle, say=say_nothing)
+        except EngineError as error:
+            pytest.skip(str(error))
+    else:
+        backend = "pycuda" if "pycuda" in kind else "cuda-bindings"
+        install(name, backend, integrated="Jetson" in kind)
+        build_engines(bundle, say=say_nothing, compiler=compile_to_fake)
+    return lambda: make_engine(name, bundle, None, shared_pool=False)

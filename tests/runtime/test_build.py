@@ -1,0 +1,217 @@
+"""Building engines: with TensorRT for RTX on this CPU, and what is kept, refused and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_tensorrt import compile_to_fake
+
+from mate_edge.bundle import Bundle
+from mate_edge.errors import EngineError, UsageError
+from mate_edge.files import sha256
+from mate_edge.runtime.build import build_engines, parse_capabilities, parse_frame
+from mate_edge.runtime.plans import Frame
+
+GpuBundle = Callable[..., Bundle]
+
+
+@pytest.fixture
+def rtx_bundle(gpu_bundle: GpuBundle) -> Bundle:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    pytest.importorskip("polygraphy")
+    return gpu_bundle("tensorrt_rtx", max_batch=4)
+
+
+def engines(state: Path) -> set[tuple[str, str]]:
+    return {(path.parent.name, path.name) for path in state.rglob("*.engine")}
+
+
+def test_every_segment_is_built_ahead_of_time_for_named_gpus(
+    rtx_bundle: Bundle, cli: Any, tmp_path: Path
+) -> None:
+    asked = ("build", rtx_bundle.folder, "--compute-capability", "8.6,8.9", "--json")
+    done = cli(*asked)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["what"] for line in lines[:4]] == [
+        *(f"segment {k} of 3" for k in (1, 2, 3)), "the unsplit network"
+    ]  # fmt: skip
+    library = lines[0]["device_key"].rpartition("-")[0]
+    assert library.startswith("tensorrt_rtx-")
+    keys = [line["device_key"] for line in lines]
+    assert keys == [f"{library}-sm86"] * 4 + [f"{library}-sm89"] * 4
+    for line in lines:
+        path = Path(line["path"])
+        record = json.loads(path.with_suffix(".json").read_bytes())
+        assert record["sha256"] == sha256(path.read_bytes())
+        assert record["key"]["bundle"] == rtx_bundle.id
+        assert record["key"]["recipe"]["max_batch"] == 4
+        assert line["seconds"] > 0
+    again = cli(*asked)
+    assert "built already" in again.stderr
+    assert [json.loads(line)["seconds"] for line in again.stdout.splitlines()] == [0.0] * 8
+    assert len(engines(tmp_path / "state")) == 8
+
+
+def test_a_segment_that_is_refused_is_named_with_the_node_and_the_reason(
+    rtx_bundle: Bundle, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_from_string(rtx_bundle.read(rtx_bundle.manifest.segments[1].file))
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type, node.name = "Bernoulli", "dice"
+    with pytest.raises(EngineError, match=r"refuses segment 2 of 3 .*node dice \(Bernoulli\): "):
+        build_engines(
+            replace_segment(rtx_bundle, 1, model.SerializeToString()),
+            capabilities=[(8, 6)],
+            say=lambda line: None,
+        )
+    assert len(engines(tmp_path / "state")) == 1
+
+
+def replace_segment(bundle: Bundle, index: int, data: bytes) -> Bundle:
+    from mate_edge.bundle import read_bundle
+
+    manifest = json.loads((bundle.folder / "manifest.json").read_bytes())
+    file = manifest["segments"][index]["file"]
+    (bundle.folder / file["path"]).write_bytes(data)
+    file.update(bytes=len(data), sha256=sha256(data))
+    (bundle.folder / "manifest.json").write_text(json.dumps(manifest))
+    return read_bundle(bundle.folder)
+
+
+def test_what_is_not_onnx_at_all_is_refused(rtx_bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="refuses segment 1 of 3 .*parse"):
+        build_engines(
+            replace_segment(rtx_bundle, 0, b"junk"), capabilities=[(8, 6)], say=lambda line: None
+        )
+
+
+def test_int8_with_a_zero_point_is_refused_by_the_builder_or_the_parser(
+    rtx_bundle: Bundle,
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    model = onnx.load_from_string(rtx_bundle.read(rtx_bundle.manifest.segments[0].file))
+    graph, name = model.graph, model.graph.input[0].name
+    for node in graph.node:
+        node.input[:] = ["quantised_back" if value == name else value for value in node.input]
+    graph.initializer.append(helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1]))
+    graph.initializer.append(helper.make_tensor("zero", TensorProto.INT8, [], [3]))
+    pair = [
+        helper.make_node("QuantizeLinear", [name, "scale", "zero"], ["q"], name="quantise"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["quantised_back"]),
+    ]
+    nodes = [*pair, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    with pytest.raises(EngineError, match="segment 1 of 3 .*zero"):
+        build_engines(
+            replace_segment(rtx_bundle, 0, model.SerializeToString()),
+            capabilities=[(8, 6)],
+            say=lambda line: None,
+        )
+
+
+def test_a_build_that_was_interrupted_goes_on_where_it_stopped(
+    install: Any, gpu_bundle: GpuBundle
+) -> None:
+    install()
+    bundle = gpu_bundle()
+    compiled: list[str] = []
+
+    def stop_at_the_third(library: Any, model: bytes, what: str, *more: Any) -> bytes:
+        if len(compiled) == 2:
+            raise KeyboardInterrupt
+        compiled.append(what)
+        return compile_to_fake(library, model, what, *more)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, say=lambda line: None, compiler=stop_at_the_third)
+    lines: list[str] = []
+    report = build_engines(bundle, say=lines.append, compiler=compile_to_fake)
+    assert [line.rpartition(": ")[2] for line in lines[1:3]] == ["built already"] * 2
+    assert (report.built, len(report.engines)) == (2, 4)
+
+
+def test_another_largest_batch_builds_again_and_stays(install: Any, gpu_bundle: GpuBundle) -> None:
+    install()
+    bundle = gpu_bundle(max_batch=1)
+
+    def built(max_batch: int | None) -> int:
+        return build_engines(
+            bundle, max_batch=max_batch, say=lambda line: None, compiler=compile_to_fake
+        ).built
+
+    assert [built(None), built(None), built(16), built(None), built(1)] == [4, 0, 4, 0, 4]
+
+
+def test_two_builds_at_once_do_the_work_once(rtx_bundle: Bundle, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mate_edge", "build", str(rtx_bundle.folder),
+               "--compute-capability", "8.0", "--json"]  # fmt: skip
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+        for _ in range(2)
+    ]
+    seconds = []
+    for process in both:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        seconds += [json.loads(line)["seconds"] for line in out.splitlines()]
+    assert len(seconds) == 8
+    assert sum(value > 0 for value in seconds) == 4
+    assert not list((tmp_path / "state").rglob("*.tmp"))
+
+
+def test_a_bundle_for_the_cpu_needs_no_build(cli: Any, bundle_folder: Path) -> None:
+    done = cli("build", bundle_folder)
+    assert done.returncode == 0
+    assert "nothing to build: onnxruntime" in done.stderr
+    refused = cli("build", bundle_folder, "--max-batch", "4")
+    assert refused.returncode == 2
+    assert "--target jetson" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 0}, "--max-batch must lie between 1 and 1024, not 0"),
+        ({"max_batch": 5000}, "--max-batch"),
+        ({"capabilities": [(8, 6)]}, "this machine only.*--target rtx"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(
+    options: dict[str, Any], message: str, install: Any, gpu_bundle: GpuBundle
+) -> None:
+    install()
+    with pytest.raises(UsageError, match=message):
+        build_engines(gpu_bundle(), say=lambda line: None, compiler=compile_to_fake, **options)
+
+
+def test_a_gpu_that_the_library_does_not_know_is_answered_with_those_that_it_does(
+    rtx_bundle: Bundle,
+) -> None:
+    with pytest.raises(UsageError, match=r"compute capability 8.7: choose from 7.5, 8.0, 8.6"):
+        build_engines(rtx_bundle, capabilities=[(8, 7)], say=lambda line: None)
+
+
+@pytest.mark.parametrize("text", ["8", "8.6,", "sm86", "8.6;8.9", "", "-8.6"])
+def test_compute_capabilities_that_cannot_be_read_are_shown(text: str) -> None:
+    with pytest.raises(UsageError, match="8.6,8.9"):
+        parse_capabilities(text)
+    assert parse_capabilities(" 8.6, 12.0") == [(8, 6), (12, 0)]
+
+
+@pytest.mark.parametrize("text", ["1280", "1280x", "0x720", "1280*720", "99999x1", "-1x5"])
+def test_frame_sizes_that_cannot_be_read_are_shown(text: str) -> None:
+    with pytest.raises(UsageError, match="1280x720"):
+        parse_frame(text)
+    assert parse_frame("1280x720") == Frame(width=1280, height=720, color="rgb")

@@ -1,0 +1,171 @@
+"""What holds for every engine: the CPU's, TensorRT's on fake GPUs, and on a real one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from mate_edge.images import normalize
+from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.predictor import Predictor
+
+Golden = dict[str, np.ndarray]
+OpenEngine = Callable[[], Engine]
+
+
+@pytest.fixture
+def images(golden: Golden, open_engine: OpenEngine) -> np.ndarray:
+    with open_engine() as engine:
+        return normalize(golden["images"], engine.bundle.manifest.preprocessing)
+
+
+def check(found: np.ndarray, expected: np.ndarray) -> None:
+    """Logits are the exported network's; every error of wiring is far beyond this."""
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_every_exit_gives_the_golden_logits_alone_and_in_a_batch(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    with open_engine() as engine:
+        for _ in range(3):  # the first time plainly, then as a recorded graph
+            for batch in (images[:1], images, images[:3]):
+                engine.load(batch)
+                for k in range(1, engine.num_segments + 1):
+                    check(engine.run(k), golden["logits"][: len(batch), k - 1])
+
+
+def test_every_image_gets_its_own_answer(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    with open_engine() as engine:
+        for number in range(len(images)):
+            engine.load(images[number : number + 1])
+            for k in range(1, engine.num_segments + 1):
+                check(engine.run(k), golden["logits"][number : number + 1, k - 1])
+
+
+@pytest.mark.parametrize(
+    "rows", [[0], [7], [1, 2, 3, 4, 5, 6, 7], [0, 1, 2], [6], [1, 3, 6], [0, 2, 3, 4, 5, 7]]
+)
+def test_dropped_samples_do_not_change_the_others(
+    rows: list[int], open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    stay = np.array(rows)
+    with open_engine() as engine:
+        engine.load(images)
+        engine.run(1)
+        engine.keep(stay)
+        check(engine.run(2), golden["logits"][stay, 1])
+        check(engine.run(3), golden["logits"][stay, 2])
+
+
+def test_samples_can_leave_after_each_exit(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    with open_engine() as engine:
+        engine.load(images)
+        engine.run(1)
+        engine.keep(np.array([1, 2, 4, 5, 7]))
+        engine.run(2)
+        engine.keep(np.array([0, 3, 4]))
+        check(engine.run(3), golden["logits"][[1, 5, 7], 2])
+
+
+def test_a_batch_can_start_at_any_segment(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    from mate_edge.bundle import read_bundle
+    from mate_edge.runtime.engines.onnxruntime import make_session, session_options
+
+    with open_engine() as engine:
+        bundle = read_bundle(engine.bundle.folder)
+        features = images
+        for k, segment in enumerate(bundle.manifest.segments, start=1):
+            engine.load(features, k)
+            check(engine.run(k), golden["logits"][:, k - 1])
+            model, feed = bundle.read(segment.file), {segment.input.name: features}
+            features = make_session(model, session_options(1, False), "it").run(None, feed)[0]
+
+
+def test_what_was_loaded_last_counts(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    with open_engine() as engine:
+        engine.load(images)
+        engine.load(images[4:6])
+        check(engine.run(1), golden["logits"][4:6, 0])
+        engine.load(images[2:3])
+        check(engine.run(1), golden["logits"][2:3, 0])
+
+
+def test_clones_do_not_disturb_each_other(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    with open_engine() as engine:
+        engine.load(images[:1])
+        engine.run(1)
+        with engine.clone() as twin:
+            twin.load(images[1:2])
+            check(engine.run(2), golden["logits"][:1, 1])
+            check(twin.run(1), golden["logits"][1:2, 0])
+        check(engine.run(3), golden["logits"][:1, 2])
+
+
+def test_clones_serve_threads_side_by_side(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    wrong: list[BaseException] = []
+
+    def work(engine: Engine) -> None:
+        try:
+            with engine:
+                for _ in range(3):
+                    engine.load(images[:2])
+                    for k in range(1, engine.num_segments + 1):
+                        check(engine.run(k), golden["logits"][:2, k - 1])
+        except BaseException as error:
+            wrong.append(error)
+
+    with open_engine() as engine:
+        threads = [threading.Thread(target=work, args=(engine.clone(),)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_closing_twice_is_fine_and_it_can_be_opened_again(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    engine = open_engine()
+    engine.close()
+    for _ in range(2):
+        engine.load(images)
+        check(engine.run(1), golden["logits"][:, 0])
+        engine.close()
+        engine.close()
+
+
+def test_the_predictor_answers_as_on_the_cpu(
+    open_engine: OpenEngine, golden: Golden, predictor: Predictor
+) -> None:
+    frames = list(golden["images"])
+    with Predictor(open_engine()) as found:
+        found.warm_up()
+        for policy in ("fast", "deepest", 0.5):
+            expected = predictor.predict_batch(frames, policy=policy)
+            together = found.predict_batch(frames, policy=policy)
+            alone = [found.predict(frame, policy=policy) for frame in frames]
+            for answers in (together, alone):
+                assert [(p.index, p.exit) for p in answers] == [(p.index, p.exit) for p in expected]
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle_folder: str) -> Predictor:
+    return Predictor.load(bundle_folder, engine="onnxruntime")

@@ -1,0 +1,627 @@
+"""The GPU engine's own promises, on a GPU that does everything as late as it may."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_gpu import FakeGpu, Work
+from fake_tensorrt import compile_to_fake
+
+from mate_edge.bundle import Bundle
+from mate_edge.errors import EngineError, EngineNotBuilt, ImageError, MateEdgeError, UsageError
+from mate_edge.images import normalize
+from mate_edge.runtime.build import build_engines
+from mate_edge.runtime.engines.tensorrt import TensorRTEngine
+from mate_edge.runtime.plans import Frame, Plans, Recipe, segment_name
+from mate_edge.runtime.predictor import Predictor
+
+Golden = dict[str, np.ndarray]
+GpuBundle = Callable[..., Bundle]
+MACHINES = {
+    "cuda-bindings": {"backend": "cuda-bindings"},
+    "cuda-bindings on a Jetson": {"backend": "cuda-bindings", "integrated": True},
+    "pycuda": {"backend": "pycuda"},
+}
+
+
+def build(bundle: Bundle, **options: Any) -> None:
+    build_engines(bundle, say=lambda line: None, compiler=compile_to_fake, **options)
+
+
+@pytest.fixture(params=MACHINES)
+def gpu(request: pytest.FixtureRequest, install: Any) -> FakeGpu:
+    return install(**MACHINES[request.param])
+
+
+@pytest.fixture
+def bundle(gpu: FakeGpu, gpu_bundle: GpuBundle) -> Bundle:
+    made = gpu_bundle()
+    build(made)
+    return made
+
+
+@pytest.fixture
+def images(bundle: Bundle, golden: Golden) -> np.ndarray:
+    return normalize(golden["images"], bundle.manifest.preprocessing)
+
+
+def close_to(found: np.ndarray, expected: np.ndarray) -> bool:
+    return np.allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+# what runs, and where it lies
+
+
+def test_halting_at_an_exit_launches_nothing_of_the_next_segment(
+    gpu: FakeGpu, bundle: Bundle, golden: Golden
+) -> None:
+    with Predictor(TensorRTEngine(bundle)) as predictor:
+        predictor.warm_up()
+        for _ in range(2):
+            gpu.launched.clear()
+            assert predictor.predict(golden["images"][0], policy=0.0).exit == 1
+            assert gpu.launched == ["features_1+logits"]
+            predictor.predict(golden["images"][0], policy="deepest")
+            assert gpu.launched[1:] == ["features_1+logits", "features_2+logits", "logits_3"]
+
+
+def test_a_segments_output_is_the_next_ones_input_and_scratch_memory_is_shared(
+    gpu: FakeGpu, bundle: Bundle, images: np.ndarray
+) -> None:
+    with TensorRTEngine(bundle) as engine:
+        engine.load(images)
+        for k in range(1, 4):
+            engine.run(k)
+        engine.load(images[:1])
+        for k in range(1, 4):
+            engine.run(k)
+        contexts = [thing for thing in gpu.objects if hasattr(thing, "addresses")]
+        assert (
+            len(contexts) == 6
+        )  # of a segment one for batch 1, which can be recorded, one for more
+        for name in ("features_1", "features_2"):
+            assert len({c.addresses[name] for c in contexts if name in c.addresses}) == 1
+        assert len({context.scratch for context in contexts}) == 1
+        assert contexts[0].scratch[1] == max(c.engine.device_memory_size_v2 for c in contexts)
+        del contexts
+
+
+def test_segments_are_recorded_once_and_then_replayed(
+    gpu: FakeGpu, bundle: Bundle, images: np.ndarray, golden: Golden
+) -> None:
+    with TensorRTEngine(bundle) as engine:
+        for number in range(4):
+            before = len(gpu.calls)
+            engine.load(images[number : number + 1])
+            found = [engine.run(k) for k in range(1, 4)]
+            assert all(
+                close_to(logits, golden["logits"][number : number + 1, k])
+                for k, logits in enumerate(found)
+            )
+        calls = gpu.calls[before:]
+        if engine.graphs.startswith("off"):
+            assert "pycuda has none" in engine.graphs
+            assert calls.count("execute_async_v3") == 3
+        else:
+            assert engine.graphs == "on"
+            assert calls.count("cudaGraphLaunch") == 3
+            assert "execute_async_v3" not in calls
+
+
+def test_on_a_jetson_nothing_is_copied(install: Any, gpu_bundle: GpuBundle, golden: Golden) -> None:
+    gpu = install(integrated=True)
+    bundle = gpu_bundle()
+    build(bundle)
+    with Predictor(TensorRTEngine(bundle)) as predictor:
+        predictor.predict(golden["images"][0], policy="deepest")
+    assert not [call for call in gpu.calls if "Memcpy" in call]
+
+
+def test_everything_is_released_and_nothing_was_misused(
+    gpu: FakeGpu, bundle: Bundle, images: np.ndarray
+) -> None:
+    with TensorRTEngine(bundle) as engine, engine.clone() as twin:
+        for runner in (engine, twin):
+            for batch in (images[:1], images[:1], images):
+                runner.load(batch)
+                runner.run(1)
+                runner.keep(np.arange(len(batch))[-1:])
+                runner.run(2)
+        engine.load(images)
+    assert leaks(gpu) == []
+    assert gpu.violations == []
+
+
+# synchronisation: what is not waited for is not there
+
+
+def in_every_way(bundle: Bundle, images: np.ndarray, golden: Golden, gpu: FakeGpu) -> bool:
+    """Run all that the engine can do; say whether every answer was right and nothing misused."""
+    right = True
+    with TensorRTEngine(bundle) as engine:
+        for number in (0, 1, 2):
+            engine.load(images[number : number + 1])
+            for k in range(1, 4):
+                expected = golden["logits"][number : number + 1, k - 1]
+                right &= close_to(engine.run(k), expected)
+        engine.load(images)
+        right &= close_to(engine.run(1), golden["logits"][:, 0])
+        engine.keep(np.array([1, 2, 3, 7]))
+        right &= close_to(engine.run(2), golden["logits"][[1, 2, 3, 7], 1])
+        if engine.frame_shape is not None:
+            right &= frames_are_right(engine, golden, gpu)
+        engine.load(images)
+        engine.keep(np.array([5, 6]))  # still under way when it is closed
+    return right and not gpu.violations and not leaks(gpu)
+
+
+def leaks(gpu: FakeGpu) -> list[str]:
+    """Return what is left, after a look at what only an exception's traceback still holds."""
+    if gpu.leaks():
+        gc.collect()
+    return gpu.leaks()
+
+
+def frames_are_right(engine: TensorRTEngine, golden: Golden, gpu: FakeGpu) -> bool:
+    """Classify frames of the host and of the device, which their owner reuses at once."""
+    right = True
+    for number in (3, 4):
+        engine.load_frame(golden["images"][number])
+        right &= not any(stream.queue for stream in gpu.streams.values())  # it is timed by this
+        right &= close_to(engine.run(1), golden["logits"][number : number + 1, 0])
+    pixels = golden["images"][5]
+    address, stream = gpu.put(np.zeros_like(pixels)), gpu.user_stream()
+
+    def draw() -> None:
+        gpu.view(address, pixels.nbytes)[:] = pixels.reshape(-1)
+
+    gpu.enqueue(stream, Work("copy of the owner", draw))
+    engine.load_frame(on_device(address, pixels.shape, stream=stream.handle))
+    gpu.view(address, pixels.nbytes)[:] = 0
+    return right & close_to(engine.run(1), golden["logits"][5:6, 0])
+
+
+def on_device(address: int, shape: tuple[int, ...], **more: Any) -> Any:
+    interface = {"shape": shape, "typestr": "|u1", "data": (address, False), "version": 3, **more}
+    return SimpleNamespace(__cuda_array_interface__=interface)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_no_synchronisation_can_be_left_out(
+    machine: str, install: Any, gpu_bundle: GpuBundle, golden: Golden, monkeypatch: Any
+) -> None:
+    pytest.importorskip("onnx", reason="the preprocessing is made with it here")
+    bundle = gpu_bundle()
+    use_simple_preprocessing(bundle, monkeypatch)
+    images = normalize(golden["images"], bundle.manifest.preprocessing)
+    gpu = install(**MACHINES[machine])
+    build(bundle, frame=Frame(width=32, height=32, color="rgb"))
+    assert in_every_way(bundle, images, golden, gpu)
+    waits = list(gpu.waits)
+    assert len(waits) > 20
+    for number, wait in enumerate(waits):
+        gpu = install(**MACHINES[machine])
+        gpu.drop = number
+        try:
+            right = in_every_way(bundle, images, golden, gpu)
+        except EngineError:
+            right = False
+        assert not right, f"without the {number}th synchronisation, {wait}, all is well"
+
+
+# failures
+
+
+CAPTURE = ("cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate",
+           "cudaGraphDestroy")  # fmt: skip
+"""When these fail the engine does without graphs."""
+
+
+@pytest.mark.parametrize(
+    ("machine", "frame"),
+    [
+        ("cuda-bindings", Frame(width=32, height=32, color="rgb")),
+        ("cuda-bindings on a Jetson", None),
+        ("pycuda", None),
+    ],
+)
+def test_every_call_that_fails_is_a_clear_error_and_everything_is_released(
+    machine: str,
+    frame: Frame | None,
+    install: Any,
+    gpu_bundle: GpuBundle,
+    golden: Golden,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = gpu_bundle()
+    if frame is not None:
+        pytest.importorskip("onnx", reason="the preprocessing is made with it here")
+        use_simple_preprocessing(bundle, monkeypatch)
+    images = normalize(golden["images"], bundle.manifest.preprocessing)
+    gpu = install(**MACHINES[machine])
+    build(bundle, frame=frame)
+    gpu.calls.clear()
+    assert in_every_way(bundle, images, golden, gpu)
+    calls = list(gpu.calls)
+    assert {"execute_async_v3", "deserialize_cuda_engine", "set_input_shape"} <= set(calls)
+    for number, call in enumerate(calls):
+        gpu = install(**MACHINES[machine])
+        gpu.fail_at = number
+        began, ended = (
+            sum(name in earlier for earlier in calls[:number])
+            for name in ("cudaStreamBeginCapture", "cudaStreamEndCapture")
+        )
+        if call in CAPTURE or began > ended:
+            assert in_every_way(bundle, images, golden, gpu), call
+        else:
+            with pytest.raises(EngineError) as caught:
+                pytest.fail(f"{call}, call {number}: {in_every_way(bundle, images, golden, gpu)}")
+            assert len(str(caught.value)) > 20, call
+            del caught
+        assert leaks(gpu) == [], f"{call}, call {number}"
+        assert gpu.violations == [], f"{call}, call {number}"
+
+
+def test_a_segment_that_fails_to_launch_yields_no_answer_and_the_next_load_does(
+    gpu: FakeGpu, bundle: Bundle, images: np.ndarray, golden: Golden, monkeypatch: Any
+) -> None:
+    with TensorRTEngine(bundle) as engine:
+        engine.load(images[:2])
+        engine.run(1)
+        context = next(thing for thing in gpu.objects if hasattr(thing, "execute_async_v3"))
+        with monkeypatch.context() as patch:
+            patch.setattr(type(context), "execute_async_v3", lambda self, stream_handle: False)
+            with pytest.raises(EngineError, match=r"segment 2 of .* failed to launch"):
+                engine.run(2)
+        del context
+        with pytest.raises(EngineError, match="load one first"):
+            engine.run(2)
+        engine.load(images[:2])
+        assert close_to(engine.run(1), golden["logits"][:2, 0])
+
+
+def test_an_error_that_is_only_logged_is_no_success(
+    gpu: FakeGpu, bundle: Bundle, images: np.ndarray
+) -> None:
+    with TensorRTEngine(bundle) as engine:
+        engine.load(images[:1])
+        engine.open(1)
+        engine._library.logger.log(engine._library.module.ILogger.ERROR, "myelin: out of luck")
+        with pytest.raises(EngineError, match="out of luck"):
+            engine.run(1)
+
+
+def test_segments_run_only_in_order(gpu: FakeGpu, bundle: Bundle, images: np.ndarray) -> None:
+    with TensorRTEngine(bundle) as engine:
+        with pytest.raises(EngineError, match="segment 1 .* no input"):
+            engine.run(1)
+        engine.load(images)
+        with pytest.raises(EngineError, match="segment 2 .* no input"):
+            engine.run(2)
+        with pytest.raises(EngineError, match="takes samples of"):
+            engine.load(images[:, :, :5])
+
+
+def test_too_large_a_batch_says_what_to_rebuild(
+    gpu: FakeGpu, gpu_bundle: GpuBundle, golden: Golden
+) -> None:
+    bundle = gpu_bundle(max_batch=2)
+    build(bundle)
+    images = normalize(golden["images"], bundle.manifest.preprocessing)
+    message = r"8 samples .* take 2: .* --max-batch 8"
+    with TensorRTEngine(bundle) as engine, pytest.raises(UsageError, match=message):
+        engine.load(images)
+    build(bundle, max_batch=8)
+    with TensorRTEngine(bundle) as engine:
+        engine.load(images)
+        assert close_to(engine.run(1), golden["logits"][:, 0])
+
+
+@pytest.mark.parametrize("backend", ["cuda-bindings", "pycuda"])
+def test_too_little_memory_says_how_much_was_asked_for(
+    backend: str, install: Any, gpu_bundle: GpuBundle
+) -> None:
+    gpu = install(backend=backend, memory_bytes=10_000)
+    bundle = gpu_bundle()
+    build(bundle)
+    with pytest.raises(EngineError, match=r"out of memory \(32,768 bytes .*--max-batch"):
+        TensorRTEngine(bundle).open(1)
+    assert leaks(gpu) == []
+
+
+@pytest.mark.parametrize("backend", ["cuda-bindings", "pycuda"])
+def test_a_lost_device_is_a_clear_error_and_never_an_answer(
+    backend: str, install: Any, gpu_bundle: GpuBundle, golden: Golden
+) -> None:
+    gpu = install(backend=backend)
+    bundle = gpu_bundle()
+    build(bundle)
+    engine = TensorRTEngine(bundle)
+    engine.load(normalize(golden["images"], bundle.manifest.preprocessing))
+    gpu.lost = "cudaErrorIllegalAddress"
+    for _ in range(2):
+        with pytest.raises(EngineError, match=r"illegal memory access .* start again"):
+            engine.run(1)
+        with pytest.raises(EngineError):
+            engine.load(normalize(golden["images"], bundle.manifest.preprocessing))
+    with pytest.raises(EngineError, match="illegal memory access"):
+        engine.close()
+    engine.close()
+    assert leaks(gpu) == []
+
+
+# what is missing or of the wrong version
+
+
+@pytest.mark.parametrize(
+    ("library", "version", "advice"),
+    [("tensorrt", "10.2.0", "JetPack 6.1"), ("tensorrt", "8.6.1.6", "10.3 or later"),
+     ("tensorrt_rtx", "1.2.0.54", "pip install -U tensorrt-rtx")],
+)  # fmt: skip
+def test_an_old_library_says_what_to_upgrade(
+    library: str, version: str, advice: str, install: Any, gpu_bundle: GpuBundle
+) -> None:
+    install(library, version=version)
+    with pytest.raises(EngineError, match=advice):
+        build(gpu_bundle(library))
+
+
+def test_a_missing_library_says_how_to_get_it(
+    install: Any, gpu_bundle: GpuBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match="--system-site-packages"):
+        TensorRTEngine(gpu_bundle())
+
+
+def test_without_any_binding_it_says_how_to_get_one(
+    install: Any, gpu_bundle: GpuBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(backend="neither")
+    with pytest.raises(
+        EngineError, match=r"neither cuda-bindings nor pycuda .*mate-edge\[cuda12\]"
+    ):
+        TensorRTEngine(gpu_bundle())
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"), [(0, "no NVIDIA driver"), (12020, r"supports CUDA 12.2, .* CUDA 13.0")]
+)
+def test_a_missing_or_old_driver_is_named(
+    driver: int, message: str, install: Any, gpu_bundle: GpuBundle
+) -> None:
+    gpu = install()
+    gpu.driver, gpu.runtime = driver, 13000
+    with pytest.raises(EngineError, match=message):
+        TensorRTEngine(gpu_bundle())
+
+
+def test_a_bundle_for_another_engine_is_refused(install: Any, gpu_bundle: GpuBundle) -> None:
+    install()
+    with pytest.raises(EngineError, match="is for onnxruntime, not for tensorrt"):
+        TensorRTEngine(gpu_bundle("onnxruntime"))
+
+
+# engines on the disk
+
+
+def plan_files(bundle: Bundle) -> tuple[Plans, Path]:
+    engine = TensorRTEngine(bundle)
+    plans = engine._shared.plans
+    return plans, plans.path(segment_name(bundle.manifest.segments[0].file.sha256))
+
+
+def test_an_engine_that_is_not_there_says_what_to_type(install: Any, gpu_bundle: GpuBundle) -> None:
+    install()
+    bundle = gpu_bundle()
+    with pytest.raises(EngineNotBuilt, match=r"segment 1 .* type mate-edge build"):
+        TensorRTEngine(bundle)
+
+
+@pytest.mark.parametrize("damage", [b"", b"FAKEPLAN", None])
+def test_a_corrupt_engine_is_not_loaded_and_is_built_again(
+    damage: bytes | None, install: Any, gpu_bundle: GpuBundle, images_of: Any
+) -> None:
+    install()
+    bundle = gpu_bundle()
+    build(bundle)
+    _, path = plan_files(bundle)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"x" if damage is None else damage)
+    with pytest.raises(EngineNotBuilt, match="mate-edge build"):
+        TensorRTEngine(bundle).open(1)
+    lines: list[str] = []
+    build_engines(bundle, say=lines.append, compiler=compile_to_fake)
+    assert sum("built already" in line for line in lines) == 3
+    assert path.read_bytes() == data
+    with TensorRTEngine(bundle) as engine:
+        engine.load(images_of(bundle))
+        engine.run(1)
+
+
+@pytest.fixture
+def images_of(golden: Golden) -> Any:
+    return lambda bundle: normalize(golden["images"], bundle.manifest.preprocessing)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"bundle": "0" * 64}, {"version": "10.4.0"}, {"cuda": "12.8"}, {"gpu": "Xavier"},
+     {"compute_capability": "7.2"}, {"library": "tensorrt_rtx"}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_an_engine_of_another_key_is_never_loaded(
+    change: dict[str, str], install: Any, gpu_bundle: GpuBundle
+) -> None:
+    install()
+    bundle = gpu_bundle()
+    build(bundle)
+    _, path = plan_files(bundle)
+    record = path.with_suffix(".json")
+    found = json.loads(record.read_bytes())
+    found["key"]["platform"].update({k: v for k, v in change.items() if k != "bundle"})
+    found["key"].update({k: v for k, v in change.items() if k == "bundle"})
+    record.write_text(json.dumps(found))
+    with pytest.raises(EngineNotBuilt):
+        TensorRTEngine(bundle)
+
+
+def test_an_engine_of_another_segment_is_never_loaded(install: Any, gpu_bundle: GpuBundle) -> None:
+    install()
+    bundle = gpu_bundle()
+    build(bundle)
+    plans, path = plan_files(bundle)
+    other = plans.path(segment_name(bundle.manifest.segments[1].file.sha256))
+    for suffix in (".engine", ".json"):
+        path.with_suffix(suffix).write_bytes(other.with_suffix(suffix).read_bytes())
+    with pytest.raises(EngineNotBuilt):
+        TensorRTEngine(bundle)
+
+
+def test_an_engine_with_other_tensors_than_the_manifests_is_refused(
+    install: Any, gpu_bundle: GpuBundle
+) -> None:
+    install()
+    bundle = gpu_bundle()
+    build(bundle)
+    plans, _ = plan_files(bundle)
+    first, second = (segment.file for segment in bundle.manifest.segments[:2])
+    data = compile_to_fake(None, bundle.read(second), "", 8, (8, 6), lambda share: None)
+    plans.write(segment_name(first.sha256), first.sha256, Recipe(max_batch=8), data)
+    with TensorRTEngine(bundle) as engine, pytest.raises(EngineError, match="other tensors"):
+        engine.open(1)
+
+
+def test_a_hash_that_leads_out_of_the_state_folder_is_refused(
+    install: Any, gpu_bundle: GpuBundle
+) -> None:
+    from mate_edge.bundle import read_bundle
+
+    install()
+    folder = gpu_bundle().folder
+    text = (folder / "manifest.json").read_text()
+    sha256 = json.loads(text)["segments"][0]["file"]["sha256"]
+    (folder / "manifest.json").write_text(text.replace(sha256, "../../../evil"))
+    with pytest.raises(MateEdgeError, match="no SHA-256"):
+        TensorRTEngine(read_bundle(folder))
+
+
+# frames
+
+
+def use_simple_preprocessing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `build --frame` use a model that only normalises, for frames of the network's size."""
+    from onnx import TensorProto, helper
+
+    def preprocess_model(pre: Any, width: int, height: int, color: str = "rgb") -> bytes:
+        nodes = [
+            helper.make_node("Cast", ["frame"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["f"], ["t"], perm=[2, 0, 1]),
+            helper.make_node("Unsqueeze", ["t", "axes"], ["u"]),
+            helper.make_node("Mul", ["u", "scale"], ["m"]),
+            helper.make_node("Sub", ["m", "shift"], ["images"]),
+        ]
+        channels, mean, std = pre.channels, np.array(pre.mean), np.array(pre.std)
+        graph = helper.make_graph(
+            nodes,
+            "preprocess",
+            [helper.make_tensor_value_info("frame", TensorProto.UINT8, [height, width, channels])],
+            [helper.make_tensor_value_info(
+                "images", TensorProto.FLOAT, [1, channels, height, width])],
+            [
+                helper.make_tensor("axes", TensorProto.INT64, [1], [0]),
+                helper.make_tensor("scale", TensorProto.FLOAT, [channels, 1, 1], 1 / (255 * std)),
+                helper.make_tensor("shift", TensorProto.FLOAT, [channels, 1, 1], mean / std),
+            ],
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        return model.SerializeToString()
+
+    fake = SimpleNamespace(preprocess_model=preprocess_model)
+    monkeypatch.setitem(sys.modules, "mate_edge.runtime.frames", fake)
+
+
+@pytest.fixture
+def framed(gpu: FakeGpu, gpu_bundle: GpuBundle, monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("onnx", reason="the preprocessing is made with it here")
+    bundle = gpu_bundle()
+    use_simple_preprocessing(bundle, monkeypatch)
+    build(bundle, frame=Frame(width=32, height=32, color="bgr"))
+    with TensorRTEngine(bundle) as engine:
+        yield engine
+    assert leaks(gpu) == []
+    assert gpu.violations == []
+
+
+def test_frames_of_the_host_and_of_the_gpu_are_preprocessed_there(
+    gpu: FakeGpu, framed: TensorRTEngine, golden: Golden
+) -> None:
+    assert (framed.frame_shape, framed.frame_color) == ((32, 32), "bgr")
+    for number, pixels in enumerate(golden["images"][:6]):
+        address = gpu.put(pixels)
+        kinds = [pixels, pixels[..., 0], on_device(address, pixels.shape, strides=None),
+                 FakeTensor(address, pixels.shape)]  # fmt: skip
+        framed.load_frame(kinds[number % len(kinds)])
+        assert close_to(framed.run(1), golden["logits"][number : number + 1, 0])
+        assert close_to(framed.run(2), golden["logits"][number : number + 1, 1])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((32, 31, 1), np.uint8),
+        np.zeros((32, 32, 1), np.float32),
+        "frame.png",
+        on_device(4096, (32, 32, 3)),
+        on_device(4096, (32, 32, 1), strides=(64, 1, 1)),
+        on_device(4096, (32, 32, 1), typestr="<f4"),
+    ],
+)
+def test_a_frame_of_another_kind_is_a_clear_error(frame: Any, framed: TensorRTEngine) -> None:
+    with pytest.raises(ImageError):
+        framed.load_frame(frame)
+    with pytest.raises(EngineError, match="load one first"):
+        framed.run(1)
+
+
+def test_without_an_engine_for_frames_it_says_what_to_type(gpu: FakeGpu, bundle: Bundle) -> None:
+    with TensorRTEngine(bundle) as engine:
+        assert engine.frame_shape is None
+        with pytest.raises(EngineError, match="--frame WIDTHxHEIGHT"):
+            engine.load_frame(np.zeros((32, 32, 1), np.uint8))
+
+
+class FakeTensor:
+    """A DLPack producer on the GPU, laid out as the standard's C structures say."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], bits: int = 8) -> None:
+        self.shape = (ctypes.c_int64 * len(shape))(*shape)
+        self.memory = ctypes.create_string_buffer(80)
+        head = np.zeros(1, np.dtype(
+            [("data", "u8"), ("device", "i4", 2), ("ndim", "i4"), ("code", "u1"), ("bits", "u1"),
+             ("lanes", "u2"), ("shape", "u8"), ("strides", "u8"), ("offset", "u8")]
+        ))  # fmt: skip
+        head["data"], head["device"], head["ndim"] = address - 64, (2, 0), len(shape)
+        head["code"], head["bits"], head["lanes"], head["offset"] = 1, bits, 1, 64
+        head["shape"] = ctypes.addressof(self.shape)
+        ctypes.memmove(self.memory, head.tobytes(), head.nbytes)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        assert stream is not None, "the producer is told who reads"
+        make = ctypes.pythonapi.PyCapsule_New
+        make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
+        self.name = ctypes.create_string_buffer(b"dltensor")
+        return make(ctypes.addressof(self.memory), ctypes.addressof(self.name), None)
