@@ -42,14 +42,17 @@ CALIBRATION_IMAGES = 256
 """Training images whose activations give the scales of int8 and are held against fp16's range."""
 
 LARGEST = float(np.finfo(np.float16).max)
+HEADROOM = 2
+"""How far below fp16's largest number activations must stay: other images may lead further."""
+
 ROUNDS_TO_ZERO = float(np.finfo(np.float16).smallest_subnormal) / 2
 INT8_OPSET = 19
 """From this opset on QuantizeLinear takes fp16."""
 
 WEIGHTED = ["Conv", "Gemm", "MatMul"]
-"""What int8 is for. Their inputs and weights are quantised, their outputs are not: the activation
-behind them is fused in, and the logits keep more than 256 values (TensorRT's guide to explicit
-quantisation says the same)."""
+"""What int8 is for. Their inputs and weights are quantised, their outputs are not: TensorRT fuses
+the activation behind them in, and logits of int8 would tie. On Fashion-MNIST (resnet8) quantised
+outputs make the error of the logits four times as large."""
 
 Conversion = Callable[[Model, NDArray[np.generic]], Model]
 
@@ -161,7 +164,7 @@ def _on_disk(model: Model) -> Iterator[Path]:
 
 
 def _check_range(model: Model, path: Path, inputs: NDArray[np.generic]) -> None:
-    """Refuse activations beyond fp16's largest number.
+    """Refuse activations near or beyond fp16's largest number.
 
     ONNX Runtime on a CPU computes fp16 nodes in fp32 and would not show it.
     """
@@ -174,11 +177,11 @@ def _check_range(model: Model, path: Path, inputs: NDArray[np.generic]) -> None:
     ranges = calibrater.compute_data()
     for name in (name for node in calibrater.model.graph.node for name in node.output):
         largest = float(np.max(ranges[name].range_value[1])) if name in ranges else 0.0
-        if not largest <= LARGEST:
+        if not largest <= LARGEST / HEADROOM:
             raise ExportError(
                 f"{model.name}: the activation {name!r} reaches {largest:.3g} on training images, "
-                f"beyond fp16's largest number {LARGEST:g}: choose --precision fp32, or train "
-                "with a normalisation behind this layer"
+                f"too much for fp16, whose largest number is {LARGEST:g}: choose --precision fp32, "
+                "or train with a normalisation behind this layer"
             )
 
 

@@ -26,7 +26,7 @@ def bundled_models(folder: Path) -> Models:
 
 
 @pytest.fixture(scope="session")
-def models(bundle_folder: Path) -> Models:
+def fp32_models(bundle_folder: Path) -> Models:
     """The run's network in fp32, out of its bundle: torch's exporter takes ten seconds."""
     return bundled_models(bundle_folder)
 
@@ -35,13 +35,13 @@ Export = Callable[..., tuple[Path, Manifest]]
 
 
 @pytest.fixture(scope="session")
-def quick_export(run_folder: Path, models: Models) -> Export:
+def quick_export(run_folder: Path, fp32_models: Models) -> Export:
     """`export_run` of the run, or of `run`, with the models at hand instead of torch's exporter."""
 
     def export(out: Path, target: str, precision: str | None, **options: Any) -> Any:
         run = options.pop("run", read_finished_run(run_folder))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mate_edge.export.export.export_models", lambda *_: models)
+            patch.setattr("mate_edge.export.export.export_models", lambda *_: fp32_models)
             return export_run(
                 run_folder, run, target, precision, None, out, lambda text: None, **options
             )

@@ -26,11 +26,11 @@ CALIBRATION = 4
 
 @pytest.mark.parametrize("precision", ["fp32", *CONVERSIONS])
 def test_a_trained_networks_segments_and_whole_compile(
-    precision: str, models: Models, compile_for_rtx: Compile
+    precision: str, fp32_models: Models, compile_for_rtx: Compile
 ) -> None:
-    shape = (CALIBRATION, *models.unsplit.input.shape)
+    shape = (CALIBRATION, *fp32_models.unsplit.input.shape)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    for model in lower(models, precision, images).all:
+    for model in lower(fp32_models, precision, images).all:
         check_operators(model, TENSORRT)
         assert compile_for_rtx(model) == [], model.name
 

@@ -23,7 +23,7 @@ from mate_edge.decide.tune import MAX_DROPS
 from mate_edge.errors import ExportError, UsageError
 from mate_edge.export.check import check_models
 from mate_edge.export.export import export_run
-from mate_edge.export.models import Model, Models
+from mate_edge.export.models import Models
 from mate_edge.images import normalize
 from mate_edge.runs import read_finished_run, read_outputs
 from mate_edge.runtime.policy import resolve_policy
@@ -78,32 +78,21 @@ def test_segments_hand_over_under_the_names_of_the_next_ones_input(bundle_folder
         assert one.outputs[0] == following.input
 
 
-def bundled_models(folder: Path) -> Models:
-    bundle = read_bundle(folder)
-    segments = tuple(
-        Model(f"segment {k}", bundle.read(segment.file), segment.input, segment.outputs)
-        for k, segment in enumerate(bundle.manifest.segments, start=1)
-    )
-    (whole,) = bundle.unsplit().manifest.segments
-    data = bundle.read(bundle.manifest.unsplit)
-    return Models(segments, Model("the unsplit network", data, whole.input, whole.outputs))
-
-
 def test_the_check_accepts_the_network_that_was_exported(
-    bundle_folder: Path, network: MultiExitNet, images: np.ndarray
+    fp32_models: Models, network: MultiExitNet, images: np.ndarray
 ) -> None:
-    assert check_models(bundled_models(bundle_folder), network, images) < 1e-4
+    assert check_models(fp32_models, network, images) < 1e-4
 
 
 @pytest.mark.parametrize("part", ["stages.0", "heads.0", "stages.1", "heads.1", "heads.2"])
 def test_the_check_refuses_a_network_that_differs_anywhere(
-    part: str, bundle_folder: Path, run_folder: Path, images: np.ndarray
+    part: str, fp32_models: Models, run_folder: Path, images: np.ndarray
 ) -> None:
     other = load_network(run_folder, read_finished_run(run_folder))
     with torch.no_grad():
         list(other.get_submodule(part).parameters())[-1].add_(0.05)
     with pytest.raises(ExportError, match="segment|exit"):
-        check_models(bundled_models(bundle_folder), other, images)
+        check_models(fp32_models, other, images)
 
 
 def test_a_failed_check_leaves_no_bundle(
