@@ -154,6 +154,33 @@ def test_another_largest_batch_builds_again_and_stays(install: Any, gpu_bundle: 
     assert [built(None), built(None), built(16), built(None), built(1)] == [4, 0, 4, 0, 4]
 
 
+def test_a_build_tells_how_far_it_is(rtx_bundle: Bundle) -> None:
+    told: dict[str, list[float]] = {}
+    build_engines(
+        rtx_bundle,
+        capabilities=[(8, 6)],
+        say=lambda line: None,
+        progress=lambda what, share: told.setdefault(what, []).append(share),
+    )
+    assert list(told) == [*(f"segment {k} of 3" for k in (1, 2, 3)), "the unsplit network"]
+    for shares in told.values():
+        assert shares == sorted(shares)
+        assert 0 <= shares[0] < 0.3
+        assert 0.7 < shares[-1] <= 1
+
+
+def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(
+    rtx_bundle: Bundle, tmp_path: Path
+) -> None:
+    def interrupt(what: str, share: float) -> None:
+        if what == "segment 2 of 3" and share > 0.3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(rtx_bundle, capabilities=[(8, 6)], say=lambda line: None, progress=interrupt)
+    assert len(engines(tmp_path / "state")) == 1
+
+
 def test_two_builds_at_once_do_the_work_once(rtx_bundle: Bundle, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mate_edge", "build", str(rtx_bundle.folder),
                "--compute-capability", "8.0", "--json"]  # fmt: skip
