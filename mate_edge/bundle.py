@@ -43,6 +43,10 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     dtype: Literal["float32", "float16"]
 
+    def __post_init__(self) -> None:
+        if not all(size > 0 for size in self.shape):
+            raise ValueError(f"the shape of {self.name} must be positive, not {self.shape}")
+
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
     """The backbone between two exits and the head of the exit that it ends in.
@@ -134,12 +138,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("there must be two classes or more")
         pre, classes = self.preprocessing, (len(self.classes),)
         expected: tuple[int, ...] = (pre.channels, pre.size, pre.size)
+        dtype = "float32"
         for k, segment in enumerate(self.segments, start=1):
             if segment.input.shape != expected or segment.outputs[-1].shape != classes:
                 raise ValueError(f"the shapes of segment {k} do not fit the others")
+            if segment.input.dtype != dtype:  # it is read where the one before wrote it
+                raise ValueError(f"the input of segment {k} must be {dtype}")
             if len(segment.outputs) != (1 if k == len(self.segments) else 2):
                 raise ValueError(f"segment {k} has {len(segment.outputs)} outputs")
-            expected = segment.outputs[0].shape
+            expected, dtype = segment.outputs[0].shape, segment.outputs[0].dtype
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.cancelled = False
+            self.cancelled, self.shown = False, 0.0
             self.phases: dict[str, list[int]] = {}  # outermost first: steps done, steps in all
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -165,7 +165,8 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
             try:
                 if phase_name in self.phases:
                     self.phases[phase_name][0] = step + 1
-                progress(self.share())
+                self.shown = max(self.shown, self.share())  # phases are not always nested
+                progress(self.shown)
             except KeyboardInterrupt:  # it must not pass through the library
                 self.cancelled = True
             return not self.cancelled

@@ -19,9 +19,10 @@ DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "uint8": "UINT8"}
 
 @dataclass(frozen=True, eq=False)
 class Deserialized:
-    """An `ICudaEngine`; it goes when nobody holds this any more."""
+    """An `ICudaEngine`; it goes when nobody holds this any more, and before its runtime."""
 
     engine: Any
+    runtime: Any
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class SharedEngines:
         with self.lock:
             found = self._alive.get(name)
             if found is None:
-                found = self._alive[name] = Deserialized(self._deserialize(name, what, ports))
+                found = self._alive[name] = self._deserialize(name, what, ports)
             return found
 
     def context(self, engine: Deserialized) -> Any:
@@ -86,7 +87,7 @@ class SharedEngines:
         with self.lock:
             return engine.engine.create_execution_context(kinds.USER_MANAGED)
 
-    def _deserialize(self, name: str, what: str, ports: Sequence[Port]) -> Any:
+    def _deserialize(self, name: str, what: str, ports: Sequence[Port]) -> Deserialized:
         read = self.plans.read(name)
         if read is None:
             raise not_built(self.plans, what)
@@ -100,7 +101,7 @@ class SharedEngines:
                 f"{self.plans.bundle.folder}"
             )
         self._check(engine, what, ports)
-        return engine
+        return Deserialized(engine, self._runtime)
 
     def _check(self, engine: Any, what: str, ports: Sequence[Port]) -> None:
         trt = self.library.module

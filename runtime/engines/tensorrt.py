@@ -418,7 +418,11 @@ class TensorRTEngine(Engine):
         Raises:
             EngineError: CUDA failed at it; everything that could be released is.
         """
-        failed = self._memory.held.close() if self._memory is not None else None
+        failed = None
+        if self._memory is not None:
+            failed = self._memory.held.close()
+            for stage in self._memory.stages.values():  # contexts go before their engines
+                stage.single = stage.wide = None
         self._reset()
         if failed is not None:
             raise failed

@@ -111,6 +111,8 @@ def test_a_damaged_manifest_is_a_clear_error(
         (lambda m: m["exits"][0].update(temperature=0), "temperature"),
         (lambda m: m["classes"].pop(), "shapes of segment 1"),
         (lambda m: m["segments"][1]["input"].update(shape=[1, 2, 3]), "shapes of segment 2"),
+        (lambda m: m["segments"][1]["input"].update(dtype="float16"), "segment 2 must be float32"),
+        (lambda m: m["segments"][0]["outputs"][0].update(shape=[-1, 2, 3]), "must be positive"),
         (lambda m: m["segments"][0]["outputs"].pop(0), "1 outputs"),
         (lambda m: m["segments"][0]["outputs"].clear(), "needs an output"),
     ],

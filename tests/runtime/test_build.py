@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +155,33 @@ def test_another_largest_batch_builds_again_and_stays(install: Any, gpu_bundle: 
     assert [built(None), built(None), built(16), built(None), built(1)] == [4, 0, 4, 0, 4]
 
 
+def test_a_build_tells_how_far_it_is(rtx_bundle: Bundle) -> None:
+    told: dict[str, list[float]] = {}
+    build_engines(
+        rtx_bundle,
+        capabilities=[(8, 6)],
+        say=lambda line: None,
+        progress=lambda what, share: told.setdefault(what, []).append(share),
+    )
+    assert list(told) == [*(f"segment {k} of 3" for k in (1, 2, 3)), "the unsplit network"]
+    for shares in told.values():
+        assert shares == sorted(shares)
+        assert 0 <= shares[0] < 0.3
+        assert 0.7 < shares[-1] <= 1
+
+
+def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(
+    rtx_bundle: Bundle, tmp_path: Path
+) -> None:
+    def interrupt(what: str, share: float) -> None:
+        if what == "segment 2 of 3" and share > 0.3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(rtx_bundle, capabilities=[(8, 6)], say=lambda line: None, progress=interrupt)
+    assert len(engines(tmp_path / "state")) == 1
+
+
 def test_two_builds_at_once_do_the_work_once(rtx_bundle: Bundle, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mate_edge", "build", str(rtx_bundle.folder),
                "--compute-capability", "8.0", "--json"]  # fmt: skip
@@ -215,3 +243,44 @@ def test_frame_sizes_that_cannot_be_read_are_shown(text: str) -> None:
     with pytest.raises(UsageError, match="1280x720"):
         parse_frame(text)
     assert parse_frame("1280x720") == Frame(width=1280, height=720, color="rgb")
+
+
+def test_the_preprocessing_of_raw_frames_is_built_beside_the_segments(
+    rtx_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = pytest.importorskip("onnx").helper
+    asked: list[tuple[int, int, str]] = []
+
+    def preprocess_model(pre: Any, width: int, height: int, color: str = "rgb") -> bytes:
+        asked.append((width, height, color))
+        shape = [height, width, pre.channels]
+        nodes = [
+            helper.make_node("Cast", ["frame"], ["f"], to=1),
+            helper.make_node("Transpose", ["f"], ["t"], perm=[2, 0, 1]),
+            helper.make_node("Unsqueeze", ["t", "axes"], ["images"]),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "preprocess",
+            [helper.make_tensor_value_info("frame", 2, shape)],
+            [helper.make_tensor_value_info("images", 1, [1, shape[2], *shape[:2]])],
+            [helper.make_tensor("axes", 7, [1], [0])],
+        )
+        opsets = [helper.make_opsetid("", 18)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+
+    frames = SimpleNamespace(preprocess_model=preprocess_model)
+    monkeypatch.setitem(sys.modules, "mate_edge.runtime.frames", frames)
+    for size in ("32x24", "32x24", "32x32"):
+        report = build_engines(
+            rtx_bundle,
+            capabilities=[(8, 6)],
+            frame=parse_frame(size, "bgr"),
+            say=lambda line: None,
+        )
+        assert report.engines[-1].what == "the preprocessing"
+    assert asked == [(32, 24, "bgr"), (32, 24, "bgr"), (32, 32, "bgr")]
+    (record,) = (tmp_path / "state").rglob("frame.json")
+    recipe = json.loads(record.read_bytes())["key"]["recipe"]
+    assert recipe["frame"] == {"width": 32, "height": 32, "color": "bgr"}
+    assert report.built == 1

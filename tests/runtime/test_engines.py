@@ -37,6 +37,17 @@ def test_every_exit_gives_the_golden_logits_alone_and_in_a_batch(
                 engine.load(batch)
                 for k in range(1, engine.num_segments + 1):
                     check(engine.run(k), golden["logits"][: len(batch), k - 1])
+        graphs = getattr(engine, "graphs", "on")
+        assert graphs == "on" or "pycuda has none" in graphs
+
+
+def test_the_unsplit_network_is_the_last_exit(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    with open_engine() as engine, type(engine)(engine.bundle.unsplit()) as whole:
+        for batch in (images[:1], images[:1], images):
+            whole.load(batch)
+            check(whole.run(1), golden["logits"][: len(batch), -1])
 
 
 def test_every_image_gets_its_own_answer(

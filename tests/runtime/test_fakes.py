@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_cuda import Runtime, make_runtime
 from fake_gpu import FakeGpu
@@ -129,6 +130,36 @@ def test_misuse_of_memory_is_told(misuse: str) -> None:
     (error,) = runtime.cudaStreamSynchronize(stream)
     assert gpu.violations
     assert (error.name == "cudaSuccess") == (misuse == "overlap")
+
+
+def test_nvidias_binding_takes_the_arguments_that_it_is_given() -> None:
+    """Without a driver every call fails in CUDA itself, not in the binding."""
+    real = pytest.importorskip("cuda.bindings.runtime", exc_type=ImportError)
+    if real.cudaDriverGetVersion()[1]:
+        pytest.skip("there is a driver, and wild addresses are no good idea with one")
+    from mate_edge.errors import EngineError
+    from mate_edge.runtime.cuda.bindings import Bindings
+    from mate_edge.runtime.cuda.cuda import HostMemory
+
+    cuda = object.__new__(Bindings)
+    cuda._api = real
+    host = np.zeros(8, np.uint8)
+    calls: dict[str, tuple[Any, ...]] = {
+        "device": (), "malloc": (8,), "free": (4096,), "host_alloc": (8, True),
+        "host_free": (HostMemory(host, None),), "stream_create": (), "stream_destroy": (4096,),
+        "stream_wait": (1,), "event_create": (), "event_destroy": (real.cudaEvent_t(0),),
+        "event_record": (real.cudaEvent_t(0), 4096), "event_wait": (real.cudaEvent_t(0),),
+        "to_device": (4096, host, 4096), "to_host": (host, 4096, 4096),
+        "on_device": (4096, 8192, 8, 4096), "graph_begin": (4096,), "graph_end": (4096,),
+        "graph_launch": (real.cudaGraphExec_t(0), 4096),
+        "graph_destroy": (real.cudaGraphExec_t(0),),
+    }  # fmt: skip
+    assert set(calls) == {name for name in vars(Bindings) if not name.startswith("_")} - {
+        "name", "has_graphs"
+    }  # fmt: skip
+    for name, arguments in calls.items():
+        with pytest.raises(EngineError, match="no NVIDIA driver"):
+            getattr(cuda, name)(*arguments)
 
 
 @pytest.mark.parametrize("backend", ["bindings", "pycuda"])

@@ -117,6 +117,84 @@ def test_segments_are_recorded_once_and_then_replayed(
             assert "execute_async_v3" not in calls
 
 
+def test_a_segment_that_is_opened_late_moves_the_scratch_memory_of_recorded_ones(
+    gpu: FakeGpu, bundle: Bundle, images: np.ndarray, golden: Golden
+) -> None:
+    with TensorRTEngine(bundle) as engine:
+        for number in (0, 1, 2):
+            engine.load(images[number : number + 1])
+            engine.run(1)
+        engine.load(images[:2])
+        engine.run(1)
+        engine.run(2)  # wants more than segment 1 does
+        for batch in (images[3:4], images[4:6], images[6:7]):
+            engine.load(batch)
+            first = int(np.flatnonzero((images == batch[0]).all(axis=(1, 2, 3)))[0])
+            rows = np.arange(first, first + len(batch))
+            assert close_to(engine.run(1), golden["logits"][rows, 0])
+            assert close_to(engine.run(2), golden["logits"][rows, 1])
+            assert close_to(engine.run(3), golden["logits"][rows, 2])
+    assert leaks(gpu) == []
+    assert gpu.violations == []
+
+
+def test_features_cross_the_border_in_half_precision(
+    gpu: FakeGpu, gpu_bundle: GpuBundle, golden: Golden
+) -> None:
+    pytest.importorskip("onnx", reason="the borders are cast with it here")
+    bundle = with_half_borders(gpu_bundle())
+    build(bundle)
+    images = normalize(golden["images"], bundle.manifest.preprocessing)
+    scale = np.abs(golden["logits"]).max()
+    with TensorRTEngine(bundle) as engine:
+        for rows in ([0], [1], [2, 4, 5]):
+            engine.load(images[rows])
+            for k in range(3):
+                found = engine.run(k + 1)
+                np.testing.assert_allclose(found, golden["logits"][rows, k], atol=0.01 * scale)
+        engine.load(np.ones((2, 16, 32, 32), np.float32), 2)  # as the manifest says, whatever comes
+        engine.run(2)
+    assert gpu.violations == []
+    half = 8 * 16 * 32 * 32 * 2  # bytes of 8 samples between segments 1 and 2
+    assert half in {len(region.array) for region in gpu.graveyard}
+
+
+def with_half_borders(bundle: Bundle) -> Bundle:
+    """Cast what the segments hand over to float16."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    from mate_edge.bundle import read_bundle
+    from mate_edge.files import sha256
+
+    manifest = json.loads((bundle.folder / "manifest.json").read_bytes())
+    for k, segment in enumerate(manifest["segments"]):
+        graph_file = bundle.folder / segment["file"]["path"]
+        model = onnx.load(graph_file)
+        graph = model.graph
+        casts: list[tuple[Any, str, str, int]] = []
+        if k > 0:
+            casts.append((graph.input[0], "in", "half", TensorProto.FLOAT))
+            segment["input"]["dtype"] = "float16"
+        if len(segment["outputs"]) > 1:
+            casts.append((graph.output[0], "out", "full", TensorProto.FLOAT16))
+            segment["outputs"][0]["dtype"] = "float16"
+        for tensor, side, inner, to in casts:
+            name, other = tensor.name, f"{tensor.name}_{inner}"
+            for node in graph.node:
+                for names in (node.input, node.output):
+                    names[:] = [other if value == name else value for value in names]
+            tensor.type.tensor_type.elem_type = TensorProto.FLOAT16
+            ends = ([name], [other]) if side == "in" else ([other], [name])
+            node = helper.make_node("Cast", *ends, to=to)
+            graph.node.insert(0 if side == "in" else len(graph.node), node)
+        data = model.SerializeToString()
+        graph_file.write_bytes(data)
+        segment["file"].update(bytes=len(data), sha256=sha256(data))
+    (bundle.folder / "manifest.json").write_text(json.dumps(manifest))
+    return read_bundle(bundle.folder)
+
+
 def test_on_a_jetson_nothing_is_copied(install: Any, gpu_bundle: GpuBundle, golden: Golden) -> None:
     gpu = install(integrated=True)
     bundle = gpu_bundle()
