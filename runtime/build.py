@@ -10,15 +10,14 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Literal
 
 from mate_edge import files
-from mate_edge.bundle import Bundle
+from mate_edge.bundle import MAX_BATCH, Bundle
 from mate_edge.errors import EngineError, UsageError
 from mate_edge.runtime.compile import Progress, check_capability, compile_onnx
 from mate_edge.runtime.cuda import open_cuda
+from mate_edge.runtime.frames import preprocess_model
 from mate_edge.runtime.plans import (
     FRAME,
     Frame,
@@ -32,8 +31,6 @@ from mate_edge.runtime.plans import (
 from mate_edge.runtime.tensorrt_library import KINDS, Library, import_library
 
 Compile = Callable[[Library, bytes, str, int, tuple[int, int], Progress], bytes]
-LARGEST_BATCH = 1024
-LARGEST_FRAME = 16384
 
 
 @dataclass(frozen=True)
@@ -115,8 +112,8 @@ def build_engines(
             )
         say(f"nothing to build: {name} runs the segments of {bundle.folder} as they are")
         return BuildReport(())
-    if max_batch is not None and not 1 <= max_batch <= LARGEST_BATCH:
-        raise UsageError(f"--max-batch must lie between 1 and {LARGEST_BATCH}, not {max_batch}")
+    if max_batch is not None and not 1 <= max_batch <= MAX_BATCH:
+        raise UsageError(f"--max-batch must lie between 1 and {MAX_BATCH}, not {max_batch}")
     library = import_library(name)
     done: list[Built] = []
     for platform, capability in _platforms(library, capabilities):
@@ -169,9 +166,8 @@ def _jobs(plans: Plans, max_batch: int | None, frame: Frame | None) -> list[_Job
 
 
 def _frame_job(plans: Plans, frame: Frame) -> _Job:
-    preprocess_model = import_module("mate_edge.runtime.frames").preprocess_model
     preprocessing = plans.bundle.manifest.preprocessing
-    model: bytes = preprocess_model(preprocessing, frame.width, frame.height, color=frame.color)
+    model = preprocess_model(preprocessing, frame.width, frame.height, color=frame.color)
     return _Job(FRAME, "the preprocessing", lambda: model, Recipe(max_batch=1, frame=frame))
 
 
@@ -217,18 +213,3 @@ def parse_capabilities(text: str | None) -> list[tuple[int, int]]:
             raise UsageError(f"--compute-capability takes numbers such as 8.6,8.9, not {text!r}")
         found.append((int(match[1]), int(match[2])))
     return found
-
-
-def parse_frame(text: str | None, color: Literal["rgb", "bgr"] = "rgb") -> Frame | None:
-    """Return `1280x720` as a frame; None when there is no text.
-
-    Raises:
-        UsageError: something else.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d{1,5})[xX](\d{1,5})\s*", text)
-    sizes = [int(number) for number in match.groups()] if match else []
-    if not sizes or not all(1 <= size <= LARGEST_FRAME for size in sizes):
-        raise UsageError(f"--frame takes WIDTHxHEIGHT such as 1280x720, not {text!r}")
-    return Frame(width=sizes[0], height=sizes[1], color=color)

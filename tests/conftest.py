@@ -173,7 +173,7 @@ class Builder:
         self.built: tuple[int, ...] = ()
         self.done: list[Bundle] = []
 
-    def build_engines(self, bundle: Bundle, say: Any) -> None:
+    def build_engines(self, bundle: Bundle, say: Any, progress: Any) -> None:
         say("building")
         self.done.append(bundle)
         self.built = tuple(range(1, 9))

@@ -62,8 +62,8 @@ class Engine(ABC):
         """Preprocess a frame on the device and take it as the batch, of one; wait until it is done.
 
         Args:
-            frame: uint8 [H, W, C] of `frame_shape` and `frame_color`, [H, W] too for one channel:
-                numpy, or an object with `__dlpack__` or `__cuda_array_interface__`.
+            frame: uint8 [H, W, 3] of `frame_shape` and `frame_color`: numpy, or an object with
+                `__dlpack__` or `__cuda_array_interface__`.
 
         Raises:
             ImageError: no such frame.

@@ -25,6 +25,8 @@ from mate_edge.runtime.plans import FRAME, Plans, device_platform, segment_name
 from mate_edge.runtime.tensorrt_library import import_library
 
 FRAME_INPUT, FRAME_OUTPUT = "frame", "images"
+FRAME_CHANNELS = 3
+"""Of every frame: preprocessing makes it gray where the network wants that."""
 SMALLEST_SCRATCH = 256
 
 
@@ -221,9 +223,9 @@ class TensorRTEngine(Engine):
         return _Stage(what, engine, FRAME_INPUT, shape, addresses)
 
     def _frame_dimensions(self) -> tuple[int, ...]:
-        """[H, W, C] of the frames."""
+        """[H, W, 3] of the frames."""
         assert self.frame_shape is not None
-        return (*self.frame_shape, self.bundle.manifest.preprocessing.channels)
+        return (*self.frame_shape, FRAME_CHANNELS)
 
     def _make_room(self, wanted: int) -> None:
         """Make the scratch memory large enough for one more engine.
@@ -298,7 +300,7 @@ class TensorRTEngine(Engine):
         self._next = None
         memory, shape = self._open_memory(), self._frame_dimensions()
         taken = take_frame(frame, self._cuda, memory.held.stream)
-        if taken.shape != shape and (*taken.shape, 1) != shape:
+        if taken.shape != shape:
             raise ImageError(
                 f"the engine was built for frames of shape {shape}, not {taken.shape}: give such "
                 f"frames, or type mate-edge build {self.bundle.folder} --frame WIDTHxHEIGHT"

@@ -14,6 +14,8 @@ from mate_edge.bundle import Tensor
 from mate_edge.errors import ExportError
 from mate_edge.export.models import Model, Models
 from mate_edge.export.operators import RULES, TENSORRT, check_operators
+from mate_edge.images import Preprocessing
+from mate_edge.runtime.frames import preprocess_model
 
 SHAPE = (2, 8, 8)
 
@@ -51,6 +53,13 @@ def rounded(scale: float = 0.1, zero: np.generic = np.int8(0)) -> Model:  # noqa
 def test_what_is_exported_is_allowed(fp32_models: Models) -> None:
     for model in fp32_models.all:
         check_operators(model, TENSORRT)
+
+
+def test_the_preprocessing_of_frames_is_allowed() -> None:
+    pre = Preprocessing(channels=1, size=8, resize=10, mean=(0.5,), std=(0.2,))
+    data = preprocess_model(pre, 40, 30, "bgr")
+    tensor = Tensor(name="frame", shape=(40, 3), dtype="float32")
+    check_operators(Model("the preprocessing", data, tensor, (tensor,)), TENSORRT)
 
 
 def test_an_error_names_segment_node_and_operator_and_says_what_to_do() -> None:

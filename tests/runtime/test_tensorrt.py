@@ -253,10 +253,10 @@ def frames_are_right(engine: TensorRTEngine, golden: Golden, gpu: FakeGpu) -> bo
     """Classify frames of the host and of the device, which their owner reuses at once."""
     right = True
     for number in (3, 4):
-        engine.load_frame(golden["images"][number])
+        engine.load_frame(in_color(golden["images"][number]))
         right &= not any(stream.queue for stream in gpu.streams.values())  # it is timed by this
         right &= close_to(engine.run(1), golden["logits"][number : number + 1, 0])
-    pixels = golden["images"][5]
+    pixels = in_color(golden["images"][5])
     address, stream = gpu.put(np.zeros_like(pixels)), gpu.user_stream()
 
     def draw() -> None:
@@ -275,11 +275,10 @@ def on_device(address: int, shape: tuple[int, ...], **more: Any) -> Any:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_no_synchronisation_can_be_left_out(
-    machine: str, install: Any, gpu_bundle: GpuBundle, golden: Golden, monkeypatch: Any
+    machine: str, install: Any, gpu_bundle: GpuBundle, golden: Golden
 ) -> None:
-    pytest.importorskip("onnx", reason="the preprocessing is made with it here")
+    pytest.importorskip("onnx", reason="the preprocessing is made with it")
     bundle = gpu_bundle()
-    use_simple_preprocessing(bundle, monkeypatch)
     images = normalize(golden["images"], bundle.manifest.preprocessing)
     gpu = install(**MACHINES[machine])
     build(bundle, frame=Frame(width=32, height=32, color="rgb"))
@@ -318,12 +317,10 @@ def test_every_call_that_fails_is_a_clear_error_and_everything_is_released(
     install: Any,
     gpu_bundle: GpuBundle,
     golden: Golden,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = gpu_bundle()
     if frame is not None:
-        pytest.importorskip("onnx", reason="the preprocessing is made with it here")
-        use_simple_preprocessing(bundle, monkeypatch)
+        pytest.importorskip("onnx", reason="the preprocessing is made with it")
     images = normalize(golden["images"], bundle.manifest.preprocessing)
     gpu = install(**MACHINES[machine])
     build(bundle, frame=frame)
@@ -597,43 +594,15 @@ def test_a_hash_that_leads_out_of_the_state_folder_is_refused(
 # frames
 
 
-def use_simple_preprocessing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `build --frame` use a model that only normalises, for frames of the network's size."""
-    from onnx import TensorProto, helper
-
-    def preprocess_model(pre: Any, width: int, height: int, color: str = "rgb") -> bytes:
-        nodes = [
-            helper.make_node("Cast", ["frame"], ["f"], to=TensorProto.FLOAT),
-            helper.make_node("Transpose", ["f"], ["t"], perm=[2, 0, 1]),
-            helper.make_node("Unsqueeze", ["t", "axes"], ["u"]),
-            helper.make_node("Mul", ["u", "scale"], ["m"]),
-            helper.make_node("Sub", ["m", "shift"], ["images"]),
-        ]
-        channels, mean, std = pre.channels, np.array(pre.mean), np.array(pre.std)
-        graph = helper.make_graph(
-            nodes,
-            "preprocess",
-            [helper.make_tensor_value_info("frame", TensorProto.UINT8, [height, width, channels])],
-            [helper.make_tensor_value_info(
-                "images", TensorProto.FLOAT, [1, channels, height, width])],
-            [
-                helper.make_tensor("axes", TensorProto.INT64, [1], [0]),
-                helper.make_tensor("scale", TensorProto.FLOAT, [channels, 1, 1], 1 / (255 * std)),
-                helper.make_tensor("shift", TensorProto.FLOAT, [channels, 1, 1], mean / std),
-            ],
-        )  # fmt: skip
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-        return model.SerializeToString()
-
-    fake = SimpleNamespace(preprocess_model=preprocess_model)
-    monkeypatch.setitem(sys.modules, "mate_edge.runtime.frames", fake)
+def in_color(pixels: np.ndarray) -> np.ndarray:
+    """Return gray images [..., 1] as a camera gives them; they are gray again on the GPU."""
+    return np.ascontiguousarray(np.repeat(pixels, 3, axis=-1))
 
 
 @pytest.fixture
-def framed(gpu: FakeGpu, gpu_bundle: GpuBundle, monkeypatch: pytest.MonkeyPatch) -> Any:
-    pytest.importorskip("onnx", reason="the preprocessing is made with it here")
+def framed(gpu: FakeGpu, gpu_bundle: GpuBundle) -> Any:
+    pytest.importorskip("onnx", reason="the preprocessing is made with it")
     bundle = gpu_bundle()
-    use_simple_preprocessing(bundle, monkeypatch)
     build(bundle, frame=Frame(width=32, height=32, color="bgr"))
     with TensorRTEngine(bundle) as engine:
         yield engine
@@ -645,9 +614,9 @@ def test_frames_of_the_host_and_of_the_gpu_are_preprocessed_there(
     gpu: FakeGpu, framed: TensorRTEngine, golden: Golden
 ) -> None:
     assert (framed.frame_shape, framed.frame_color) == ((32, 32), "bgr")
-    for number, pixels in enumerate(golden["images"][:6]):
+    for number, pixels in enumerate(in_color(golden["images"][:6])):
         address = gpu.put(pixels)
-        kinds = [pixels, pixels[..., 0], on_device(address, pixels.shape, strides=None),
+        kinds = [pixels, on_device(address, pixels.shape, strides=None),
                  FakeTensor(address, pixels.shape)]  # fmt: skip
         framed.load_frame(kinds[number % len(kinds)])
         assert close_to(framed.run(1), golden["logits"][number : number + 1, 0])
@@ -657,12 +626,12 @@ def test_frames_of_the_host_and_of_the_gpu_are_preprocessed_there(
 @pytest.mark.parametrize(
     "frame",
     [
-        np.zeros((32, 31, 1), np.uint8),
-        np.zeros((32, 32, 1), np.float32),
+        np.zeros((32, 31, 3), np.uint8),
+        np.zeros((32, 32, 3), np.float32),
         "frame.png",
-        on_device(4096, (32, 32, 3)),
-        on_device(4096, (32, 32, 1), strides=(64, 1, 1)),
-        on_device(4096, (32, 32, 1), typestr="<f4"),
+        on_device(4096, (32, 32, 1)),
+        on_device(4096, (32, 32, 3), strides=(192, 3, 1)),
+        on_device(4096, (32, 32, 3), typestr="<f4"),
     ],
 )
 def test_a_frame_of_another_kind_is_a_clear_error(frame: Any, framed: TensorRTEngine) -> None:
@@ -676,7 +645,7 @@ def test_without_an_engine_for_frames_it_says_what_to_type(gpu: FakeGpu, bundle:
     with TensorRTEngine(bundle) as engine:
         assert engine.frame_shape is None
         with pytest.raises(EngineError, match="--frame WIDTHxHEIGHT"):
-            engine.load_frame(np.zeros((32, 32, 1), np.uint8))
+            engine.load_frame(np.zeros((32, 32, 3), np.uint8))
 
 
 class FakeTensor:

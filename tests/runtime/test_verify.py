@@ -6,20 +6,24 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from fake_tensorrt import compile_to_fake
 
 from mate_edge.bundle import Build, Bundle, read_bundle
 from mate_edge.decide.policy import Confidence
 from mate_edge.errors import BundleError, EngineError
 from mate_edge.files import arrays_to_bytes
 from mate_edge.report.verification import Verification, print_verification
+from mate_edge.runtime import build
 from mate_edge.runtime import verify as verification
 from mate_edge.runtime.agreement import TOLERANCES, compare, compare_exits, tolerance
+from mate_edge.runtime.build import build_engines
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from mate_edge.runtime.golden import read_golden
 from mate_edge.runtime.state import read_state, state_folder
@@ -143,6 +147,22 @@ def test_where_onnxruntime_is_no_reference_the_chain_is_judged_all_the_same(
     print_verification(found)
     wrong = judged(bundle_folder, lambda logits: np.roll(logits, 1, axis=-1))
     assert wrong.refusals[0].startswith("exit 2 answers another class")
+
+
+def test_the_gpu_engine_is_built_verified_in_batches_and_accepted(
+    install: Callable[..., Any],
+    gpu_bundle: Callable[..., Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build, "build_engines", partial(build_engines, compiler=compile_to_fake))
+    install()
+    bundle = gpu_bundle(max_batch=4)
+    said: list[str] = []
+    found = verify(bundle.folder, "tensorrt", said.append)
+    assert found.accepted, found.refusals
+    assert (found.graphs, found.max_batch) == ("on", 4)
+    assert all(exit_.batch is not None and exit_.batch.passed for exit_ in found.exits)
+    assert "not built on this device" in said[0]
 
 
 def test_verify_builds_what_is_missing_first(gpu: None, builder: Any, half_bundle: Path) -> None:
