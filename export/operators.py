@@ -1,11 +1,11 @@
 """Which ONNX nodes TensorRT 10.3's parser takes: the floor that every NVIDIA bundle keeps to.
 
 The parsers at hand are newer than the oldest device's, so what they accept proves nothing. The
-table is `docs/operators.md` of https://github.com/onnx/onnx-tensorrt as of 8.5 with what its
+table is put together from https://github.com/onnx/onnx-tensorrt: `docs/operators.md` of 8.5, what
 `docs/Changelog.md` adds up to 10.3 (LayerNormalization, GroupNormalization and IsInf in 8.6,
-Hardmax in 9.2, DeformConv in 10.1) and Gelu, which `onnxOpImporters.cpp` of 10.2 imports; Mish and
-CastLike, which later tables list, are not in it. The opset range, 9 to 20, is the one that
-`operators.md` named from 10.0 to 10.8.
+Hardmax in 9.2, DeformConv in 10.1) and Gelu, which `onnxOpImporters.cpp` of 10.2 imports. What
+could not be found there, such as Mish and CastLike of later tables, is left out. The opset range,
+9 to 20, is the one that `operators.md` named from 10.0 to 10.8.
 
 `If`, `Loop` and `Scan` are left out on purpose: with them a segment cannot be captured as a CUDA
 graph, and a segment always runs whole.

@@ -23,6 +23,7 @@ class Target:
         operators: those that its engine reads; None leaves the check to ONNX Runtime, which has
             run every segment anyway.
         needs: what the device must have at least, for people.
+        machine: of its devices, as `platform.machine()` says; None: any.
         build: how to make engines there, in two lines with the bundle's `{path}` and `{name}`;
             none when nothing is built.
     """
@@ -32,6 +33,7 @@ class Target:
     engine: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
     operators: frozenset[str] | None = None
     needs: str = ""
+    machine: str | None = None
     build: tuple[str, ...] = ()
 
     def next_steps(self, bundle: Path) -> list[str]:
@@ -63,6 +65,7 @@ TARGETS: dict[str, Target] = {
         engine="tensorrt",
         operators=TENSORRT,
         needs=JETPACK_NEEDS,
+        machine="aarch64",
         build=(
             "engines are built where they run: copy {path} to the Jetson with {needs},",
             "and type there: mate-edge build {name}",

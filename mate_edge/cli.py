@@ -335,8 +335,10 @@ def export(
             print_precision,
             print_profile,
         )
+        from mate_edge.runtime.building import build_at_once
         from mate_edge.train.network import load_network
     from mate_edge import runs
+    from mate_edge.bundle import read_bundle
 
     kind, precision = choose(target, precision)
     check_max_batch(target, max_batch)
@@ -353,6 +355,7 @@ def export(
         title = f"{folder} would be cut into these segments"
         print_profile(title, profile_network(network, pre.channels, pre.size), None)
         return
+    say = partial(print, file=sys.stderr)
     path, manifest = export_run(
         folder,
         trained,
@@ -360,15 +363,16 @@ def export(
         precision,
         keep,
         out,
-        partial(print, file=sys.stderr),
+        say,
         max_drop=max_drop,
         max_batch=max_batch,
     )
     print_precision(manifest)
     print_operating_points(manifest)
     print(f"bundle: {path}")
-    for line in kind.next_steps(path):
-        print(line)
+    if not build_at_once(read_bundle(path), kind.machine, say):
+        for line in kind.next_steps(path):
+            print(line)
 
 
 @app.command()

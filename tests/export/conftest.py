@@ -9,9 +9,25 @@ from typing import Any
 import pytest
 
 from mate_edge.bundle import Manifest, read_bundle
+from mate_edge.errors import EngineError
 from mate_edge.export.export import export_run
 from mate_edge.export.models import Model, Models
 from mate_edge.runs import read_finished_run
+from mate_edge.runtime.engines.onnxruntime import check_rounding
+
+
+def skip_without_int8() -> None:
+    """Skip what the onnxruntime of Python 3.10 cannot do."""
+    try:
+        check_rounding("int8")
+    except EngineError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _int8(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("int8") is not None:
+        skip_without_int8()
 
 
 def bundled_models(folder: Path) -> Models:
@@ -39,6 +55,8 @@ def quick_export(run_folder: Path, fp32_models: Models) -> Export:
     """`export_run` of the run, or of `run`, with the models at hand instead of torch's exporter."""
 
     def export(out: Path, target: str, precision: str | None, **options: Any) -> Any:
+        if precision == "int8":
+            skip_without_int8()
         run = options.pop("run", read_finished_run(run_folder))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("mate_edge.export.export.export_models", lambda *_: fp32_models)

@@ -24,7 +24,9 @@ SIZE = 32
 CALIBRATION = 4
 
 
-@pytest.mark.parametrize("precision", ["fp32", *CONVERSIONS])
+@pytest.mark.parametrize(
+    "precision", ["fp32", "fp16", pytest.param("int8", marks=pytest.mark.int8)]
+)
 def test_a_trained_networks_segments_and_whole_compile(
     precision: str, fp32_models: Models, compile_for_rtx: Compile
 ) -> None:
@@ -35,6 +37,7 @@ def test_a_trained_networks_segments_and_whole_compile(
         assert compile_for_rtx(model) == [], model.name
 
 
+@pytest.mark.int8
 @pytest.mark.parametrize(
     "arch",
     [

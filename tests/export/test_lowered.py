@@ -38,7 +38,11 @@ def outputs(run_folder: Path, run: Run) -> dict[str, Any]:
     return read_outputs(run_folder, run)
 
 
-@pytest.fixture(scope="module", params=[("cuda", "fp16"), ("jetson", "int8")], ids=lambda p: p[1])
+@pytest.fixture(
+    scope="module",
+    params=[("cuda", "fp16"), ("jetson", "int8")],
+    ids=lambda p: p[1],
+)
 def lowered(
     request: pytest.FixtureRequest, quick_export: Export, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:

@@ -94,7 +94,7 @@ def declared(model: Model) -> dict[str, str]:
     return {v.name: kinds[v.type.tensor_type.elem_type] for v in (*graph.input, *graph.output)}
 
 
-@pytest.mark.parametrize("convert", [to_fp16, to_int8])
+@pytest.mark.parametrize("convert", [to_fp16, pytest.param(to_int8, marks=pytest.mark.int8)])
 def test_only_images_and_logits_stay_fp32(convert: Any) -> None:
     first, second = (
         segment(),
@@ -140,6 +140,7 @@ def test_a_bound_beyond_fp16_is_cut_off_and_what_is_nearer_to_zero_becomes_zero(
     assert constants["weights"][0, 0, 0].tolist() == [0, 0, np.float16(5e-8)]
 
 
+@pytest.mark.int8
 def test_int8_quantises_inputs_and_weights_of_convolutions_and_products_alone() -> None:
     graph = graph_of(to_int8(segment(), IMAGES))
     maker = {name: node for node in graph.node for name in node.output}
@@ -152,6 +153,7 @@ def test_int8_quantises_inputs_and_weights_of_convolutions_and_products_alone() 
     assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 4
 
 
+@pytest.mark.int8
 def test_int8_scales_map_the_largest_value_to_127() -> None:
     model = to_int8(segment(), IMAGES)
     scale, zero = quantised(model, "weights")
@@ -167,6 +169,7 @@ def test_int8_scales_map_the_largest_value_to_127() -> None:
         assert (zero.dtype, zero.tolist()) == (np.int8, 0)
 
 
+@pytest.mark.int8
 def test_a_dead_channel_has_a_scale_above_zero() -> None:
     weights = WEIGHTS.copy()
     weights[1] = 0
@@ -177,6 +180,7 @@ def test_a_dead_channel_has_a_scale_above_zero() -> None:
     assert np.isfinite(Chain([model]).logits(IMAGES)).all()
 
 
+@pytest.mark.int8
 def test_a_segment_is_calibrated_on_what_the_quantised_one_before_hands_over() -> None:
     second = segment(RNG.normal(0, 1, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32), 2)
     one, two = lower_segments([segment(), second], "int8", IMAGES)
@@ -187,7 +191,7 @@ def test_a_segment_is_calibrated_on_what_the_quantised_one_before_hands_over() -
     assert scale != pytest.approx(would_reach, rel=5e-4)
 
 
-@pytest.mark.parametrize("convert", [to_fp16, to_int8])
+@pytest.mark.parametrize("convert", [to_fp16, pytest.param(to_int8, marks=pytest.mark.int8)])
 def test_the_same_images_give_the_same_bytes_and_no_temporary_file_stays(
     convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
