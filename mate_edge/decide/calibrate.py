@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mate_edge.bundle import Guarantee
 from mate_edge.decide.policy import Logits, Thresholds
 from mate_edge.decide.risk import check_levels, conformal_risk_control, learn_then_test
 from mate_edge.decide.simulate import Outcome, simulate
@@ -21,28 +21,6 @@ from mate_edge.decide.tune import Flags, Labels, Loss, Search, losses
 from mate_edge.errors import UsageError
 
 HALVING_SEED = 0
-
-
-class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operating point promises on images like those it was certified on.
-
-    Attributes:
-        loss: which answers count; see `Loss`.
-        epsilon: the bound on the share of such answers.
-        delta: `risk <= epsilon` holds with probability `1 - delta` over the certification half;
-            None: only the mean risk over such halves is bounded (conformal risk control).
-        n: samples in the certification half.
-        losses: how many of them had the loss.
-        max_ms: the deadline that was certified together with the thresholds; None: a deadline
-            voids the guarantee.
-    """
-
-    loss: Loss
-    epsilon: float
-    delta: float | None
-    n: int
-    losses: int
-    max_ms: float | None = None
 
 
 @dataclass(frozen=True)
