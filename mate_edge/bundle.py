@@ -86,14 +86,41 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"the temperature must be positive, not {self.temperature}")
 
 
+class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
+    """What thresholds promise on images like those that they were certified on.
+
+    Attributes:
+        loss: which answers count: `worse` are wrong where the last exit is right, `differs` are
+            other ones than the last exit's.
+        epsilon: the bound on the share of such answers.
+        delta: the share is at most `epsilon` with probability `1 - delta` over the samples;
+            None: only its mean over such samples is (conformal risk control).
+        n: samples that certified, none of which chose the thresholds.
+        losses: how many of them had the loss.
+        max_ms: the deadline that was certified together with the thresholds; None: a deadline
+            voids the guarantee.
+    """
+
+    loss: Literal["worse", "differs"]
+    epsilon: float
+    delta: float | None
+    n: int
+    losses: int
+    max_ms: float | None = None
+
+
 class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A policy with its parameters, and what it did on the validation images when it was chosen."""
+    """A policy with its parameters, and what it did on validation images.
+
+    On those it was chosen by, unless there is a guarantee: then on those that certified it.
+    """
 
     policy: str
     parameters: dict[str, Any]
     val_accuracy: float
     val_mean_flops: float
     val_exit_shares: tuple[float, ...]
+    guarantee: Guarantee | None = None
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,12 +43,30 @@ def softmax(logits: Logits, temperature: float = 1.0) -> Logits:
     return scaled
 
 
+def log_softmax(logits: Logits, temperature: float = 1.0) -> Logits:
+    """Return the logarithm of `softmax`, float32, without rounding small ones to zero first."""
+    scaled: Logits = logits / np.float32(temperature)
+    scaled -= scaled.max(axis=-1, keepdims=True)
+    scaled -= np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
+    return scaled
+
+
+def check_temperatures(temperatures: tuple[float, ...]) -> None:
+    """Refuse temperatures that are no positive numbers.
+
+    Raises:
+        ValueError: with the values.
+    """
+    if not temperatures or not all(0 < value < math.inf for value in temperatures):
+        raise ValueError(f"temperatures must be positive, not {temperatures}")
+
+
 @dataclass(frozen=True)
-class Confidence:
-    """Leave exit k when its calibrated largest probability is at least `thresholds[k]`.
+class Thresholds(ABC):
+    """Leave exit k when its score is at least `thresholds[k]`: the base of four policies.
 
     Args:
-        thresholds: one for each exit but the last, in [0, 1]; above 1 means never.
+        thresholds: one for each exit but the last; a score is in [0, 1], above 1 means never.
         temperatures: one for each exit, positive (Guo et al., arXiv:1706.04599).
     """
 
@@ -59,18 +79,132 @@ class Confidence:
                 f"{len(self.temperatures)} exits need {len(self.temperatures) - 1} thresholds, "
                 f"not {len(self.thresholds)}"
             )
-        if not all(value > 0 for value in self.temperatures):
-            raise ValueError(f"temperatures must be positive, not {self.temperatures}")
+        check_temperatures(self.temperatures)
         if not all(value >= 0 for value in self.thresholds):
             raise ValueError(f"thresholds must not be negative, not {self.thresholds}")
 
     def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
         """See `Policy.decide`."""
         k = logits.shape[1]
-        probabilities = softmax(logits[:, -1], self.temperatures[k - 1])
+        probabilities = self.answer(logits)
         if k > len(self.thresholds):
             return np.ones(len(logits), np.bool_), probabilities
-        return probabilities.max(axis=-1) >= self.thresholds[k - 1], probabilities
+        return self.score(probabilities) >= np.float32(self.thresholds[k - 1]), probabilities
+
+    def answer(self, logits: Logits) -> Logits:
+        """Return the probabilities [n, C] that are answered after the exits [n, k, C] passed."""
+        k = logits.shape[1]
+        return softmax(logits[:, -1], self.temperatures[k - 1])
+
+    @staticmethod
+    @abstractmethod
+    def score(probabilities: Logits) -> Logits:
+        """Return how sure an answer is, float32 [n] in [0, 1], of probabilities [n, C]."""
+
+
+class Confidence(Thresholds):
+    """Score: the largest probability."""
+
+    @staticmethod
+    def score(probabilities: Logits) -> Logits:
+        """See `Thresholds.score`."""
+        largest: Logits = probabilities.max(axis=-1)
+        return largest
+
+
+class Entropy(Thresholds):
+    """Score: one minus the entropy over its largest value, log C.
+
+    Teerapittayanon et al., "BranchyNet", ICPR 2016, arXiv:1709.01686.
+    """
+
+    @staticmethod
+    def score(probabilities: Logits) -> Logits:
+        """See `Thresholds.score`."""
+        tiny = np.finfo(np.float32).tiny
+        entropy = -(probabilities * np.log(probabilities.clip(min=tiny))).sum(axis=-1)
+        scaled: Logits = 1 - entropy / np.float32(np.log(probabilities.shape[-1]))
+        return scaled.clip(0, 1)
+
+
+class Margin(Thresholds):
+    """Score: the largest probability minus the second."""
+
+    @staticmethod
+    def score(probabilities: Logits) -> Logits:
+        """See `Thresholds.score`."""
+        second, largest = np.partition(probabilities, -2, axis=-1)[:, -2:].T
+        margin: Logits = largest - second
+        return margin
+
+
+class RunningEnsemble(Confidence):
+    """Answer with the geometric mean of all exits passed; score: its largest probability.
+
+    After the ensembles of Wołczyk et al., "Zero Time Waste", NeurIPS 2021, arXiv:2106.05409, with
+    equal weights instead of learned ones.
+    """
+
+    def answer(self, logits: Logits) -> Logits:
+        """See `Thresholds.answer`."""
+        passed = np.asarray(self.temperatures[: logits.shape[1]], np.float32)
+        logs = [log_softmax(logits[:, k], t) for k, t in enumerate(passed)]
+        return softmax(np.mean(logs, axis=0, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Leave when `patience` exits in a row have given the same answer.
+
+    Zhou et al., "BERT Loses Patience", NeurIPS 2020, arXiv:2006.04152.
+
+    Args:
+        patience: how many, the current exit included; 1 leaves at the first exit.
+        temperatures: one for each exit, positive.
+    """
+
+    patience: int
+    temperatures: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_temperatures(self.temperatures)
+        if self.patience < 1:
+            raise ValueError(f"patience must be 1 or more, not {self.patience}")
+
+    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
+        """See `Policy.decide`."""
+        k = logits.shape[1]
+        probabilities = softmax(logits[:, -1], self.temperatures[k - 1])
+        if k >= len(self.temperatures):
+            return np.ones(len(logits), np.bool_), probabilities
+        if k < self.patience:
+            return np.zeros(len(logits), np.bool_), probabilities
+        answers = logits[:, k - self.patience :].argmax(axis=-1)
+        return (answers == answers[:, -1:]).all(axis=1), probabilities
+
+
+@dataclass(frozen=True)
+class FixedExit:
+    """Leave at one exit, whatever is seen: an anytime network's answer at a known cost.
+
+    Args:
+        exit: its number, from 1.
+        temperatures: one for each exit, positive.
+    """
+
+    exit: int
+    temperatures: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_temperatures(self.temperatures)
+        if not 1 <= self.exit <= len(self.temperatures):
+            raise ValueError(f"exit must lie between 1 and {len(self.temperatures)}")
+
+    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
+        """See `Policy.decide`."""
+        k = logits.shape[1]
+        leave = np.full(len(logits), k >= self.exit)
+        return leave, softmax(logits[:, -1], self.temperatures[k - 1])
 
 
 @dataclass(frozen=True)
@@ -79,6 +213,9 @@ class Deepest:
 
     temperatures: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        check_temperatures(self.temperatures)
+
     def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
         """See `Policy.decide`."""
         k = logits.shape[1]
@@ -86,7 +223,20 @@ class Deepest:
         return leave, softmax(logits[:, -1], self.temperatures[k - 1])
 
 
-POLICIES: dict[str, type[Any]] = {"confidence": Confidence, "deepest": Deepest}
+THRESHOLDS: dict[str, type[Thresholds]] = {
+    "confidence": Confidence,
+    "entropy": Entropy,
+    "margin": Margin,
+    "ensemble": RunningEnsemble,
+}
+"""Policies with one threshold an exit, which `tune` can choose."""
+
+POLICIES: dict[str, type[Any]] = {
+    **THRESHOLDS,
+    "patience": Patience,
+    "fixed-exit": FixedExit,
+    "deepest": Deepest,
+}
 
 
 def make_policy(name: str, parameters: dict[str, Any]) -> Policy:

@@ -1,30 +1,171 @@
-"""Choose thresholds by plain search on validation outputs."""
+"""Choose thresholds on cached logits: a plain search, and a path to certify along."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import Confidence, Logits, softmax
+from mate_edge.decide.policy import THRESHOLDS, Logits, Thresholds
 
-NEVER = 2.0  # a threshold that no probability reaches
+NEVER = 2.0  # a threshold that no score reaches
 GRID = 64
+STEPS = 40
+"""How many searches the path of `search_path` is made of, at most."""
+
 MAX_DROPS = {"fast": 0.02, "balanced": 0.005, "accurate": 0.0}
 """The default operating points: how far below the last exit each may be, as a share of samples."""
+
+Labels = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Loss = Literal["worse", "differs"]
+"""`worse`: wrong where the last exit is right; `differs`: another answer than the last exit's."""
+
+
+class Search:
+    """Threshold vectors on cached logits: what each costs, and how many samples it wins or loses.
+
+    Candidates lie halfway between neighbouring scores, so that a rounding error of the engine
+    cannot flip a decision seen here.
+
+    Args:
+        logits: float32 [n, K, C].
+        labels: int64 [n].
+        temperatures: one an exit.
+        costs: of each exit with all segments before it, in FLOPs or ms.
+        kind: a name in `THRESHOLDS`.
+
+    Attributes:
+        right: bool [n, K], whether each exit would answer rightly.
+        lost: of each `Loss`, bool [n, K], whether each exit's answer has it.
+    """
+
+    def __init__(
+        self,
+        logits: Logits,
+        labels: Labels,
+        temperatures: tuple[float, ...],
+        costs: Sequence[float],
+        kind: str = "confidence",
+    ) -> None:
+        num_exits = logits.shape[1]
+        self.kind, self.temperatures = THRESHOLDS[kind], temperatures
+        self.never = [NEVER] * (num_exits - 1)
+        policy = self.policy(self.never)
+        probabilities = [policy.answer(logits[:, : k + 1]) for k in range(num_exits)]
+        self.scores = np.stack([policy.score(found) for found in probabilities], axis=1)
+        answers = np.stack([found.argmax(axis=-1) for found in probabilities], axis=1)
+        self.right = answers == labels[:, None]
+        self.lost = losses(answers, logits, labels)
+        self.costs = np.asarray(costs, np.float64)
+        self.grids = [_halfway(self.scores[:, k]) for k in range(num_exits - 1)]
+
+    def policy(self, thresholds: Sequence[float]) -> Thresholds:
+        """Return the policy with these thresholds."""
+        return self.kind(tuple(thresholds), self.temperatures)
+
+    def outcome(self, thresholds: Sequence[float], values: Flags) -> tuple[float, int]:
+        """Return the mean cost, and how many of the exits taken have a flag in `values` [n, K]."""
+        leave = self.scores >= np.asarray([*thresholds, 0.0], np.float32)
+        taken = leave.argmax(axis=1)
+        return float(self.costs[taken].mean()), int(values[np.arange(len(taken)), taken].sum())
+
+    def best(
+        self,
+        values: Flags,
+        badness: Callable[[float, int], float],
+        start: Sequence[float] | None = None,
+    ) -> list[float]:
+        """Return the thresholds with the least `badness(cost, count)`.
+
+        Coordinate descent, one exit at a time, until no exit's threshold can be moved with profit.
+
+        Args:
+            values: what `count` counts; see `outcome`.
+            badness: infinity for what is not allowed.
+            start: thresholds to begin at; when None, the best threshold that all exits share.
+        """
+        best = list(self.never if start is None else start)
+        lowest = badness(*self.outcome(best, values))
+        if start is None:
+            for shared in _halfway(self.scores[:, :-1].ravel()):
+                candidate = [shared] * len(self.grids)
+                if (found := badness(*self.outcome(candidate, values))) < lowest:
+                    best, lowest = candidate, found
+        improved = True
+        while improved:
+            improved = False
+            for k, grid in enumerate(self.grids):
+                for threshold in grid:
+                    candidate = [*best[:k], threshold, *best[k + 1 :]]
+                    if (found := badness(*self.outcome(candidate, values))) < lowest:
+                        best, lowest, improved = candidate, found, True
+        return best
+
+    def needed(self, max_drop: float) -> float:
+        """Return how many right answers are at most `max_drop`, a share, below the last exit's."""
+        return float(self.right[:, -1].sum() - max_drop * len(self.right) - 1e-9)
+
+    def cheapest(self, needed: float) -> list[float]:
+        """Return the cheapest thresholds with at least `needed` right answers."""
+        return self.best(self.right, lambda cost, right: cost if right >= needed else math.inf)
+
+    def most_accurate(self, budget: float) -> list[float] | None:
+        """Return the most accurate thresholds of mean cost `budget` at most; None: too little.
+
+        Of equally accurate ones the cheapest.
+        """
+        all_first = [0.0] * len(self.grids)
+        if self.outcome(all_first, self.right)[0] > budget:
+            return None
+        share = 1 / (2 * self.costs[-1])
+
+        def badness(cost: float, right: int) -> float:
+            return share * cost - right if cost <= budget else math.inf
+
+        found = [self.best(self.right, badness, start) for start in (None, all_first)]
+        return min(found, key=lambda thresholds: badness(*self.outcome(thresholds, self.right)))
+
+    def path(self, loss: Loss) -> list[list[float]]:
+        """Return threshold vectors from conservative to aggressive, each cheaper than the last.
+
+        The first never leaves early. Each next one is the cheapest with at most so many losses, a
+        number that rises in `STEPS` steps, finely at first.
+        """
+        lost = self.lost[loss]
+        most = self.outcome([0.0] * len(self.grids), lost)[1]
+        path, cost = [self.never], self.outcome(self.never, lost)[0]
+        for allowed in np.unique(np.geomspace(1, most + 1, STEPS).round() - 1):
+            found = self.best(lost, _at_most(float(allowed)), path[-1])
+            if (here := self.outcome(found, lost)[0]) < cost:
+                path.append(found)
+                cost = here
+        return path
+
+
+def _at_most(allowed: float) -> Callable[[float, int], float]:
+    return lambda cost, count: cost if count <= allowed else math.inf
+
+
+def losses(answers: NDArray[np.intp], logits: Logits, labels: Labels) -> dict[Loss, Flags]:
+    """Return which answers [n] or [n, K] have which `Loss`, given logits [n, K, C], labels [n]."""
+    last = logits[:, -1].argmax(axis=-1)
+    if answers.ndim == 2:
+        last, labels = last[:, None], labels[:, None]
+    return {"worse": (answers != labels) & (last == labels), "differs": answers != last}
 
 
 def search_thresholds(
     logits: Logits,
-    labels: NDArray[np.int64],
+    labels: Labels,
     temperatures: tuple[float, ...],
     cumulative_flops: tuple[int, ...],
     max_drop: float,
-) -> Confidence:
+) -> Thresholds:
     """Find the cheapest confidence policy that is at most `max_drop` below the last exit.
-
-    First the best threshold that all exits share, then coordinate descent, one exit at a time,
-    until no exit's threshold can be moved with profit. Candidates lie halfway between neighbouring
-    confidences, so that a rounding error of the engine cannot flip a decision seen here.
 
     Args:
         logits: float32 [n, K, C] of the validation images.
@@ -33,43 +174,13 @@ def search_thresholds(
         cumulative_flops: of each exit, with all segments before it.
         max_drop: in [0, 1], a share of the n samples.
     """
-    num_exits = logits.shape[1]
-    confidence = np.stack(
-        [softmax(logits[:, k], temperatures[k]).max(axis=-1) for k in range(num_exits)], axis=1
-    )
-    right = logits.argmax(axis=-1) == labels[:, None]
-    flops = np.asarray(cumulative_flops, np.float64)
-    needed = right[:, -1].sum() - max_drop * len(labels) - 1e-9
-
-    def cost(thresholds: list[float]) -> float:
-        """Mean FLOPs, or infinity when too many answers are wrong."""
-        leave = confidence >= np.asarray([*thresholds, 0.0], np.float32)
-        taken = leave.argmax(axis=1)
-        if right[np.arange(len(right)), taken].sum() < needed:
-            return float("inf")
-        return float(flops[taken].mean())
-
-    grids = [_halfway(confidence[:, k]) for k in range(num_exits - 1)]
-    best = [NEVER] * (num_exits - 1)
-    lowest = cost(best)
-    for shared in _halfway(confidence[:, :-1].ravel()):
-        if cost([shared] * (num_exits - 1)) < lowest:
-            best = [shared] * (num_exits - 1)
-            lowest = cost(best)
-    improved = True
-    while improved:
-        improved = False
-        for k, grid in enumerate(grids):
-            for threshold in grid:
-                candidate = [*best[:k], threshold, *best[k + 1 :]]
-                if (found := cost(candidate)) < lowest:
-                    best, lowest, improved = candidate, found, True
-    return Confidence(tuple(best), temperatures)
+    search = Search(logits, labels, temperatures, cumulative_flops)
+    return search.policy(search.cheapest(search.needed(max_drop)))
 
 
-def _halfway(confidences: NDArray[np.float32]) -> list[float]:
+def _halfway(scores: NDArray[np.float32]) -> list[float]:
     """Return at most `GRID` thresholds between neighbouring quantiles, the highest first, and 0."""
-    values = np.unique(confidences.astype(np.float64))
+    values = np.unique(scores.astype(np.float64))
     between = (values[1:] + values[:-1]) / 2
     if len(between) > GRID:
         between = between[np.linspace(0, len(between) - 1, GRID).round().astype(int)]

@@ -1,0 +1,155 @@
+"""Every policy: closed forms, and what all of them have in common."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mate_edge.decide.policy import (
+    POLICIES,
+    THRESHOLDS,
+    Confidence,
+    Deepest,
+    Entropy,
+    FixedExit,
+    Margin,
+    Patience,
+    Policy,
+    RunningEnsemble,
+    make_policy,
+    softmax,
+)
+from mate_edge.decide.simulate import simulate
+from mate_edge.errors import UsageError
+
+ONES = (1.0, 1.0, 1.0)
+TEMPERATURES = (0.5, 1.0, 2.0)
+
+
+def draw_logits(seed: int, n: int = 40, k: int = 3, c: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 2, (n, k, c)).astype(np.float32)
+
+
+def every_policy() -> dict[str, Policy]:
+    parameters = {"patience": {"patience": 2}, "fixed-exit": {"exit": 2}, "deepest": {}}
+    return {
+        name: make_policy(
+            name,
+            {"temperatures": TEMPERATURES, **parameters.get(name, {"thresholds": (0.6, 0.6)})},
+        )
+        for name in POLICIES
+    }
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(seed=st.integers(0, 200))
+def test_a_policy_decides_each_sample_by_itself_and_answers_with_probabilities(
+    name: str, seed: int
+) -> None:
+    policy, logits = every_policy()[name], draw_logits(seed)
+    for k in (1, 2, 3):
+        leave, probabilities = policy.decide(logits[:, :k])
+        assert leave.dtype == np.bool_
+        assert probabilities.dtype == np.float32
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+        for i in (0, 7):
+            alone, answer = policy.decide(logits[i : i + 1, :k])
+            assert alone[0] == leave[i]
+            np.testing.assert_allclose(answer[0], probabilities[i], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_survives_being_written_and_read(name: str) -> None:
+    policy = every_policy()[name]
+    assert make_policy(name, asdict(policy)) == policy  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_a_score_is_one_for_certainty_and_lowest_for_a_uniform_answer(name: str) -> None:
+    score = THRESHOLDS[name].score
+    certain, uniform = np.eye(5, dtype=np.float32)[:1], np.full((1, 5), 0.2, np.float32)
+    assert score(certain)[0] == pytest.approx(1)
+    assert score(uniform)[0] == pytest.approx(0 if name in ("entropy", "margin") else 0.2, abs=1e-6)
+
+
+def test_entropy_and_margin_are_their_closed_forms() -> None:
+    probabilities = np.array([[0.5, 0.25, 0.25, 0.0]], np.float32)
+    assert Entropy.score(probabilities)[0] == pytest.approx(1 - 1.5 / 2)  # in bits, of log2(4) = 2
+    assert Margin.score(probabilities)[0] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+@given(seed=st.integers(0, 200), low=st.floats(0, 1), high=st.floats(0, 1))
+def test_a_lower_threshold_never_leaves_later(
+    name: str, seed: int, low: float, high: float
+) -> None:
+    low, high = min(low, high), max(low, high)
+    logits, kind = draw_logits(seed), THRESHOLDS[name]
+    sooner = simulate(kind((low, low), TEMPERATURES), logits).exits
+    later = simulate(kind((high, high), TEMPERATURES), logits).exits
+    assert (sooner <= later).all()
+
+
+def test_the_running_ensemble_is_the_geometric_mean_of_the_exits_passed() -> None:
+    logits = draw_logits(3)
+    policy = RunningEnsemble((0.6, 0.6), TEMPERATURES)
+    single = Confidence((0.6, 0.6), TEMPERATURES)
+    for one, other in zip(policy.decide(logits[:, :1]), single.decide(logits[:, :1]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    each = np.stack([softmax(logits[:, k], TEMPERATURES[k]) for k in range(3)])
+    product = each.prod(axis=0) ** (1 / 3)
+    expected = product / product.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(policy.decide(logits)[1], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("patience", "answers", "exit_taken"),
+    [
+        (1, [0, 1, 2, 3], 1),
+        (2, [0, 0, 1, 1], 2),
+        (2, [0, 1, 1, 2], 3),
+        (2, [0, 1, 0, 1], 4),
+        (3, [2, 2, 2, 0], 3),
+        (3, [0, 2, 2, 2], 4),
+        (9, [1, 1, 1, 1], 4),
+    ],
+)
+def test_patience_waits_for_equal_answers_in_a_row(
+    patience: int, answers: list[int], exit_taken: int
+) -> None:
+    logits = 3 * np.eye(4, dtype=np.float32)[answers][None]
+    outcome = simulate(Patience(patience, (1.0,) * 4), logits)
+    assert outcome.exits.tolist() == [exit_taken]
+    assert outcome.predictions.tolist() == [answers[exit_taken - 1]]
+
+
+def test_a_fixed_exit_takes_that_exit_and_the_deepest_the_last() -> None:
+    logits = draw_logits(0)
+    for exit_ in (1, 2, 3):
+        outcome = simulate(FixedExit(exit_, ONES), logits)
+        assert (outcome.exits == exit_).all()
+        assert np.array_equal(outcome.predictions, logits[:, exit_ - 1].argmax(axis=1))
+    assert (simulate(Deepest(ONES), logits).exits == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("margin", {"thresholds": [0.5], "temperatures": [1.0]}),
+        ("entropy", {"thresholds": [float("nan")], "temperatures": [1.0, 1.0]}),
+        ("patience", {"patience": 0, "temperatures": [1.0, 1.0]}),
+        ("patience", {"patience": 1, "temperatures": [1.0, float("inf")]}),
+        ("fixed-exit", {"exit": 3, "temperatures": [1.0, 1.0]}),
+        ("deepest", {"temperatures": []}),
+        ("deepest", {"temperatures": [0.0]}),
+    ],
+)
+def test_parameters_that_make_no_sense_are_a_clear_error(
+    name: str, parameters: dict[str, object]
+) -> None:
+    with pytest.raises(UsageError, match=f"policy {name}"):
+        make_policy(name, parameters)
