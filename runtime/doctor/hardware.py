@@ -28,13 +28,17 @@ def probe_model(machine: Machine) -> Finding:
 
 def probe_cpu(machine: Machine) -> Finding:
     """Name the CPU."""
+    return Finding("CPU", f"{cpu_name(machine)}, {cpu_count()} usable here")
+
+
+def cpu_name(machine: Machine) -> str:
+    """Return the CPU's model, or the architecture when nothing tells."""
     info = machine.text("proc/cpuinfo") or ""
     match = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
     if match is None:
         listed = machine.output("lscpu") or ""
         match = re.search(r"^Model name:\s*(.+)$", listed, re.MULTILINE)
-    name = match[1].strip() if match else machine.architecture
-    return Finding("CPU", f"{name}, {cpu_count()} usable here")
+    return match[1].strip() if match else machine.architecture
 
 
 def probe_memory(machine: Machine) -> Finding:
@@ -165,17 +169,24 @@ def probe_power_mode(machine: Machine) -> Finding | None:
     """Tell a Jetson's power mode; advise the one without limits."""
     if machine.jetson is None:
         return None
-    shown = machine.output("nvpmodel", "-q") or ""
-    match = re.search(r"NV Power Mode:\s*(\S+)", shown)
-    if match is None:
+    mode = power_mode(machine)
+    if mode is None:
         return Finding("power mode", None, "look yourself: `sudo nvpmodel -q`", needed=False)
     modes = machine.text("etc/nvpmodel.conf") or ""
     fastest = re.findall(r"^<\s*POWER_MODEL ID=(\d+) NAME=(MAXN\w*)\s*>", modes, re.MULTILINE)
-    if match[1].startswith("MAXN") or not fastest:
-        return Finding("power mode", match[1])
+    if mode.startswith("MAXN") or not fastest:
+        return Finding("power mode", mode)
     number, name = max(fastest, key=lambda mode: len(mode[1]))  # MAXN_SUPER over MAXN
     fix = f"for the shortest times `sudo nvpmodel -m {number}` ({name}), if power and cooling allow"
-    return Finding("power mode", match[1], fix, needed=False)
+    return Finding("power mode", mode, fix, needed=False)
+
+
+def power_mode(machine: Machine) -> str | None:
+    """Return a Jetson's power mode, or elsewhere the CPU's frequency governor; None: unknown."""
+    if machine.jetson is None:
+        return machine.text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    match = re.search(r"NV Power Mode:\s*(\S+)", machine.output("nvpmodel", "-q") or "")
+    return match[1] if match else None
 
 
 def probe_clock_lock(machine: Machine) -> Finding | None:
@@ -196,24 +207,29 @@ def probe_clock_lock(machine: Machine) -> Finding | None:
 
 def _jetson_clocks(machine: Machine) -> Finding:
     fix = "while you measure `sudo jetson_clocks`; it lasts until the next start"
-    devices = sorted((machine.root / "sys/class/devfreq").glob("*"))
-    for device in devices:
-        if not re.search(r"gpu|ga10b|gv11b|gb10b", device.name):
-            continue
-        place = device.relative_to(machine.root)
-        lowest, highest = (machine.text(f"{place}/{name}_freq") for name in ("min", "max"))
-        if lowest is None or highest is None:
-            continue
-        if lowest == highest:
-            return Finding("clock lock", f"on, {int(highest) // 1_000_000} MHz")
-        span = f"{int(lowest) // 1_000_000} to {int(highest) // 1_000_000} MHz"
-        return Finding("clock lock", f"off, {span}", fix, needed=False)
+    span = gpu_clocks_mhz(machine)
+    if span is not None:
+        if span[0] == span[1]:
+            return Finding("clock lock", f"on, {span[1]} MHz")
+        return Finding("clock lock", f"off, {span[0]} to {span[1]} MHz", fix, needed=False)
     shown = machine.output("jetson_clocks", "--show") or ""
     match = re.search(r"GPU MinFreq=(\d+) MaxFreq=(\d+)", shown)
     if match is None:
         return Finding("clock lock", None, "look yourself: `sudo jetson_clocks --show`", False)
     locked = match[1] == match[2]
     return Finding("clock lock", "on" if locked else "off", None if locked else fix, needed=False)
+
+
+def gpu_clocks_mhz(machine: Machine) -> tuple[int, int] | None:
+    """Return the span of a Jetson's GPU clock, equal ends when it is locked; None: unknown."""
+    for device in sorted((machine.root / "sys/class/devfreq").glob("*")):
+        if not re.search(r"gpu|ga10b|gv11b|gb10b", device.name):
+            continue
+        place = device.relative_to(machine.root)
+        lowest, highest = (machine.text(f"{place}/{name}_freq") for name in ("min", "max"))
+        if lowest is not None and highest is not None:
+            return int(lowest) // 1_000_000, int(highest) // 1_000_000
+    return None
 
 
 def _gib(size: int) -> str:
