@@ -97,8 +97,10 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
             None: only its mean over such samples is (conformal risk control).
         n: samples that certified, none of which chose the thresholds.
         losses: how many of them had the loss.
-        max_ms: the deadline that was certified together with the thresholds; None: a deadline
-            voids the guarantee.
+        max_ms: the deadline that was certified together with the thresholds, and every longer one
+            with it; None: a deadline voids the guarantee.
+        device: with `max_ms`: the fingerprint of the device whose latencies were used.
+        halted: with `max_ms`: how many of the n samples the deadline ended before the policy.
     """
 
     loss: Literal["worse", "differs"]
@@ -107,6 +109,20 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     losses: int
     max_ms: float | None = None
+    device: dict[str, Any] | None = None
+    halted: int | None = None
+
+    def __post_init__(self) -> None:
+        for level in (self.epsilon, self.delta):
+            if level is not None and not 0 < level < 1:
+                raise ValueError(f"a level of a guarantee must lie between 0 and 1, not {level}")
+        if not (0 <= self.losses <= self.n and self.n > 0):
+            raise ValueError(f"{self.losses} losses of {self.n} samples make no sense")
+        if self.max_ms is not None:
+            if not 0 < self.max_ms < float("inf"):
+                raise ValueError(f"the deadline must be positive, not {self.max_ms}")
+            if self.device is None or not 0 <= (self.halted or 0) <= self.n:
+                raise ValueError("a guarantee under a deadline names its device")
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mate_edge.errors import UsageError
+from mate_edge.runtime.latencies import Latencies
 
 MISS_SHARE = 0.01
 """The share of deadlines that may be missed, beyond those that the first exit alone misses."""
@@ -100,6 +101,48 @@ def may_continue(
     """Say whether segment `next_segment` (from 1) can run and still answer within `max_ms`."""
     needed = table.quantile_ms[next_segment - 1] + table.post_ms
     return elapsed_ms + factor * needed <= max_ms
+
+
+def time_left(
+    table: LatencyTable,
+    slow_down: SlowDown,
+    k: int,
+    segment_ms: float,
+    elapsed_ms: float,
+    max_ms: float | None,
+) -> bool:
+    """Take in what segment k has just taken, and say whether segment k + 1 may run.
+
+    The runtime asks this after each segment, and so does the simulation of a deadline.
+    """
+    slow_down.observe(segment_ms / table.median_ms[k - 1])
+    if max_ms is None or k == len(table.median_ms):
+        return True
+    return may_continue(table, slow_down.factor, k + 1, elapsed_ms, max_ms)
+
+
+def exits_in_time(measured: Latencies, max_ms: float) -> list[int]:
+    """Return the exit, from 1 to K, to which a deadline lets each measured round go.
+
+    As the runtime would have done, one round after another, when no policy leaves early. All that
+    a round spent outside of its segments counts before its first border: so it never goes deeper
+    here than there.
+    """
+    table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
+    slow_down = SlowDown()
+    none = (0.0,) * measured.rounds
+    outside = zip(
+        measured.rest_ms, measured.decode_ms or none, measured.preprocess_ms or none, strict=True
+    )
+    exits = []
+    for parts, segments in zip(outside, zip(*measured.segments_ms, strict=True), strict=True):
+        elapsed_ms = sum(parts)
+        for k, ms in enumerate(segments, start=1):
+            elapsed_ms += ms
+            if not time_left(table, slow_down, k, ms, elapsed_ms, max_ms):
+                break
+        exits.append(k)
+    return exits
 
 
 def check_max_ms(max_ms: float | None) -> None:

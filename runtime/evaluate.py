@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge import files
-from mate_edge.bundle import MANIFEST, Manifest, find_bundle, read_bundle
+from mate_edge.bundle import MANIFEST, Bundle, Manifest, find_bundle, read_bundle
 from mate_edge.decide.policy import Deepest, Logits, Policy
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import DataError, ImageError, UsageError
@@ -111,7 +111,7 @@ def evaluate_folder(
         if max_ms is not None:
             predictor.measure()
             announce(predictor, max_ms)
-            for name, policy in _policies(predictor.manifest).items():
+            for name, policy in _policies(predictor.bundle).items():
                 tables.append(_under_deadline(predictor, readable, name, policy, max_ms, say))
     rows = tables[0].rows
     for table in tables[1:]:
@@ -189,7 +189,7 @@ class _Tally:
 def _all_exits(predictor: Predictor, labelled: list[tuple[Path, int]], say: Say) -> _Pass:
     """Take every image through all exits, and simulate the policies on what they say."""
     manifest, num_exits = predictor.manifest, len(predictor.manifest.exits)
-    classes, policies = manifest.classes, _policies(manifest)
+    classes, policies = manifest.classes, _policies(predictor.bundle)
     tallies = {name: _Tally(manifest) for name in policies}
     recording = _Recording(Deepest(tuple(exit_.temperature for exit_ in manifest.exits)))
     found = _Pass([], [], {})
@@ -248,10 +248,10 @@ def _under_deadline(
     return _Pass(labelled, rows, {name: tally.figures()})
 
 
-def _policies(manifest: Manifest) -> dict[str, Policy]:
+def _policies(bundle: Bundle) -> dict[str, Policy]:
     """Return the bundle's operating points and the deepest policy, by name."""
-    names = [*manifest.operating_points, DEEPEST]
-    return {name: resolve_policy(manifest, name) for name in names}
+    names = [*bundle.manifest.operating_points, DEEPEST]
+    return {name: resolve_policy(bundle, name) for name in names}
 
 
 def _ms_up_to(prediction: Prediction, exit_: int) -> float:

@@ -1,41 +1,85 @@
-"""Which policy is meant: an operating point of the bundle, a threshold, or a policy itself."""
+"""Which policy is meant: an operating point, a fixed exit, a threshold, or a policy itself."""
 
 from __future__ import annotations
 
-from mate_edge.bundle import Manifest
+from dataclasses import dataclass
+from pathlib import Path
+
+from mate_edge.bundle import Bundle, Guarantee, OperatingPoint
 from mate_edge.decide.policy import Confidence, Deepest, Policy, make_policy
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
+from mate_edge.runtime.points import DEEPEST, NUMBERED, kept_points, read_point
 
-PolicyChoice = str | Policy | float | None
+PolicyChoice = str | Path | Policy | float | None
 DEFAULT_POLICY = "balanced"
+PARAMETERS = {"exit": ("fixed-exit", "exit"), "patience": ("patience", "patience")}
+"""The policy and its parameter that `exit-2` and `patience-2` mean."""
 
 
-def resolve_policy(manifest: Manifest, policy: PolicyChoice) -> Policy:
+@dataclass(frozen=True)
+class Chosen:
+    """A policy, what the user calls it, and what is promised of it: None, nothing."""
+
+    name: str
+    policy: Policy
+    guarantee: Guarantee | None = None
+
+
+def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
     """Return the policy that is meant.
 
     Args:
-        manifest: of the bundle.
-        policy: the name of an operating point of the bundle, `deepest`, one threshold in [0, 1]
-            for all exits, a `Policy`, or None for `balanced`.
+        bundle: an opened bundle.
+        policy: the name of an operating point, the bundle's own or one that `mate-edge tune` stored
+            on this device; the file of one, `FILE.json`; `deepest`; `exit-2`, which always leaves
+            at exit 2; `patience-2`, which leaves after 2 equal answers in a row; one threshold in
+            [0, 1] for all exits; a `Policy`; or None for `balanced`.
 
     Raises:
-        UsageError: an unknown name, or a threshold out of range.
+        UsageError: an unknown name, a threshold out of range, a file that is damaged or of another
+            bundle, or a policy for another number of exits.
     """
-    temperatures = tuple(exit_.temperature for exit_ in manifest.exits)
+    temperatures = tuple(exit_.temperature for exit_ in bundle.manifest.exits)
     if policy is None:
         policy = DEFAULT_POLICY
     if isinstance(policy, int | float):
         if not 0 <= policy <= 1:
             raise UsageError(f"the threshold must lie between 0 and 1, not {policy}")
-        return Confidence((float(policy),) * (len(temperatures) - 1), temperatures)
-    if not isinstance(policy, str):
-        return policy
-    points = manifest.operating_points
-    point = look_up("policy", policy, {**points, "deepest": None})
-    if point is None:
-        return Deepest(temperatures)
-    found = make_policy(point.policy, point.parameters)
-    if len(getattr(found, "temperatures", temperatures)) != len(temperatures):
-        raise UsageError(f"operating point {policy} is for another number of exits")
-    return found
+        thresholds = (float(policy),) * (len(temperatures) - 1)
+        return Chosen(f"threshold {policy:g}", Confidence(thresholds, temperatures))
+    if not isinstance(policy, str | Path):
+        return _fitting(Chosen(type(policy).__name__, policy), len(temperatures))
+    name = str(policy)
+    own = bundle.manifest.operating_points
+    if name in own:
+        return _fitting(_of_point(name, own[name]), len(temperatures))
+    if name == DEEPEST:
+        return Chosen(name, Deepest(temperatures))
+    if numbered := NUMBERED.fullmatch(name):
+        kind, parameter = PARAMETERS[numbered[1]]
+        values = {parameter: int(numbered[2]), "temperatures": temperatures}
+        return Chosen(name, make_policy(kind, values))
+    if isinstance(policy, Path) or name.endswith(".json"):
+        return _fitting(_of_point(name, read_point(Path(name), bundle).point), len(temperatures))
+    points = own | {name: found.point for name, found in kept_points(bundle).items()}
+    point = look_up("policy", name, points | {DEEPEST: None, "exit-1": None, "patience-2": None})
+    assert point is not None  # the others were found above
+    return _fitting(_of_point(name, point), len(temperatures))
+
+
+def resolve_policy(bundle: Bundle, policy: PolicyChoice) -> Policy:
+    """Return the policy alone; see `choose_policy`."""
+    return choose_policy(bundle, policy).policy
+
+
+def _of_point(name: str, point: OperatingPoint) -> Chosen:
+    return Chosen(name, make_policy(point.policy, point.parameters), point.guarantee)
+
+
+def _fitting(chosen: Chosen, num_exits: int) -> Chosen:
+    """Refuse a policy for another number of exits."""
+    found = len(getattr(chosen.policy, "temperatures", range(num_exits)))
+    if found != num_exits:
+        raise UsageError(f"policy {chosen.name} is for {found} exits, the bundle has {num_exits}")
+    return chosen

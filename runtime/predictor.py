@@ -22,12 +22,12 @@ from mate_edge.runtime.deadline import (
     LatencyTable,
     SlowDown,
     check_max_ms,
-    may_continue,
     samples_needed,
+    time_left,
 )
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.engines.engine import Engine
-from mate_edge.runtime.policy import PolicyChoice, resolve_policy
+from mate_edge.runtime.policy import Chosen, PolicyChoice, choose_policy, resolve_policy
 
 HaltedBy = Literal["policy", "deadline", "last-exit"]
 
@@ -73,7 +73,7 @@ class Predictor:
 
     Args:
         engine: of the bundle.
-        policy: see `resolve_policy`.
+        policy: see `choose_policy`.
         clock: of nanoseconds; `time.perf_counter_ns`.
     """
 
@@ -86,7 +86,7 @@ class Predictor:
         self.engine, self.clock = engine, clock
         self.bundle: Bundle = engine.bundle
         self.manifest = self.bundle.manifest
-        self.policy = resolve_policy(self.manifest, policy)
+        self.chosen: Chosen = choose_policy(self.bundle, policy)
         self.latencies: LatencyTable | None = None
         self.slow_down = SlowDown()
         self._busy = threading.Lock()
@@ -106,7 +106,7 @@ class Predictor:
 
         Args:
             bundle: the folder.
-            policy: see `resolve_policy`.
+            policy: see `choose_policy`.
             engine: a name in `ENGINES`; None takes the one that the bundle was exported for, or
                 onnxruntime, with a warning, where there is no NVIDIA GPU.
             threads: of the CPU engine; None lets it choose.
@@ -123,6 +123,11 @@ class Predictor:
         if not lazy:
             predictor.warm_up()
         return predictor
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in use."""
+        return self.chosen.policy
 
     def warm_up(self) -> None:
         """Open all segments and run them a few times."""
@@ -188,7 +193,7 @@ class Predictor:
             started_ns: `time.perf_counter_ns()` when the frame was taken; default: when the
                 encoded image is in memory.
             color: the channel order of an array.
-            policy: instead of the predictor's own; see `resolve_policy`.
+            policy: instead of the predictor's own; see `choose_policy`.
 
         Raises:
             ImageError: the image cannot be read, or lies in device memory and the engine was not
@@ -198,7 +203,7 @@ class Predictor:
             EngineError: the engine failed, or returned something that is no number.
         """
         check_max_ms(max_ms)
-        chosen = self.policy if policy is None else resolve_policy(self.manifest, policy)
+        chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             if max_ms is not None and self.latencies is None:
                 self.measure()
@@ -231,7 +236,7 @@ class Predictor:
         """
         if not frames:
             return []
-        chosen = self.policy if policy is None else resolve_policy(self.manifest, policy)
+        chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             encoded = [read_frame(frame) for frame in frames]
             began = self.clock()
@@ -259,12 +264,13 @@ class Predictor:
                 yield str(source), error
 
     def set_policy(self, policy: PolicyChoice) -> None:
-        """Change the policy; see `resolve_policy`."""
-        self.policy = resolve_policy(self.manifest, policy)
+        """Change the policy; see `choose_policy`."""
+        self.chosen = choose_policy(self.bundle, policy)
 
     def clone(self) -> Predictor:
         """Return a predictor for another thread; what the engine can share is shared."""
         twin = Predictor(self.engine.clone(), self.policy, self.clock)
+        twin.chosen = self.chosen
         twin.latencies = self.latencies
         return twin
 
@@ -310,18 +316,9 @@ class Predictor:
             if k == num_segments:
                 leave[:], halted_by = True, "last-exit"
             if self.latencies is not None and n == 1:
-                self.slow_down.observe(ms / self.latencies.median_ms[k - 1])
-                if (
-                    max_ms is not None
-                    and not leave[0]
-                    and not may_continue(
-                        self.latencies,
-                        self.slow_down.factor,
-                        k + 1,
-                        self._ms_since(started),
-                        max_ms,
-                    )
-                ):
+                elapsed_ms = self._ms_since(started)
+                goes_on = time_left(self.latencies, self.slow_down, k, ms, elapsed_ms, max_ms)
+                if not goes_on and not leave[0]:
                     leave[:], halted_by = True, "deadline"
             for row in np.flatnonzero(leave):
                 index = int(probabilities[row].argmax())

@@ -1,152 +1,231 @@
-"""`mate-edge tune`: from a bundle's calibration logits to an operating point under a name.
-
-An operating point is also a file of its own, which names the bundle that it is for and can be
-shipped alone.
-"""
+"""`mate-edge tune`: from a bundle's validation logits to an operating point under a name."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from mate_edge import __version__, files
-from mate_edge.bundle import Bundle, OperatingPoint
+from mate_edge.bundle import Bundle, Guarantee, OperatingPoint
 from mate_edge.decide.calibrate import Calibrated, Calibration
 from mate_edge.decide.policy import THRESHOLDS
+from mate_edge.decide.risk import check_levels
+from mate_edge.decide.tune import Loss
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
-from mate_edge.runtime.state import read_state, state_folder, write_state
+from mate_edge.runtime.building import build_if_needed
+from mate_edge.runtime.calibration import read_calibration
+from mate_edge.runtime.deadline import check_max_ms, exits_in_time
+from mate_edge.runtime.engines import Say, choose_engine, make_engine
+from mate_edge.runtime.latencies import Latencies
+from mate_edge.runtime.points import TunedPoint, check_name, check_out, keep_point, kept_point
+from mate_edge.runtime.predictor import Predictor
 
-SCHEMA = 1
-POINTS = "operating-points"
-"""They depend on the bundle alone, so they lie in its state under this name, not a device's."""
+DEFAULT_NAME = "tuned"
+DEFAULT_DELTA = 0.05
+LOSSES: dict[str, Loss] = {"worse": "worse", "differs": "differs"}
 
 
-class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """The file of an operating point.
+@dataclass(frozen=True)
+class Goal:
+    """What the thresholds are to reach: exactly one of the first four.
 
     Attributes:
-        name: what `run --policy` calls it.
-        bundle: the id of the bundle that it is for.
-        goal: what was asked for, in the words of the command line.
-        last_accuracy: the last exit's on the samples that `point` is reported on.
-        samples: how many those are: the half of the validation images that chose nothing.
+        max_drop: points of accuracy below the last exit, on the search half.
+        max_risk: a share in (0, 1): the risk to certify.
+        budget_flops: the mean FLOPs of an image, at most.
+        budget_ms: the mean ms of an image on this device, at most.
+        delta: with `max_risk`: the chance of being wrong about it; None means 0.05.
+        mean_risk: with `max_risk`: bound the mean risk only, by conformal risk control.
+        loss: with `max_risk`: a name in `LOSSES`; None means `worse`.
+        max_ms: with `max_risk`: a deadline to certify together with the policy.
+
+    Raises:
+        UsageError: no goal, two goals, or an option that does not go with the goal.
     """
 
-    schema: int = SCHEMA
-    name: str
-    bundle: str
-    goal: str
-    point: OperatingPoint
-    last_accuracy: float
-    samples: int
-    created: str
-    version: str = __version__
+    max_drop: float | None = None
+    max_risk: float | None = None
+    budget_flops: float | None = None
+    budget_ms: float | None = None
+    delta: float | None = None
+    mean_risk: bool = False
+    loss: str | None = None
+    max_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        goals = (self.max_drop, self.max_risk, self.budget_flops, self.budget_ms)
+        if sum(goal is not None for goal in goals) != 1:
+            raise UsageError(
+                "give exactly one of --max-drop, --max-risk, --budget-flops and --budget-ms"
+            )
+        options = self.delta is not None, self.mean_risk, self.loss, self.max_ms is not None
+        if self.max_risk is None and any(options):
+            raise UsageError("--delta, --mean-risk, --loss and --max-ms go with --max-risk")
+        if self.mean_risk and self.delta is not None:
+            raise UsageError("--mean-risk bounds a mean and has no --delta: leave one of them out")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise UsageError(f"--max-drop must lie between 0 and 100 points, not {self.max_drop}")
+        for name, budget in (
+            ("--budget-flops", self.budget_flops),
+            ("--budget-ms", self.budget_ms),
+        ):
+            if budget is not None and not 0 < budget < float("inf"):
+                raise UsageError(f"{name} must be a positive number, not {budget}")
+        if self.loss is not None:
+            look_up("--loss", self.loss, LOSSES)
+        check_max_ms(self.max_ms)
+        if self.max_risk is not None:
+            check_levels(self.max_risk, self.levels[1], None)
+
+    @property
+    def levels(self) -> tuple[float, float | None]:
+        """Epsilon and delta; a delta of None for the mean risk."""
+        delta = DEFAULT_DELTA if self.delta is None else self.delta
+        return self.max_risk or 0.0, None if self.mean_risk else delta
+
+    @property
+    def needs_latencies(self) -> bool:
+        """Whether this device must have been measured."""
+        return self.budget_ms is not None or self.max_ms is not None
+
+    def words(self) -> str:
+        """Return it as typed on the command line, with what was left out."""
+        if self.max_drop is not None:
+            return f"--max-drop {self.max_drop:g}"
+        if self.budget_flops is not None:
+            return f"--budget-flops {self.budget_flops:g}"
+        if self.budget_ms is not None:
+            return f"--budget-ms {self.budget_ms:g}"
+        epsilon, delta = self.levels
+        certainty = "--mean-risk" if delta is None else f"--delta {delta:g}"
+        deadline = "" if self.max_ms is None else f" --max-ms {self.max_ms:g}"
+        return f"--max-risk {epsilon:g} {certainty} --loss {self.loss or 'worse'}{deadline}"
 
 
-def calibration(bundle: Bundle, costs: Sequence[float], kind: str) -> Calibration:
-    """Return the bundle's validation logits, halved and ready for a goal.
+def tune(
+    opened: Bundle,
+    goal: Goal,
+    kind: str,
+    *,
+    name: str | None,
+    out: Path | None,
+    engine: str | None,
+    threads: int | None,
+    say: Say,
+) -> TunedPoint:
+    """Choose thresholds for a goal, say what they do on held-back samples, and store them.
 
     Args:
-        bundle: an opened bundle.
-        costs: of each exit with all segments before it, in FLOPs or ms.
+        opened: the bundle.
+        goal: what to reach.
         kind: a policy in `THRESHOLDS`.
+        name: to store them under on this device; None means `tuned`.
+        out: a file to write too.
+        engine: the one to measure, for a goal in ms; None lets `choose_engine` choose.
+        threads: of the CPU engine.
+        say: told what is going on.
 
     Raises:
-        BundleError: `calibration.npz` is damaged.
-        UsageError: a policy without thresholds.
+        BundleError: the bundle is damaged.
+        UsageError: a name, a file or a policy that makes no sense, a budget that cannot be met, or
+            too few samples to certify with.
+        EngineError: the engine to measure cannot be had.
     """
     look_up("--policy", kind, THRESHOLDS)
-    arrays: dict[str, Any] = bundle.arrays(bundle.manifest.calibration)
-    return Calibration(
-        arrays["logits"].astype(np.float32), arrays["labels"].astype(np.int64), costs, kind
-    )
+    name = DEFAULT_NAME if name is None else name
+    check_name(opened, name)
+    if out is not None:
+        check_out(out)
+    if len(opened.manifest.exits) < 2:
+        raise UsageError(f"{opened.folder} has one exit: there is nothing to tune")
+    logits, labels = read_calibration(opened)
+    if goal.max_risk is not None:
+        check_levels(*goal.levels, len(labels) - len(labels) // 2)
+    measured = _latencies(opened, engine, threads, say) if goal.needs_latencies else None
+    costs: Sequence[float] = [exit_.cumulative_flops for exit_ in opened.manifest.exits]
+    rounds = None
+    if goal.budget_ms is not None and measured is not None:
+        costs = mean_ms(measured)
+    if goal.max_ms is not None and measured is not None:
+        rounds = np.asarray(exits_in_time(measured, goal.max_ms), np.int64)
+    calibrated = _reach(goal, Calibration(logits, labels, costs, kind, rounds))
+    guarantee = calibrated.guarantee
+    if guarantee is not None and goal.max_ms is not None and measured is not None:
+        guarantee = msgspec.structs.replace(
+            guarantee,
+            max_ms=goal.max_ms,
+            device=msgspec.to_builtins(measured.fingerprint),
+            halted=calibrated.halted,
+        )
+    found = _point(opened, name, goal, kind, calibrated, guarantee, measured)
+    before = kept_point(opened, name)
+    keep_point(found, out)
+    if before is not None:
+        say(f"{name} replaces the one tuned for {before.goal} on {before.created[:10]}")
+    return found
 
 
-def tuned_point(
-    bundle: Bundle, name: str, goal: str, kind: str, calibrated: Calibrated
+def _latencies(bundle: Bundle, engine: str | None, threads: int | None, say: Say) -> Latencies:
+    """Return what predictions take on this device, measured now when it is not known."""
+    chosen = engine or choose_engine(bundle, say)
+
+    def start() -> Latencies:
+        with Predictor(make_engine(chosen, bundle, threads, True), "deepest") as predictor:
+            predictor.know_latencies(say)
+            assert predictor.measured is not None
+            return predictor.measured
+
+    return build_if_needed(bundle, start, say)
+
+
+def mean_ms(measured: Latencies) -> list[float]:
+    """Return the mean ms of a prediction that leaves at each exit."""
+    rest = [measured.rest_ms, measured.decode_ms, measured.preprocess_ms]
+    before = sum(float(np.mean(row)) for row in rest if row)
+    own = [float(np.mean(row)) for row in measured.segments_ms]
+    return [before + sum(own[: k + 1]) for k in range(len(own))]
+
+
+def _reach(goal: Goal, calibration: Calibration) -> Calibrated:
+    if goal.max_drop is not None:
+        return calibration.within_drop(goal.max_drop / 100)
+    if goal.max_risk is not None:
+        return calibration.within_risk(*goal.levels, LOSSES[goal.loss or "worse"])
+    if goal.budget_flops is not None:
+        return calibration.within_budget(goal.budget_flops, "FLOPs")
+    assert goal.budget_ms is not None
+    return calibration.within_budget(goal.budget_ms, "ms")
+
+
+def _point(
+    bundle: Bundle,
+    name: str,
+    goal: Goal,
+    kind: str,
+    calibrated: Calibrated,
+    guarantee: Guarantee | None,
+    measured: Latencies | None,
 ) -> TunedPoint:
-    """Return the file's contents for a policy that was chosen.
-
-    Raises:
-        UsageError: a name that is no plain word, or taken by the bundle's own points.
-    """
-    check_name(bundle, name)
-    exits = bundle.manifest.exits
+    exits, outcome = bundle.manifest.exits, calibrated.outcome
     return TunedPoint(
         name=name,
         bundle=bundle.id,
-        goal=goal,
+        goal=goal.words(),
         point=OperatingPoint(
             policy=kind,
             parameters=asdict(calibrated.policy),
             val_accuracy=calibrated.accuracy,
-            val_mean_flops=calibrated.outcome.mean_flops(
-                tuple(exit_.cumulative_flops for exit_ in exits)
-            ),
-            val_exit_shares=calibrated.outcome.exit_shares(len(exits)),
-            guarantee=calibrated.guarantee,
+            val_mean_flops=outcome.mean_flops([exit_.cumulative_flops for exit_ in exits]),
+            val_exit_shares=outcome.exit_shares(len(exits)),
+            guarantee=guarantee,
         ),
         last_accuracy=calibrated.last_accuracy,
         samples=len(calibrated.labels),
+        mean_ms=None if measured is None else outcome.mean_flops(mean_ms(measured)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def check_name(bundle: Bundle, name: str) -> None:
-    """Refuse a name that cannot be a file's, or that the bundle's own points have.
-
-    Raises:
-        UsageError: with the name.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", name) or name.endswith(".json"):
-        raise UsageError(f"--name takes letters, digits, - and _, not {name!r}")
-    if name in bundle.manifest.operating_points or name == "deepest":
-        raise UsageError(f"--name {name} is one of the bundle's own: choose another")
-
-
-def keep_point(found: TunedPoint, out: Path | None) -> None:
-    """Store an operating point under its name on this device, and in the file `out`.
-
-    Raises:
-        UsageError: a place that cannot be written.
-    """
-    write_state(state_folder(found.bundle, POINTS), found.name, found)
-    if out is not None:
-        files.make_folder(out.parent)
-        files.write_json(out, found)
-
-
-def kept_points(bundle: Bundle) -> dict[str, TunedPoint]:
-    """Return the operating points of this bundle that were stored on this device, by name."""
-    folder = state_folder(bundle.id, POINTS)
-    names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
-    found = {name: read_state(folder, name, TunedPoint) for name in names}
-    return {
-        name: point
-        for name, point in found.items()
-        if point is not None and point.schema == SCHEMA and point.bundle == bundle.id
-    }
-
-
-def read_point(path: Path, bundle: Bundle) -> TunedPoint:
-    """Read an operating point's file.
-
-    Raises:
-        UsageError: missing, damaged, of a newer schema, or for another bundle.
-    """
-    data = files.read_bytes(path, files.MAX_JSON_BYTES, UsageError)
-    found = files.decode_json(data, TunedPoint, path, SCHEMA, UsageError)
-    if found.bundle != bundle.id:
-        raise UsageError(
-            f"{path} is for the bundle {found.bundle[:12]}, {bundle.folder} is {bundle.id[:12]}: "
-            "tune this one (mate-edge tune), or use the bundle that it was made for"
-        )
-    return found

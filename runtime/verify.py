@@ -169,7 +169,7 @@ def _judge(
     points = {}
     if np.isfinite(found).all():
         for point in bundle.manifest.operating_points:
-            policy = resolve_policy(bundle.manifest, point)
+            policy = resolve_policy(bundle, point)
             points[point], wrong = compare_exits(policy, found, golden.logits, allowed)
             if wrong:
                 findings.refusals.append(

@@ -17,10 +17,11 @@ from mate_edge.decide.policy import Logits, Thresholds
 from mate_edge.decide.risk import check_levels, conformal_risk_control, learn_then_test
 from mate_edge.decide.simulate import Outcome, simulate
 from mate_edge.decide.temperature import fit_temperature
-from mate_edge.decide.tune import Flags, Labels, Loss, Search, losses
+from mate_edge.decide.tune import Flags, Labels, Loss, Search, losses, lost_on_the_way
 from mate_edge.errors import UsageError
 
 HALVING_SEED = 0
+ROUNDS_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Calibrated:
         outcome: on the certification half.
         labels: int64 [n], its labels.
         last_accuracy: the last exit's there.
+        halted: how many of them a deadline ended before the policy.
         guarantee: None when nothing is promised.
     """
 
@@ -39,6 +41,7 @@ class Calibrated:
     outcome: Outcome
     labels: Labels
     last_accuracy: float
+    halted: int
     guarantee: Guarantee | None = None
 
     @property
@@ -53,6 +56,11 @@ def halve(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
 
 
+def draw_rounds(rounds: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Draw one of the rounds for each of n samples, the same ones every time."""
+    return np.asarray(rounds)[np.random.default_rng(ROUNDS_SEED).integers(0, len(rounds), n)]
+
+
 class Calibration:
     """The two halves, ready for any goal.
 
@@ -61,22 +69,39 @@ class Calibration:
         labels: int64 [n].
         costs: of each exit with all segments before it, in FLOPs or ms.
         kind: a name in `THRESHOLDS`.
+        rounds: int64 [m], the exit from 1 to K to which a deadline lets each of m measured rounds
+            go. Each sample meets one of them, drawn by a fixed seed, apart from all others: so
+            samples stay independent, and one sample's loss 0 or 1, as the binomial needs.
 
     Raises:
         UsageError: fewer than two samples.
     """
 
     def __init__(
-        self, logits: Logits, labels: Labels, costs: Sequence[float], kind: str = "confidence"
+        self,
+        logits: Logits,
+        labels: Labels,
+        costs: Sequence[float],
+        kind: str = "confidence",
+        rounds: NDArray[np.int64] | None = None,
     ) -> None:
         if len(labels) < 2:
             raise UsageError(f"thresholds need validation samples, here are {len(labels)}")
         search, certify = halve(len(labels))
         self.logits, self.labels = logits[certify], labels[certify]
+        deepest = None if rounds is None else draw_rounds(rounds, len(labels))
+        self.deepest = None if deepest is None else deepest[certify]
         self.temperatures = tuple(
             fit_temperature(logits[search, k], labels[search]) for k in range(logits.shape[1])
         )
-        self.search = Search(logits[search], labels[search], self.temperatures, costs, kind)
+        self.search = Search(
+            logits[search],
+            labels[search],
+            self.temperatures,
+            costs,
+            kind,
+            None if deepest is None else deepest[search],
+        )
 
     def within_drop(self, max_drop: float) -> Calibrated:
         """Return the cheapest policy at most `max_drop` below the last exit on the search half.
@@ -87,8 +112,12 @@ class Calibration:
         found = self.search.cheapest(self.search.needed(max_drop))
         return self._calibrated(self.search.policy(found))
 
-    def within_budget(self, budget: float) -> Calibrated:
+    def within_budget(self, budget: float, unit: str) -> Calibrated:
         """Return the most accurate policy of mean cost `budget` at most on the search half.
+
+        Args:
+            budget: in the unit of the costs.
+            unit: its name, for the message.
 
         Raises:
             UsageError: the first exit alone costs more.
@@ -97,7 +126,8 @@ class Calibration:
         if found is None:
             lowest = self.search.costs[0]
             raise UsageError(
-                f"the budget {budget:g} is below what exit 1 alone costs, {lowest:g}: allow more"
+                f"a budget of {budget:g} {unit} is below what exit 1 alone costs, {lowest:.4g}: "
+                "allow more"
             )
         return self._calibrated(self.search.policy(found))
 
@@ -119,10 +149,12 @@ class Calibration:
             passed = conformal_risk_control(lost, epsilon)
         else:
             passed = learn_then_test(lost, epsilon, delta)
-        if not passed:  # only an ensemble's last answer can differ from the last exit's
+        if not passed:  # an ensemble, or a deadline, can lose an answer that leaves nowhere early
+            longer = "" if self.deepest is None else " or a longer deadline"
             raise UsageError(
-                f"--max-risk {epsilon:g} cannot be certified even when no image leaves early: "
-                f"{int(lost[0].sum())} of {len(self.labels)} answers are lost; allow more risk"
+                f"--max-risk {epsilon:g} cannot be certified even when the policy lets no image "
+                f"leave early: {int(lost[0].sum())} of {len(self.labels)} answers are lost; allow "
+                f"more risk{longer}"
             )
         guarantee = Guarantee(
             loss=loss,
@@ -134,16 +166,33 @@ class Calibration:
         return self._calibrated(policies[passed - 1], guarantee)
 
     def lost(self, policy: Thresholds, loss: Loss) -> Flags:
-        """Return which samples of the certification half have the loss, bool [n]."""
-        answers = simulate(policy, self.logits).predictions
-        return losses(answers, self.logits, self.labels)[loss]
+        """Return which samples of the certification half have the loss, bool [n].
+
+        With rounds of a deadline, see `lost_on_the_way`.
+        """
+        outcome = simulate(policy, self.logits)
+        if self.deepest is None:
+            return losses(outcome.predictions, self.logits, self.labels)[loss]
+        answers = np.stack(
+            [
+                policy.answer(self.logits[:, : k + 1]).argmax(axis=-1)
+                for k in range(self.logits.shape[1])
+            ],
+            axis=1,
+        )
+        lost = lost_on_the_way(losses(answers, self.logits, self.labels)[loss], self.deepest)
+        taken: Flags = lost[np.arange(len(lost)), outcome.exits - 1]
+        return taken
 
     def _calibrated(self, policy: Thresholds, guarantee: Guarantee | None = None) -> Calibrated:
         last = self.logits[:, -1].argmax(axis=-1)
+        outcome = simulate(policy, self.logits, self.deepest)
+        wished = simulate(policy, self.logits).exits
         return Calibrated(
             policy=policy,
-            outcome=simulate(policy, self.logits),
+            outcome=outcome,
             labels=self.labels,
             last_accuracy=float((last == self.labels).mean()),
+            halted=int((outcome.exits < wished).sum()),
             guarantee=guarantee,
         )

@@ -76,22 +76,24 @@ def conformal_risk_control(losses: Sequence[NDArray[np.bool_]], epsilon: float) 
     return len(losses)
 
 
-def check_levels(epsilon: float, delta: float | None, n: int) -> None:
+def check_levels(epsilon: float, delta: float | None, n: int | None) -> None:
     """Refuse levels that make no sense, and samples too few for them.
 
     Args:
         epsilon: the risk.
         delta: the chance of being wrong about it; None for `conformal_risk_control`.
-        n: the samples to certify with.
+        n: the samples to certify with; None when they are not known yet.
 
     Raises:
         UsageError: with the values, or with the smallest n.
     """
     for name, level in (("--max-risk", epsilon), ("--delta", delta)):
         if level is not None and not 0 < level < 1:
-            raise UsageError(f"{name} must lie between 0 and 1, not {level}")
-    needed = math.ceil(1 / epsilon) - 1 if delta is None else samples_needed(epsilon, delta)
-    if n < needed:
+            raise UsageError(
+                f"{name} must lie between 0 and 1, not {level:g}: 0.01 or 1% is one per cent"
+            )
+    needed = math.ceil(1 / epsilon - 1e-12) - 1 if delta is None else samples_needed(epsilon, delta)
+    if n is not None and n < needed:
         chance = "" if delta is None else f" and --delta {delta:g}"
         raise UsageError(
             f"--max-risk {epsilon:g}{chance} needs {needed} samples to certify with, here are {n}: "

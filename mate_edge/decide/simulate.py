@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ class Outcome:
         """Return the share of right answers."""
         return float(np.mean(self.predictions == labels))
 
-    def mean_flops(self, cumulative_flops: tuple[int, ...]) -> float:
+    def mean_flops(self, cumulative_flops: Sequence[float]) -> float:
         """Return the mean FLOPs a sample, given those of each exit with all segments before it."""
         return float(np.asarray(cumulative_flops, np.float64)[self.exits - 1].mean())
 
@@ -38,8 +39,14 @@ class Outcome:
         return tuple(float(share) for share in counts / max(len(self.exits), 1))
 
 
-def simulate(policy: Policy, logits: Logits) -> Outcome:
-    """Apply `policy` to cached logits, float32 [n, K, C], exit by exit as the runtime does."""
+def simulate(policy: Policy, logits: Logits, deepest: NDArray[np.int64] | None = None) -> Outcome:
+    """Apply `policy` to cached logits, exit by exit as the runtime does.
+
+    Args:
+        policy: asked after each exit.
+        logits: float32 [n, K, C].
+        deepest: int64 [n], the exit from 1 to K at which a deadline ends each sample; None: K.
+    """
     n, num_exits, _ = logits.shape
     exits = np.full(n, num_exits)
     predictions = np.zeros(n, np.int64)
@@ -49,6 +56,8 @@ def simulate(policy: Policy, logits: Logits) -> Outcome:
         leave, probabilities = policy.decide(logits[rows, :k])
         if k == num_exits:
             leave = np.ones(len(rows), np.bool_)
+        elif deepest is not None:
+            leave = leave | (deepest[rows] <= k)
         left = rows[leave]
         exits[left] = k
         predictions[left] = probabilities[leave].argmax(axis=-1)

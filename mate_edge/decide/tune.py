@@ -37,10 +37,12 @@ class Search:
         temperatures: one an exit.
         costs: of each exit with all segments before it, in FLOPs or ms.
         kind: a name in `THRESHOLDS`.
+        deepest: int64 [n], the exit from 1 to K at which a deadline ends each sample; None: K.
 
     Attributes:
-        right: bool [n, K], whether each exit would answer rightly.
-        lost: of each `Loss`, bool [n, K], whether each exit's answer has it.
+        right: bool [n, K], whether a sample that the policy lets go at each exit is answered
+            rightly: there, or where the deadline ended it before.
+        lost: of each `Loss`, bool [n, K], whether it has that; see `lost_on_the_way`.
     """
 
     def __init__(
@@ -50,17 +52,26 @@ class Search:
         temperatures: tuple[float, ...],
         costs: Sequence[float],
         kind: str = "confidence",
+        deepest: NDArray[np.int64] | None = None,
     ) -> None:
-        num_exits = logits.shape[1]
+        n, num_exits, _ = logits.shape
         self.kind, self.temperatures = THRESHOLDS[kind], temperatures
         self.never = [NEVER] * (num_exits - 1)
         policy = self.policy(self.never)
         probabilities = [policy.answer(logits[:, : k + 1]) for k in range(num_exits)]
         self.scores = np.stack([policy.score(found) for found in probabilities], axis=1)
         answers = np.stack([found.argmax(axis=-1) for found in probabilities], axis=1)
-        self.right = answers == labels[:, None]
-        self.lost = losses(answers, logits, labels)
         self.costs = np.asarray(costs, np.float64)
+        if deepest is None:
+            deepest = np.full(n, num_exits)
+        taken = np.minimum(np.arange(num_exits), deepest[:, None] - 1)
+        self.rows = np.arange(n)
+        self.spent = self.costs[taken]
+        self.right = (answers == labels[:, None])[self.rows[:, None], taken]
+        self.lost = {
+            name: lost_on_the_way(flags, deepest)
+            for name, flags in losses(answers, logits, labels).items()
+        }
         self.grids = [_halfway(self.scores[:, k]) for k in range(num_exits - 1)]
 
     def policy(self, thresholds: Sequence[float]) -> Thresholds:
@@ -70,8 +81,8 @@ class Search:
     def outcome(self, thresholds: Sequence[float], values: Flags) -> tuple[float, int]:
         """Return the mean cost, and how many of the exits taken have a flag in `values` [n, K]."""
         leave = self.scores >= np.asarray([*thresholds, 0.0], np.float32)
-        taken = leave.argmax(axis=1)
-        return float(self.costs[taken].mean()), int(values[np.arange(len(taken)), taken].sum())
+        at = self.rows, leave.argmax(axis=1)
+        return float(self.spent[at].mean()), int(values[at].sum())
 
     def best(
         self,
@@ -132,14 +143,14 @@ class Search:
     def path(self, loss: Loss) -> list[list[float]]:
         """Return threshold vectors from conservative to aggressive, each cheaper than the last.
 
-        The first never leaves early. Each next one is the cheapest with at most so many losses, a
-        number that rises in `STEPS` steps, finely at first.
+        The first never leaves early. Each next one is the cheapest with at most so many losses
+        more than that, a number that rises in `STEPS` steps, finely at first.
         """
         lost = self.lost[loss]
-        most = self.outcome([0.0] * len(self.grids), lost)[1]
-        path, cost = [self.never], self.outcome(self.never, lost)[0]
-        for allowed in np.unique(np.geomspace(1, most + 1, STEPS).round() - 1):
-            found = self.best(lost, _at_most(float(allowed)), path[-1])
+        path, (cost, fewest) = [self.never], self.outcome(self.never, lost)
+        most = max(self.outcome([0.0] * len(self.grids), lost)[1] - fewest, 0)
+        for more in np.unique(np.geomspace(1, most + 1, STEPS).round() - 1):
+            found = self.best(lost, _at_most(fewest + float(more)), path[-1])
             if (here := self.outcome(found, lost)[0]) < cost:
                 path.append(found)
                 cost = here
@@ -156,6 +167,25 @@ def losses(answers: NDArray[np.intp], logits: Logits, labels: Labels) -> dict[Lo
     if answers.ndim == 2:
         last, labels = last[:, None], labels[:, None]
     return {"worse": (answers != labels) & (last == labels), "differs": answers != last}
+
+
+def lost_on_the_way(flags: Flags, deepest: NDArray[np.int64]) -> Flags:
+    """Return whether a sample loses anywhere between a deadline's exit and the policy's.
+
+    A deadline that ends a sample at exit d may on another day, or when it is longer, end it at any
+    exit from d to that of the policy: a sample is lost when one of these answers is. So one 0/1
+    loss covers the deadline, every longer one, and none.
+
+    Args:
+        flags: bool [n, K], whether each exit's answer has the loss.
+        deepest: int64 [n], the exit d from 1 to K at which the deadline ends each sample.
+
+    Returns:
+        bool [n, K], by the exit that the policy takes.
+    """
+    numbers = np.arange(1, flags.shape[1] + 1)
+    after: Flags = np.logical_or.accumulate(flags & (numbers >= deepest[:, None]), axis=1)
+    return np.where(numbers < deepest[:, None], flags, after)
 
 
 def search_thresholds(

@@ -124,20 +124,20 @@ def test_every_goal_is_met_on_the_half_that_it_was_searched_on(kind: str) -> Non
 
     def on_search(policy: object) -> tuple[float, float]:
         outcome = simulate(policy, logits[search])  # type: ignore[arg-type]
-        return outcome.mean_flops(COSTS), outcome.accuracy(labels[search])  # type: ignore[arg-type]
+        return outcome.mean_flops(COSTS), outcome.accuracy(labels[search])
 
     last = calibration.search.right[:, -1].mean()
     cost, accuracy = on_search(calibration.within_drop(0.01).policy)
     assert accuracy >= last - 0.01 - 1e-9
     assert cost < 3
-    cost, accuracy = on_search(calibration.within_budget(1.5).policy)
+    cost, accuracy = on_search(calibration.within_budget(1.5, "FLOPs").policy)
     assert cost <= 1.5
-    assert accuracy > on_search(calibration.within_budget(1.0).policy)[1]
+    assert accuracy > on_search(calibration.within_budget(1.0, "FLOPs").policy)[1]
     certified = calibration.within_risk(0.05, 0.1)
     assert certified.guarantee is not None
     assert certified.guarantee.n == 1000
     assert binomial_cdf(certified.guarantee.losses, 1000, 0.05) <= 0.1
-    assert certified.outcome.mean_flops(COSTS) < 3  # type: ignore[arg-type]
+    assert certified.outcome.mean_flops(COSTS) < 3
 
 
 def test_the_path_goes_from_never_to_the_cheapest_and_each_step_is_cheaper() -> None:
@@ -152,5 +152,7 @@ def test_the_path_goes_from_never_to_the_cheapest_and_each_step_is_cheaper() -> 
 
 def test_a_budget_below_the_first_exit_is_refused() -> None:
     calibration = Calibration(*draw(np.random.default_rng(0), 100), COSTS)
-    with pytest.raises(UsageError, match=r"budget 0\.5 is below what exit 1 alone costs, 1"):
-        calibration.within_budget(0.5)
+    with pytest.raises(
+        UsageError, match=r"budget of 0\.5 FLOPs is below what exit 1 alone costs, 1"
+    ):
+        calibration.within_budget(0.5, "FLOPs")

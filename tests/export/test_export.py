@@ -117,14 +117,15 @@ def test_golden_logits_are_the_networks(
 def test_operating_points_keep_their_bound_on_validation(
     bundle_folder: Path, run_folder: Path
 ) -> None:
-    manifest = read_bundle(bundle_folder).manifest
+    bundle = read_bundle(bundle_folder)
+    manifest = bundle.manifest
     outputs: dict[str, Any] = read_outputs(run_folder, read_finished_run(run_folder))
     logits, labels = outputs["val_logits"], outputs["val_labels"]
     last = (logits[:, -1].argmax(-1) == labels).mean()
     flops = tuple(exit_.cumulative_flops for exit_ in manifest.exits)
     assert list(manifest.operating_points) == ["fast", "balanced", "accurate"]
     for name, point in manifest.operating_points.items():
-        outcome = simulate(resolve_policy(manifest, name), logits)
+        outcome = simulate(resolve_policy(bundle, name), logits)
         assert outcome.accuracy(labels) >= last - MAX_DROPS[name] - 1e-9
         assert outcome.accuracy(labels) == point.val_accuracy
         assert outcome.mean_flops(flops) == point.val_mean_flops

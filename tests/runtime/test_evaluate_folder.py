@@ -56,14 +56,14 @@ def test_it_counts_what_the_logits_say(
     bundle_folder: Path, labelled: Path, golden: Golden, labels: np.ndarray, tmp_path: Path
 ) -> None:
     found, _ = evaluated(bundle_folder, labelled, save=tmp_path / "new" / "rows.csv")
-    manifest = read_bundle(bundle_folder).manifest
+    bundle = read_bundle(bundle_folder)
     answers = golden["logits"].argmax(axis=-1)
     assert found.images == 8
     assert list(found.exit_accuracies) == (answers == labels[:, None]).mean(axis=0).tolist()
     assert found.exit_accuracies[-1] == 0.75
     assert tuple(found.policies) == POLICIES
-    outcomes = {n: simulate(resolve_policy(manifest, n), golden["logits"]) for n in POLICIES}
-    flops = tuple(exit_.cumulative_flops for exit_ in manifest.exits)
+    outcomes = {n: simulate(resolve_policy(bundle, n), golden["logits"]) for n in POLICIES}
+    flops = tuple(exit_.cumulative_flops for exit_ in bundle.manifest.exits)
     for name, outcome in outcomes.items():
         policy = found.policies[name]
         assert policy.accuracy == outcome.accuracy(labels)

@@ -20,7 +20,7 @@ from mate_edge.runtime.policy import resolve_policy
 def test_a_folder_a_glob_and_files_are_classified_in_order(
     cli: Any, bundle_folder: Path, pictures: Path, golden: dict[str, np.ndarray]
 ) -> None:
-    policy = resolve_policy(read_bundle(bundle_folder).manifest, "balanced")
+    policy = resolve_policy(read_bundle(bundle_folder), "balanced")
     expected = simulate(policy, golden["logits"])
     for sources in ([pictures], [f"{pictures}/*.png"], sorted(pictures.iterdir())):
         threads = "2" if len(sources) > 1 else "1"  # two of them use the shared pool

@@ -1,0 +1,71 @@
+"""What an operating point promises, in words, and what `mate-edge tune` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mate_edge.bundle import Guarantee, Manifest, OperatingPoint
+
+if TYPE_CHECKING:
+    from mate_edge.runtime.points import TunedPoint
+
+LOST = {
+    "worse": "wrong where the last exit is right",
+    "differs": "other ones than the last exit's",
+}
+
+
+def bound(guarantee: Guarantee) -> str:
+    """Say what is bounded and how surely: one clause, without conditions."""
+    lost = f"at most {100 * guarantee.epsilon:.6g} % of answers are {LOST[guarantee.loss]}"
+    if guarantee.delta is None:
+        return f"{lost} on average over such sets of {guarantee.n}, which says less of this one set"
+    return f"{lost}, with {100 * (1 - guarantee.delta):.6g} % confidence"
+
+
+def promise(guarantee: Guarantee) -> str:
+    """Say what is guaranteed, of which images, and what becomes of it under a deadline."""
+    said = f"on images like the {guarantee.n} held back, {bound(guarantee)}"
+    if guarantee.max_ms is None:
+        return f"{said}; a deadline voids this"
+    return (
+        f"{said}, under a deadline of {guarantee.max_ms:g} ms or longer, or none, on this device "
+        "while it is as fast as it was measured; a shorter deadline voids this"
+    )
+
+
+def threshold(value: float) -> str:
+    """Format a threshold; above 1 no score reaches it."""
+    return f"{value:.4f}" if value <= 1 else "never"
+
+
+def print_tuned(found: TunedPoint, manifest: Manifest) -> None:
+    """Print thresholds, what they did on the samples held back, and what is guaranteed."""
+    from mate_edge.report.text import count, percent, print_table
+
+    point: OperatingPoint = found.point
+    temperatures = point.parameters["temperatures"]
+    thresholds = [threshold(value) for value in point.parameters["thresholds"]]
+    rows = [
+        [f"exit {k}", f"{temperature:.3f}", leaves, percent(share)]
+        for k, (temperature, leaves, share) in enumerate(
+            zip(temperatures, [*thresholds, "-"], point.val_exit_shares, strict=True), start=1
+        )
+    ]
+    headers = ["", "temperature", "leaves from", "share %"]
+    print_table(f"{manifest.name}, {point.policy}, {found.goal}", headers, rows)
+    drop = 100 * (found.last_accuracy - point.val_accuracy)
+    flops = point.val_mean_flops
+    print(
+        f"on the {found.samples} validation images held back: accuracy "
+        f"{percent(point.val_accuracy)} %, {abs(drop):.2f} points "
+        f"{'below' if drop >= 0 else 'above'} the last exit; mean {count(flops)} FLOPs, "
+        f"{manifest.unsplit_flops / flops:.2f} times fewer than unsplit"
+        + ("" if found.mean_ms is None else f"; mean {found.mean_ms:.3g} ms on this device")
+    )
+    if point.guarantee is None:
+        print("guaranteed: nothing; the thresholds are a search on the other half")
+    else:
+        print(f"guaranteed: {promise(point.guarantee)}")
+        print(f"            ({point.guarantee.losses} of {point.guarantee.n} were lost)")
+    print(f"stored: mate-edge run --policy {found.name}")

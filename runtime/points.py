@@ -1,0 +1,117 @@
+"""Operating points outside of bundles: files, and names in the device state.
+
+A file names the bundle that it is for and can be shipped alone. A name lies in the bundle's part of
+the device state.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from mate_edge import __version__, files
+from mate_edge.bundle import Bundle, OperatingPoint
+from mate_edge.errors import UsageError
+from mate_edge.runtime.state import read_state, state_folder, write_state
+
+SCHEMA = 1
+POINTS = "operating-points"
+"""They depend on the bundle alone, so they lie in its state under this name, not a device's."""
+
+DEEPEST = "deepest"
+NUMBERED = re.compile(r"(exit|patience)-(\d{1,4})")
+"""`exit-2` always leaves there; `patience-2` leaves after two equal answers in a row."""
+
+
+class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The file of an operating point.
+
+    Attributes:
+        name: what `run --policy` calls it.
+        bundle: the id of the bundle that it is for.
+        goal: what was asked for, in the words of the command line.
+        last_accuracy: the last exit's on the samples that `point` is reported on.
+        samples: how many those are: the half of the validation images that chose nothing.
+        mean_ms: of a prediction on the device that was measured; None when none was.
+    """
+
+    schema: int = SCHEMA
+    name: str
+    bundle: str
+    goal: str
+    point: OperatingPoint
+    last_accuracy: float
+    samples: int
+    mean_ms: float | None = None
+    created: str
+    version: str = __version__
+
+
+def check_name(bundle: Bundle, name: str) -> None:
+    """Refuse a name that cannot be a file's, or that means something already.
+
+    Raises:
+        UsageError: with the name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name.endswith(".json"):
+        raise UsageError(f"--name takes up to 64 letters, digits, -, _ and ., not {name!r}")
+    if name in bundle.manifest.operating_points:
+        raise UsageError(f"--name {name} is one of the bundle's own: choose another")
+    if name == DEEPEST or NUMBERED.fullmatch(name):
+        raise UsageError(f"--name {name} means a policy already: choose another")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file that `run --policy` would not take for one.
+
+    Raises:
+        UsageError: with the name.
+    """
+    if out.suffix != ".json":
+        raise UsageError(f"--out takes a file that ends in .json, not {out}")
+
+
+def keep_point(found: TunedPoint, out: Path | None) -> None:
+    """Store an operating point in the file `out`, then under its name on this device.
+
+    Raises:
+        UsageError: a place that cannot be written.
+    """
+    if out is not None:
+        files.make_folder(out.parent)
+        files.write_json(out, found)
+    write_state(state_folder(found.bundle, POINTS), found.name, found)
+
+
+def kept_points(bundle: Bundle) -> dict[str, TunedPoint]:
+    """Return the operating points of this bundle that were stored on this device, by name."""
+    folder = state_folder(bundle.id, POINTS)
+    names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+    found = {name: kept_point(bundle, name) for name in names}
+    return {name: point for name, point in found.items() if point is not None}
+
+
+def kept_point(bundle: Bundle, name: str) -> TunedPoint | None:
+    """Return the point of that name, or None when it is absent, damaged or another bundle's."""
+    found = read_state(state_folder(bundle.id, POINTS), name, TunedPoint)
+    if found is None or (found.schema, found.bundle) != (SCHEMA, bundle.id):
+        return None
+    return found
+
+
+def read_point(path: Path, bundle: Bundle) -> TunedPoint:
+    """Read an operating point's file.
+
+    Raises:
+        UsageError: missing, damaged, of a newer schema, or for another bundle.
+    """
+    data = files.read_bytes(path, files.MAX_JSON_BYTES, UsageError)
+    found = files.decode_json(data, TunedPoint, path, SCHEMA, UsageError)
+    if found.bundle != bundle.id:
+        raise UsageError(
+            f"{path} is for the bundle {found.bundle[:12]}, {bundle.folder} is {bundle.id[:12]}: "
+            "tune this one (mate-edge tune), or use the bundle that it was made for"
+        )
+    return found
