@@ -480,6 +480,9 @@ def run(
     sources: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
     bundle: Annotated[Path | None, typer.Option(help="Default: the newest.")] = None,
     max_ms: Annotated[float | None, typer.Option(help="The deadline of each image, ms.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a deadline that exit 1 may miss.")
+    ] = False,
     policy: Annotated[
         str | None, typer.Option(help="A name, a file of tune, deepest, exit-1 or patience-2.")
     ] = None,
@@ -505,6 +508,7 @@ def run(
         engine=engine,
         threads=threads,
         json=json,
+        strict=strict,
     )
     # nothing is left to do, and taking interpreter and engine apart in order costs 80 ms
     sys.stdout.flush()

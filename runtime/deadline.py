@@ -8,7 +8,7 @@ segment would starve, since a segment that no longer runs is never measured agai
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mate_edge.errors import UsageError
@@ -29,29 +29,36 @@ class LatencyTable:
     Attributes:
         quantile_ms: one a segment; a high quantile, or the maximum when there are few samples.
         median_ms: one a segment.
-        post_ms: the same quantile of what a whole prediction spends outside of its segments.
+        finish_ms: the same quantile of each segment together with what the same round spent outside
+            of its segments: what it may take to answer from there. (The sum of two quantiles would
+            count one hiccup twice: on a busy machine that doubles it.)
         samples: n.
         exact: False when n is too small for the quantile asked for, so that maxima stand in.
     """
 
     quantile_ms: tuple[float, ...]
     median_ms: tuple[float, ...]
-    post_ms: float
+    finish_ms: tuple[float, ...]
     samples: int
     exact: bool
 
+    @property
+    def first_exit_ms(self) -> float:
+        """What an answer from exit 1 may take, once the image is decoded and preprocessed."""
+        return self.finish_ms[0]
+
     @staticmethod
     def from_samples(
-        segments_ms: Sequence[Sequence[float]], post_ms: Sequence[float]
+        segments_ms: Sequence[Sequence[float]], rest_ms: Sequence[float]
     ) -> LatencyTable:
-        """Make the table of n rounds; `segments_ms[k]` are segment k + 1's.
+        """Make the table of n rounds; `segments_ms[k]` are segment k + 1's, each n long.
 
         The miss share bounds a whole prediction, so each of the K - 1 optional segments gets its
         part a' of it, and Q is the ceil((n + 1)(1 - a'))-th smallest sample, which a new one
         exceeds with probability a' at most.
         """
         optional = max(len(segments_ms) - 1, 1)
-        n = min(len(samples) for samples in segments_ms)
+        n = len(rest_ms)
         rank = math.ceil((n + 1) * (1 - MISS_SHARE / optional))
 
         def quantile(samples: Sequence[float]) -> float:
@@ -60,7 +67,10 @@ class LatencyTable:
         return LatencyTable(
             quantile_ms=tuple(quantile(samples) for samples in segments_ms),
             median_ms=tuple(sorted(samples)[n // 2] for samples in segments_ms),
-            post_ms=quantile(post_ms),
+            finish_ms=tuple(
+                quantile([ms + rest for ms, rest in zip(samples, rest_ms, strict=True)])
+                for samples in segments_ms
+            ),
             samples=n,
             exact=rank <= n,
         )
@@ -99,8 +109,36 @@ def may_continue(
     table: LatencyTable, factor: float, next_segment: int, elapsed_ms: float, max_ms: float
 ) -> bool:
     """Say whether segment `next_segment` (from 1) can run and still answer within `max_ms`."""
-    needed = table.quantile_ms[next_segment - 1] + table.post_ms
-    return elapsed_ms + factor * needed <= max_ms
+    return elapsed_ms + factor * table.finish_ms[next_segment - 1] <= max_ms
+
+
+def check_reachable(
+    table: LatencyTable,
+    max_ms: float,
+    strict: bool,
+    say: Callable[[str], object],
+    frame_ms: float = 0.0,
+) -> None:
+    """Say it when the first exit alone may take longer than the deadline.
+
+    Args:
+        table: of this device.
+        max_ms: the deadline.
+        strict: make it an error.
+        say: told so otherwise; the exit answers all the same.
+        frame_ms: what decoding and preprocessing take.
+
+    Raises:
+        UsageError: it may, and `strict`.
+    """
+    needed = frame_ms + table.first_exit_ms
+    if needed <= max_ms:
+        return
+    before = f", {frame_ms:.2f} ms of it before the network" if frame_ms else ""
+    short = f"{max_ms:g} ms is less than the {needed:.2f} ms that exit 1 may need here{before}"
+    if strict:
+        raise UsageError(f"{short}: allow more, or do without --strict")
+    say(f"{short}: exit 1 answers all the same, marked as missed when it is late")
 
 
 def time_left(

@@ -18,7 +18,7 @@ from mate_edge.errors import DataError, ImageError, UsageError
 from mate_edge.report.labelled import LabelledFigures, PolicyFigures
 from mate_edge.runtime.building import build_if_needed
 from mate_edge.runtime.classify import announce
-from mate_edge.runtime.deadline import check_max_ms
+from mate_edge.runtime.deadline import check_max_ms, check_reachable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.predictor import Prediction, Predictor
@@ -109,7 +109,7 @@ def evaluate_folder(
         tables = [_all_exits(predictor, labelled, say)]
         readable = tables[0].readable
         if max_ms is not None:
-            predictor.measure()
+            check_reachable(predictor.know_latencies(say), max_ms, strict=False, say=say)
             announce(predictor, max_ms)
             for name, policy in _policies(predictor.bundle).items():
                 tables.append(_under_deadline(predictor, readable, name, policy, max_ms, say))

@@ -81,5 +81,8 @@ def _fitting(chosen: Chosen, num_exits: int) -> Chosen:
     """Refuse a policy for another number of exits."""
     found = len(getattr(chosen.policy, "temperatures", range(num_exits)))
     if found != num_exits:
-        raise UsageError(f"policy {chosen.name} is for {found} exits, the bundle has {num_exits}")
+        raise UsageError(
+            f"policy {chosen.name} is for another number of exits: {found}, the bundle has "
+            f"{num_exits}"
+        )
     return chosen

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,12 +23,20 @@ from mate_edge.runtime.deadline import (
     LatencyTable,
     SlowDown,
     check_max_ms,
+    check_reachable,
     samples_needed,
     time_left,
 )
-from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.engines import Say, make_engine
 from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.latencies import (
+    Latencies,
+    keep_latencies,
+    read_latencies,
+    record_latencies,
+)
 from mate_edge.runtime.policy import Chosen, PolicyChoice, choose_policy, resolve_policy
+from mate_edge.runtime.stats import Stats, Tally
 
 HaltedBy = Literal["policy", "deadline", "last-exit"]
 
@@ -88,7 +97,10 @@ class Predictor:
         self.manifest = self.bundle.manifest
         self.chosen: Chosen = choose_policy(self.bundle, policy)
         self.latencies: LatencyTable | None = None
+        self.measured: Latencies | None = None
         self.slow_down = SlowDown()
+        self._tally = Tally(self.bundle)
+        self._first = np.empty((0, 0), np.float32)
         self._busy = threading.Lock()
 
     @classmethod
@@ -101,6 +113,8 @@ class Predictor:
         threads: int | None = None,
         shared_pool: bool = False,
         lazy: bool = False,
+        max_ms: float | None = None,
+        strict: bool = False,
     ) -> Predictor:
         """Open a bundle and make it ready: all segments open and warmed up.
 
@@ -112,15 +126,22 @@ class Predictor:
             threads: of the CPU engine; None lets it choose.
             shared_pool: see `OnnxRuntimeEngine`.
             lazy: open a segment only when it is first needed: for one image without a deadline.
+            max_ms: a deadline that `predict` will be given: what it rests on is made ready now,
+                see `know_latencies`, and there is a warning if exit 1 may need longer.
+            strict: make that warning an error.
 
         Raises:
             BundleError: missing, altered or of a newer schema.
-            UsageError: an unknown policy or engine.
+            UsageError: an unknown policy or engine, a deadline that is not positive, or, when
+                `strict`, one below what exit 1 needs.
             EngineNotBuilt: the engines must be built on this device first; nothing here does it.
             EngineError: the engine cannot be had.
         """
         predictor = cls(make_engine(engine, read_bundle(bundle), threads, shared_pool), policy)
-        if not lazy:
+        check_max_ms(max_ms)
+        if max_ms is not None:
+            check_reachable(predictor.know_latencies(), max_ms, strict, warnings.warn)
+        elif not lazy:
             predictor.warm_up()
         return predictor
 
@@ -128,6 +149,28 @@ class Predictor:
     def policy(self) -> Policy:
         """The policy in use."""
         return self.chosen.policy
+
+    def know_latencies(self, say: Say = warnings.warn) -> LatencyTable:
+        """Warm up, and take the latencies kept of this device, or measure and keep them.
+
+        Args:
+            say: told when they must be measured, which takes about `MEASURE_MS`.
+        """
+        if self.latencies is None:
+            kept = read_latencies(self.bundle, self.engine)
+            if kept is None:
+                say(f"{self.bundle.folder} was never measured on this device as it is now: that "
+                    "is done first")  # fmt: skip
+                return self.measure()
+            self.use_latencies(kept)
+            self.warm_up()
+        assert self.latencies is not None
+        return self.latencies
+
+    def use_latencies(self, measured: Latencies) -> None:
+        """Let deadlines rest on these."""
+        self.measured = measured
+        self.latencies = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
 
     def warm_up(self) -> None:
         """Open all segments and run them a few times."""
@@ -137,8 +180,9 @@ class Predictor:
             self._run_noise()
 
     def measure(self) -> LatencyTable:
-        """Measure the segments on this device, warmed up, for deadlines to rest on.
+        """Measure the segments on this device, warmed up, and keep the rounds for later processes.
 
+        A device state that cannot be written keeps nothing, and the next process measures again.
         Takes about `MEASURE_MS`, and `FEWEST_ROUNDS` of the whole network at least.
         """
         self.warm_up()
@@ -152,7 +196,11 @@ class Predictor:
             for samples, ms in zip(segments, prediction.segment_ms, strict=True):
                 samples.append(ms)
             post.append(prediction.elapsed_ms - sum(prediction.segment_ms))
-        self.latencies = LatencyTable.from_samples(segments, post)
+        measured = record_latencies(self.engine, segments, post)
+        with suppress(UsageError):
+            keep_latencies(measured)
+        self.use_latencies(measured)
+        assert self.latencies is not None
         return self.latencies
 
     def _run_noise(self) -> Prediction:
@@ -206,7 +254,7 @@ class Predictor:
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             if max_ms is not None and self.latencies is None:
-                self.measure()
+                self.know_latencies()
             frame, name = read_frame(frame)
             began = self.clock()
             started = began if started_ns is None else started_ns
@@ -220,7 +268,7 @@ class Predictor:
                 self.engine.load(normalize(crop(image, pre, name or "the image")[None], pre))
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
-            return self._run(1, chosen, started, max_ms, *times)[0]
+            return self._count(self._run(1, chosen, started, max_ms, *times), chosen)[0]
 
     def predict_batch(
         self, frames: Sequence[Frame], *, policy: PolicyChoice = None
@@ -251,7 +299,27 @@ class Predictor:
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
             self.engine.load(inputs)
-            return self._run(len(inputs), chosen, began, None, *times)
+            return self._count(self._run(len(inputs), chosen, began, None, *times), chosen)
+
+    def _count(self, predictions: list[Prediction], policy: Policy) -> list[Prediction]:
+        """Keep count of what was answered; confidences only of the predictor's own policy."""
+        for prediction in predictions:
+            self._tally.add(prediction)
+        if policy is self.policy:
+            self._tally.see(self._first)
+        return predictions
+
+    def stats(self) -> Stats:
+        """Sum up the predictions so far; see `Stats`.
+
+        Raises:
+            BundleError: `calibration.npz`, which drift is measured against, is damaged.
+        """
+        return self._tally.stats(self.policy)
+
+    def reset_stats(self) -> None:
+        """Count anew, such as for each hour of a stream."""
+        self._tally.reset()
 
     def stream(
         self, sources: Iterable[str | Path], *, max_ms: float | None = None
@@ -266,12 +334,13 @@ class Predictor:
     def set_policy(self, policy: PolicyChoice) -> None:
         """Change the policy; see `choose_policy`."""
         self.chosen = choose_policy(self.bundle, policy)
+        self._tally.forget_confidences()
 
     def clone(self) -> Predictor:
         """Return a predictor for another thread; what the engine can share is shared."""
         twin = Predictor(self.engine.clone(), self.policy, self.clock)
         twin.chosen = self.chosen
-        twin.latencies = self.latencies
+        twin.latencies, twin.measured = self.latencies, self.measured
         return twin
 
     def close(self) -> None:
@@ -312,6 +381,8 @@ class Predictor:
                 )
             passed[:, k - 1] = logits
             leave, probabilities = policy.decide(passed[:, :k])
+            if k == 1:
+                self._first = probabilities
             halted_by: HaltedBy = "policy"
             if k == num_segments:
                 leave[:], halted_by = True, "last-exit"

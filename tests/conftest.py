@@ -54,6 +54,11 @@ def run_cli(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Compl
     )
 
 
+@pytest.fixture(autouse=True)
+def _own_device_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "state"))
+
+
 @pytest.fixture(scope="session")
 def cli() -> Cli:
     """Run `mate-edge ARGUMENTS` in a process of its own."""

@@ -96,7 +96,7 @@ def test_a_thousand_calibrations_break_their_promise_no_more_often_than_delta(
     for _ in range(10):
         calibration = Calibration(*draw(rng, 2 * n), COSTS)
         policies = [calibration.search.policy(step) for step in calibration.search.path(loss)]
-        calibration.logits, calibration.labels = draw(rng, 20_000)
+        calibration.logits, calibration.labels = draw(rng, 4000)
         losses = np.stack([calibration.lost(policy, loss) for policy in policies])
         truth = losses.mean(axis=1)
         assert (calibration.logits[:, 0].argmax(1) == calibration.labels)[

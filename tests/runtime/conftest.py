@@ -28,11 +28,6 @@ def say_nothing(line: str) -> None:
     pass
 
 
-@pytest.fixture(autouse=True)
-def _own_device_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "state"))
-
-
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Put a fake GPU into this process, with one of the two libraries and of the two bindings."""

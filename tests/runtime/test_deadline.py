@@ -14,6 +14,7 @@ from mate_edge.runtime.deadline import (
     LatencyTable,
     SlowDown,
     check_max_ms,
+    check_reachable,
     may_continue,
     samples_needed,
 )
@@ -24,7 +25,7 @@ def test_the_quantile_is_the_order_statistic_of_the_spec() -> None:
     table = LatencyTable.from_samples([samples] * 3, samples)
     # two optional segments share 1 %: ceil(1000 * 0.995) = 995th smallest of 999
     assert table.quantile_ms == (995.0,) * 3
-    assert table.post_ms == 995.0
+    assert table.finish_ms == (1990.0,) * 3
     assert table.median_ms == (500.0,) * 3
     assert (table.samples, table.exact) == (999, True)
 
@@ -32,6 +33,7 @@ def test_the_quantile_is_the_order_statistic_of_the_spec() -> None:
 def test_too_few_samples_give_the_maximum_and_say_so() -> None:
     table = LatencyTable.from_samples([[1.0, 3.0, 2.0]] * 2, [0.1, 0.2, 0.3])
     assert table.quantile_ms == (3.0, 3.0)
+    assert table.finish_ms == pytest.approx((3.2, 3.2))  # of one round, not the sum of two maxima
     assert not table.exact
 
 
@@ -39,7 +41,8 @@ def test_too_few_samples_give_the_maximum_and_say_so() -> None:
 def test_samples_needed_is_the_smallest_n_without_a_maximum(segments: int) -> None:
     n = samples_needed(segments)
     assert LatencyTable.from_samples([[1.0] * n] * segments, [1.0] * n).exact
-    assert not LatencyTable.from_samples([[1.0] * (n - 1)] * segments, [1.0] * (n - 1)).exact
+    fewer = [1.0] * (n - 1)
+    assert not LatencyTable.from_samples([fewer] * segments, fewer).exact
 
 
 def test_a_new_sample_exceeds_the_quantile_no_more_often_than_stated() -> None:
@@ -52,7 +55,7 @@ def test_a_new_sample_exceeds_the_quantile_no_more_often_than_stated() -> None:
     assert exceeded / 2000 <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / 2000)
 
 
-TABLE = LatencyTable((1.0, 2.0, 4.0), (0.8, 1.5, 3.0), 0.5, 999, True)
+TABLE = LatencyTable((1.0, 2.0, 4.0), (0.8, 1.5, 3.0), (1.5, 2.5, 4.5), 999, True)
 
 
 def test_it_goes_on_exactly_when_the_next_segment_still_fits() -> None:
@@ -60,6 +63,18 @@ def test_it_goes_on_exactly_when_the_next_segment_still_fits() -> None:
     assert not may_continue(TABLE, 1.0, 2, elapsed_ms=2.5001, max_ms=5.0)
     assert not may_continue(TABLE, 1.2, 2, elapsed_ms=2.5, max_ms=5.0)
     assert may_continue(TABLE, 2.0, 3, elapsed_ms=1.0, max_ms=10.0)
+
+
+def test_a_deadline_below_what_exit_1_needs_is_said_or_refused() -> None:
+    said: list[str] = []
+    check_reachable(TABLE, 1.5, strict=True, say=said.append)
+    check_reachable(TABLE, 1.5, strict=False, say=said.append)
+    assert not said
+    check_reachable(TABLE, 1.5, strict=False, say=said.append, frame_ms=0.25)
+    assert "1.5 ms is less than the 1.75 ms that exit 1 may need" in said[0]
+    assert "0.25 ms of it before the network" in said[0]
+    with pytest.raises(UsageError, match="1.4 ms is less than the 1.50 ms"):
+        check_reachable(TABLE, 1.4, strict=True, say=said.append)
 
 
 @given(ratios=st.lists(st.floats(0.01, 1000.0), max_size=60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from timed import Clock, TimedEngine
 
 import mate_edge
-from mate_edge.bundle import Bundle, read_bundle
+from mate_edge.bundle import read_bundle
 from mate_edge.decide.policy import Confidence, Deepest
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import normalize
 from mate_edge.runtime.deadline import LatencyTable
 from mate_edge.runtime.engines import make_engine
-from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.predictor import Predictor
 
 Golden = dict[str, np.ndarray]
@@ -173,53 +174,12 @@ def test_clones_serve_threads_side_by_side_and_one_predictor_refuses_to(
 # deadlines, on a clock that moves only when a segment runs
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.ns = 10**9
-
-    def __call__(self) -> int:
-        return self.ns
-
-    def pass_ms(self, ms: float) -> None:
-        self.ns += round(ms * 1e6)
-
-
-class TimedEngine(Engine):
-    """Takes a stated time for each segment and answers with indifferent logits."""
-
-    device = device_key = "a test"
-
-    def __init__(self, bundle: Bundle, clock: Clock, ms: list[float]) -> None:
-        super().__init__(bundle)
-        self.clock, self.ms, self.ran, self.value = clock, ms, [], 0.0
-
-    def open(self, k: int) -> None:
-        pass
-
-    def load(self, images: np.ndarray) -> None:
-        self.ran = []
-
-    def run(self, k: int) -> np.ndarray:
-        self.ran.append(k)
-        self.clock.pass_ms(self.ms[k - 1])
-        return np.full((1, len(self.bundle.manifest.classes)), self.value, np.float32)
-
-    def keep(self, rows: np.ndarray) -> None:
-        pass
-
-    def clone(self) -> TimedEngine:
-        return self
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
 def timed(bundle_folder: Path) -> tuple[Predictor, TimedEngine, Clock]:
     clock = Clock()
     engine = TimedEngine(read_bundle(bundle_folder), clock, [1.0, 2.0, 4.0])
     predictor = Predictor(engine, "deepest", clock)
-    predictor.latencies = LatencyTable((1.0, 2.0, 4.0), (1.0, 2.0, 4.0), 0.0, 999, True)
+    predictor.latencies = LatencyTable((1.0, 2.0, 4.0), (1.0, 2.0, 4.0), (1.0, 2.0, 4.0), 999, True)
     return predictor, engine, clock
 
 
@@ -294,15 +254,57 @@ def test_logits_that_are_no_numbers_never_yield_an_answer(
         predictor.predict(frames[0])
 
 
-def test_a_deadline_without_measurements_measures_first(
+def test_a_deadline_without_measurements_measures_first_and_says_so(
     bundle_folder: Path, frames: list[np.ndarray]
 ) -> None:
     lazy = Predictor.load(bundle_folder, lazy=True, policy="deepest")
     assert lazy.latencies is None
-    found = lazy.predict(frames[0], max_ms=10_000)
+    with pytest.warns(UserWarning, match="never measured on this device"):
+        found = lazy.predict(frames[0], max_ms=10_000)
     assert found.halted_by == "last-exit"
     assert not found.deadline_missed
     assert lazy.latencies is not None
     assert lazy.latencies.samples >= 10
     with pytest.raises(UsageError, match="deadline"):
         lazy.predict(frames[0], max_ms=-1)
+
+
+def test_the_next_process_starts_from_what_was_measured(
+    timed: tuple[Predictor, TimedEngine, Clock], recwarn: pytest.WarningsRecorder
+) -> None:
+    predictor, engine, clock = timed
+    measured = predictor.measure()
+    engine.ms = [5.0, 5.0, 5.0]
+    later = Predictor(engine, "deepest", clock)
+    assert later.know_latencies() == measured
+    assert later.measured == predictor.measured
+    assert not recwarn
+    assert measured.median_ms == pytest.approx((1.0, 2.0, 4.0))
+    (state,) = Path(os.environ["MATE_EDGE_STATE"]).rglob("latencies.json")
+    state.write_text("{")
+    with pytest.warns(UserWarning, match="never measured"):
+        assert Predictor(engine, "deepest", clock).know_latencies().median_ms[0] == 5.0
+    assert Predictor(engine, "deepest", clock).know_latencies().median_ms[0] == 5.0
+
+
+def test_a_state_that_cannot_be_written_only_costs_the_next_process_its_time(
+    timed: tuple[Predictor, TimedEngine, Clock], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
+    predictor, _, _ = timed
+    assert predictor.measure().median_ms == pytest.approx((1.0, 2.0, 4.0))
+
+
+def test_a_deadline_given_at_load_is_judged_at_load(bundle_folder: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="never measured"),
+        Predictor.load(bundle_folder, max_ms=10_000) as predictor,
+    ):
+        assert predictor.latencies is not None
+    with pytest.warns(UserWarning, match="0.0001 ms is less than the .* ms that exit 1 may need"):
+        Predictor.load(bundle_folder, max_ms=0.0001).close()
+    with pytest.raises(UsageError, match="exit 1 may need"):
+        Predictor.load(bundle_folder, max_ms=0.0001, strict=True)
+    with pytest.raises(UsageError, match="deadline"):
+        Predictor.load(bundle_folder, max_ms=-1)

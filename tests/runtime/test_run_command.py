@@ -59,6 +59,29 @@ def test_an_impossible_deadline_is_said_and_answered_all_the_same(
     assert "deadline 0.001 ms: 1 missed" in done.stdout
 
 
+def test_a_strict_deadline_that_exit_1_may_miss_stops_before_anything_runs(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    done = cli("run", "--bundle", bundle_folder, "--max-ms", "0.001", "--strict", pictures)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "0.001 ms is less than the" in line
+    done = cli("run", "--bundle", bundle_folder, "--max-ms", "10000", "--strict", pictures)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_says_where_the_latencies_come_from(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    command = ("run", "--bundle", bundle_folder, "--max-ms", "1000", pictures)
+    first, second = cli(*command), cli(*command)
+    assert "was never measured on this device" in first.stderr
+    assert "was never measured" not in second.stderr
+    (told,) = [line for line in first.stderr.splitlines() if "the deadline rests on" in line]
+    assert told in second.stderr  # the same measurement, made at the same time
+    assert "one after another, measured here at 20" in told
+
+
 def test_one_bad_image_among_many_is_reported_and_the_others_run(
     cli: Any, bundle_folder: Path, pictures: Path
 ) -> None:
@@ -84,6 +107,7 @@ def test_one_bad_image_among_many_is_reported_and_the_others_run(
         (["bad.png", "--max-ms", "50"], "bad.png"),
         (["0.png", "--max-ms", "0"], "deadline"),
         (["0.png", "--max-ms", "soon"], "soon"),
+        (["0.png", "--strict"], "--max-ms"),
         (["0.png", "--threshold", "2"], "between 0 and 1"),
         (["0.png", "--threshold", "0.5", "--policy", "fast"], "not both"),
         (["0.png", "--policy", "balance"], "Did you mean balanced?"),

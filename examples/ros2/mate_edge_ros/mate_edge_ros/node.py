@@ -45,9 +45,8 @@ class Classifier(Node):
             self._parameter("bundle"),
             policy=self._parameter("policy") or None,
             engine=self._parameter("engine") or None,
+            max_ms=self.max_ms,
         )
-        if self.max_ms is not None:
-            self.predictor.measure()
         self.publisher = self.create_publisher(Classification, "classification", 1)
         self.subscription = self.create_subscription(Image, "image", self.classify, NEWEST_ONLY)
         self.get_logger().info(f"{self.predictor.bundle.folder}: {self.predictor.engine.device}")

@@ -1,0 +1,70 @@
+"""What still holds of a policy's guarantee, given how it was run."""
+
+from __future__ import annotations
+
+import msgspec
+
+from mate_edge.bundle import Guarantee
+from mate_edge.decide.risk import binomial_cdf
+from mate_edge.report.tuned import bound, promise
+from mate_edge.runtime.fingerprint import Fingerprint
+from mate_edge.runtime.policy import Chosen
+
+UNLIKELY = 0.01
+
+
+def standing(
+    chosen: Chosen,
+    max_ms: float | None,
+    device: Fingerprint | None,
+    predictions: int,
+    halted: int,
+) -> str:
+    """Say whether a policy carries a guarantee, and whether it holds, in one line.
+
+    Args:
+        chosen: the policy.
+        max_ms: the deadline; None for none.
+        device: this one, with a deadline.
+        predictions: how many there were.
+        halted: how many of them the deadline ended.
+    """
+    name, guarantee = f"policy {chosen.name}", chosen.guarantee
+    if guarantee is None:
+        voids = "" if max_ms is None else ", and a deadline would void one"
+        return f"{name} carries no guarantee{voids}"
+    if max_ms is None:
+        return f"{name} is guaranteed: {promise(guarantee)}"
+    if guarantee.max_ms is None:
+        return (
+            f"{name} carries a guarantee, which this deadline voids: mate-edge tune --max-risk "
+            f"{guarantee.epsilon:g} --max-ms {max_ms:g} certifies both together"
+        )
+    carries = f"{name} is certified together with a deadline of {guarantee.max_ms:g} ms"
+    if max_ms < guarantee.max_ms:
+        return f"{carries}: this shorter one voids the guarantee"
+    if changes := _changes(guarantee, device):
+        return f"{carries} on another device ({changes}): here nothing is guaranteed"
+    if _halts_more_often(guarantee, predictions, halted):
+        certified = 100 * (guarantee.halted or 0) / guarantee.n
+        return (
+            f"{carries}, which then ended {certified:.1f} % of images and here "
+            f"{100 * halted / predictions:.1f} %: images take longer than when certified, and the "
+            "guarantee does not hold"
+        )
+    return f"{carries} or longer: on images like the {guarantee.n} held back, {bound(guarantee)}"
+
+
+def _changes(guarantee: Guarantee, device: Fingerprint | None) -> str:
+    """Name what differs between the device of the guarantee and this one; empty: nothing."""
+    try:
+        certified = msgspec.convert(guarantee.device, Fingerprint)
+    except msgspec.ValidationError:
+        return "it does not say which"
+    return "unknown" if device is None else "; ".join(certified.changes(device))
+
+
+def _halts_more_often(guarantee: Guarantee, predictions: int, halted: int) -> bool:
+    """Say whether the deadline ends more images than chance explains."""
+    share = ((guarantee.halted or 0) + 1) / (guarantee.n + 2)
+    return 1 - binomial_cdf(halted - 1, predictions, share) < UNLIKELY

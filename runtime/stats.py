@@ -1,0 +1,107 @@
+"""What a predictor has done so far: counts alone, so that a million predictions take no memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mate_edge.decide.drift import FEWEST, FINE, Drift, compare, count_confidences, fine_bin
+from mate_edge.decide.policy import Logits, Policy
+from mate_edge.runtime.calibration import read_calibration
+
+if TYPE_CHECKING:
+    from mate_edge.bundle import Bundle
+    from mate_edge.runtime.predictor import HaltedBy, Prediction
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Since the predictor was made, or its stats were reset.
+
+    Attributes:
+        predictions: how many.
+        exit_shares: the share that each exit answered.
+        by_halted: how many left at each exit for each reason: a deadline or a slower device moves
+            these and not `drift`.
+        misses: answers after their deadline.
+        mean_ms: of `Prediction.elapsed_ms`.
+        drift: of exit 1's confidence against calibration's; None with fewer than 100 images of the
+            policy in use.
+    """
+
+    predictions: int
+    exit_shares: tuple[float, ...]
+    by_halted: dict[HaltedBy, tuple[int, ...]]
+    misses: int
+    mean_ms: float
+    drift: Drift | None
+
+
+class Tally:
+    """Counts predictions; under 1 us each."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.left: Counter[tuple[HaltedBy, int]] = Counter()
+        self.misses = 0
+        self.total_ms = 0.0
+        self.fine = [0] * FINE
+        self._reference: tuple[Policy, list[int]] | None = None
+
+    def add(self, prediction: Prediction) -> None:
+        """Count a prediction."""
+        self.left[prediction.halted_by, prediction.exit] += 1
+        self.misses += prediction.deadline_missed
+        self.total_ms += prediction.elapsed_ms
+
+    def see(self, first: Logits) -> None:
+        """Count what exit 1 said: probabilities float32 [n, C]."""
+        fine = self.fine
+        if len(first) == 1:
+            fine[fine_bin(first.item(first.argmax()))] += 1
+            return
+        for confidence in first.max(axis=1).tolist():
+            fine[fine_bin(confidence)] += 1
+
+    def reset(self) -> None:
+        """Count anew."""
+        self.left.clear()
+        self.misses, self.total_ms = 0, 0.0
+        self.forget_confidences()
+
+    def forget_confidences(self) -> None:
+        """Begin the comparison with calibration anew: another policy has another temperature."""
+        self.fine = [0] * FINE
+
+    def stats(self, policy: Policy) -> Stats:
+        """Sum up; `policy` is the one that the confidences are of.
+
+        Raises:
+            BundleError: `calibration.npz` is missing or damaged.
+        """
+        exits = range(1, len(self.bundle.manifest.exits) + 1)
+        left = self.left.copy()  # another thread may go on counting
+        n = sum(left.values())
+        reasons: list[HaltedBy] = ["policy", "deadline", "last-exit"]
+        by_halted = {reason: tuple(left[reason, k] for k in exits) for reason in reasons}
+        counts = np.sum(list(by_halted.values()), axis=0)
+        return Stats(
+            predictions=n,
+            exit_shares=tuple(float(count) for count in counts / max(n, 1)),
+            by_halted=by_halted,
+            misses=self.misses,
+            mean_ms=self.total_ms / max(n, 1),
+            drift=self._drift(policy),
+        )
+
+    def _drift(self, policy: Policy) -> Drift | None:
+        if sum(self.fine) < FEWEST:
+            return None
+        if self._reference is None or self._reference[0] is not policy:
+            logits, _ = read_calibration(self.bundle)
+            confidences = policy.decide(logits[:, :1])[1].max(axis=-1)
+            self._reference = policy, count_confidences(confidences)
+        return compare(self._reference[1], self.fine)
