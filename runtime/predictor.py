@@ -267,7 +267,9 @@ class Predictor:
     ) -> list[Prediction]:
         """Classify several images at once; those that leave make the next segment's batch smaller.
 
-        Each prediction's times are the batch's, up to the exit that the image took.
+        More images than the engine takes at once are run in several batches. Each prediction's
+        times are its batch's, up to the exit that the image took; `elapsed_ms` counts from the
+        first batch on.
 
         Raises:
             ImageError: one of the images cannot be read.
@@ -290,8 +292,13 @@ class Predictor:
             inputs = normalize(np.stack(pixels), pre)
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
-            self.engine.load(inputs)
-            return self._run(len(inputs), chosen, began, None, *times)
+            size = len(inputs) if self.engine.takes_any_batch else self.engine.max_batch
+            found = []
+            for first in range(0, len(inputs), size):
+                batch = inputs[first : first + size]
+                self.engine.load(batch)
+                found += self._run(len(batch), chosen, began, None, *times)
+            return found
 
     def stream(
         self, sources: Iterable[str | Path], *, max_ms: float | None = None
