@@ -275,7 +275,9 @@ class Predictor:
     ) -> list[Prediction]:
         """Classify several images at once; those that leave make the next segment's batch smaller.
 
-        Each prediction's times are the batch's, up to the exit that the image took.
+        More images than the engine takes at once are run in several batches. Each prediction's
+        times are its batch's, up to the exit that the image took; `elapsed_ms` counts from the
+        first batch on.
 
         Raises:
             ImageError: one of the images cannot be read.
@@ -298,28 +300,13 @@ class Predictor:
             inputs = normalize(np.stack(pixels), pre)
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
-            self.engine.load(inputs)
-            return self._count(self._run(len(inputs), chosen, began, None, *times), chosen)
-
-    def _count(self, predictions: list[Prediction], policy: Policy) -> list[Prediction]:
-        """Keep count of what was answered; confidences only of the predictor's own policy."""
-        for prediction in predictions:
-            self._tally.add(prediction)
-        if policy is self.policy:
-            self._tally.see(self._first)
-        return predictions
-
-    def stats(self) -> Stats:
-        """Sum up the predictions so far; see `Stats`.
-
-        Raises:
-            BundleError: `calibration.npz`, which drift is measured against, is damaged.
-        """
-        return self._tally.stats(self.policy)
-
-    def reset_stats(self) -> None:
-        """Count anew, such as for each hour of a stream."""
-        self._tally.reset()
+            size = len(inputs) if self.engine.takes_any_batch else self.engine.max_batch
+            found = []
+            for first in range(0, len(inputs), size):
+                batch = inputs[first : first + size]
+                self.engine.load(batch)
+                found += self._count(self._run(len(batch), chosen, began, None, *times), chosen)
+            return found
 
     def stream(
         self, sources: Iterable[str | Path], *, max_ms: float | None = None
@@ -335,6 +322,18 @@ class Predictor:
         """Change the policy; see `choose_policy`."""
         self.chosen = choose_policy(self.bundle, policy)
         self._tally.forget_confidences()
+
+    def stats(self) -> Stats:
+        """Sum up the predictions so far; see `Stats`.
+
+        Raises:
+            BundleError: `calibration.npz`, which drift is measured against, is damaged.
+        """
+        return self._tally.stats(self.policy)
+
+    def reset_stats(self) -> None:
+        """Count anew, such as for each hour of a stream."""
+        self._tally.reset()
 
     def clone(self) -> Predictor:
         """Return a predictor for another thread; what the engine can share is shared."""
@@ -352,6 +351,14 @@ class Predictor:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _count(self, predictions: list[Prediction], policy: Policy) -> list[Prediction]:
+        """Keep count of what was answered; confidences only of the predictor's own policy."""
+        for prediction in predictions:
+            self._tally.add(prediction)
+        if policy is self.policy:
+            self._tally.see(self._first)
+        return predictions
 
     def _run(
         self,

@@ -79,12 +79,14 @@ def compare(reference: Sequence[int], counts: Sequence[int]) -> Drift | None:
     m, n = sum(reference), sum(counts)
     if min(m, n) < FEWEST:
         return None
-    before = np.cumsum(reference) - np.asarray(reference)
-    groups = np.unique(np.minimum(before * BINS // m, BINS - 1), return_inverse=True)[1]
+    held = np.asarray(reference)
+    before = (np.cumsum(held) - held) * BINS // m
+    begins = np.maximum.accumulate(np.where(held > 0, before, 0))  # empty bins join the last filled
+    groups = np.unique(begins, return_inverse=True)[1]
     size = int(groups.max()) + 1
-    filled = np.bincount(groups, weights=reference, minlength=size)
-    if size < 2 or int((filled > 0).sum()) < 2:
+    if size < 2:
         return None
+    filled = np.bincount(groups, weights=held, minlength=size)
     seen = np.bincount(groups, weights=counts, minlength=size)
     expected = (filled + 0.5) / (m + 0.5 * size)
     actual = (seen + 0.5) / (n + 0.5 * size)

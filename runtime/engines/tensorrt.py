@@ -99,6 +99,7 @@ class TensorRTEngine(Engine):
     """
 
     library_name = "tensorrt"
+    takes_any_batch = False
     graphs = "none yet"
     """How segments are launched at batch 1: `on`, or `off:` and why no graph could be recorded."""
 

@@ -180,3 +180,18 @@ def test_the_predictor_answers_as_on_the_cpu(
 @pytest.fixture(scope="module")
 def predictor(bundle_folder: str) -> Predictor:
     return Predictor.load(bundle_folder, engine="onnxruntime")
+
+
+@pytest.mark.parametrize("policy", [0.3, "deepest"])
+def test_more_images_than_the_engine_takes_answer_as_they_do_alone(
+    policy: float | str, open_engine: OpenEngine, golden: Golden
+) -> None:
+    frames = [*golden["images"], *golden["images"][::-1], golden["images"][0]]
+    with open_engine() as engine:
+        assert len(frames) > 2 * engine.max_batch
+        predictor = Predictor(engine, policy)
+        alone = [predictor.predict(frame) for frame in frames]
+        together = predictor.predict_batch(frames)
+        assert [(p.index, p.exit) for p in together] == [(p.index, p.exit) for p in alone]
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)

@@ -112,6 +112,22 @@ def test_a_batch_answers_as_its_images_do_alone(
     assert predictor.predict_batch([]) == []
 
 
+def test_a_segment_computes_only_the_images_that_have_not_left(
+    predictor: Predictor, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, run = [], predictor.engine.run
+
+    def counted(k: int) -> np.ndarray:
+        logits = run(k)
+        sizes.append((k, len(logits)))
+        return logits
+
+    monkeypatch.setattr(predictor.engine, "run", counted)
+    exits = [found.exit for found in predictor.predict_batch(frames, policy=0.3)]
+    assert len(set(exits)) > 1
+    assert sizes == [(k, sum(exit_ >= k for exit_ in exits)) for k in range(1, max(exits) + 1)]
+
+
 def test_every_kind_of_frame_gives_the_same_answer(
     predictor: Predictor, frames: list[np.ndarray], pictures: Path
 ) -> None:
