@@ -1,0 +1,217 @@
+"""`mate-edge tune`, typed as a user types it, and what `run` makes of its points."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mate_edge.bundle import read_bundle
+from mate_edge.decide.calibrate import halve
+from mate_edge.decide.simulate import simulate
+from mate_edge.runtime.calibration import read_calibration
+from mate_edge.runtime.points import read_point
+from mate_edge.runtime.policy import resolve_policy
+
+GOAL = ("--max-risk", "10%", "--delta", "0.2")
+HOURS = ("--max-risk", "10%", "--delta", "0.2", "--max-ms", "3600000")
+
+
+def tuned(cli: Any, bundle: Path, *arguments: str | Path) -> dict[str, Any]:
+    done = cli("tune", bundle, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_it_says_what_the_point_does_on_samples_that_did_not_choose_it(
+    cli: Any, bundle_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "mine.json"
+    done = cli("tune", bundle_folder, *GOAL, "--policy", "margin", "--name", "mine", "--out", out)
+    assert done.returncode == 0, done.stderr
+    bundle = read_bundle(bundle_folder)
+    found = read_point(out, bundle)
+    logits, labels = read_calibration(bundle)
+    _, held = halve(len(labels))
+    outcome = simulate(resolve_policy(bundle, out), logits[held])
+    assert found.point.policy == "margin"
+    assert found.samples == len(held)
+    assert found.point.val_accuracy == outcome.accuracy(labels[held])
+    assert found.point.val_exit_shares == outcome.exit_shares(3)
+    flops = [exit_.cumulative_flops for exit_ in bundle.manifest.exits]
+    assert found.point.val_mean_flops == outcome.mean_flops(flops)
+    last = logits[held, -1].argmax(-1) == labels[held]
+    guarantee = found.point.guarantee
+    assert guarantee is not None
+    assert guarantee.losses == int((last & (outcome.predictions != labels[held])).sum())
+    assert (guarantee.epsilon, guarantee.delta, guarantee.n) == (0.1, 0.2, len(held))
+    accuracy = 100 * found.point.val_accuracy
+    for words in (
+        f"on the {len(held)} validation images held back: accuracy {accuracy:.2f} %",
+        f"guaranteed: on images like the {len(held)} held back, at most 10 % of answers are wrong "
+        "where the last exit is right, with 80 % confidence; a deadline voids this",
+        "stored: mate-edge run --policy mine",
+    ):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "guaranteed", "goal"),
+    [
+        (("--max-drop", "1", "--policy", "entropy"), False, "--max-drop 1"),
+        (("--budget-flops", "9e6", "--policy", "ensemble"), False, "--budget-flops 9e+06"),
+        (("--budget-ms", "1e4"), False, "--budget-ms 10000"),
+        (
+            ("--max-risk", "0.2", "--mean-risk", "--loss", "differs"),
+            True,
+            "--max-risk 0.2 --mean-risk --loss differs",
+        ),
+    ],
+)
+def test_every_goal_gives_a_point_that_runs(
+    arguments: tuple[str, ...], guaranteed: bool, goal: str, cli: Any, bundle_folder: Path
+) -> None:
+    found = tuned(cli, bundle_folder, *arguments)
+    assert found["goal"] == goal
+    assert (found["point"]["guarantee"] is not None) == guaranteed
+    assert (found["mean_ms"] is not None) == ("--budget-ms" in arguments)
+    bundle = read_bundle(bundle_folder)
+    policy = resolve_policy(bundle, "tuned")
+    assert list(policy.thresholds) == found["point"]["parameters"]["thresholds"]  # type: ignore[attr-defined]
+
+
+def test_run_takes_a_stored_name_and_a_file_and_says_what_holds(
+    cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.json"
+    tuned(cli, bundle_folder, *GOAL, "--name", "mine", "--out", out)
+    for policy in ("mine", out):
+        done = cli("run", "--bundle", bundle_folder, "--policy", policy, pictures)
+        assert done.returncode == 0, done.stderr
+        assert f"policy {policy} is guaranteed: on images like the" in done.stdout
+        assert "a deadline voids this" in done.stdout
+    run = ("run", "--bundle", bundle_folder, pictures)
+    hurried = cli(*run, "--policy", "mine", "--max-ms", "500").stdout
+    assert "policy mine carries a guarantee, which this deadline voids" in hurried
+    assert "policy balanced carries no guarantee" in cli(*run).stdout
+    exits = [json.loads(line)["exit"]
+             for line in cli(*run, "--policy", "exit-2", "--json").stdout.splitlines()]  # fmt: skip
+    assert exits == [2] * 8
+
+
+def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    found = tuned(cli, bundle_folder, *HOURS, "--name", "joint")
+    guarantee = found["point"]["guarantee"]
+    assert guarantee["max_ms"] == 3_600_000
+    assert guarantee["halted"] == 0
+    assert guarantee["device"]["cpus"] >= 1
+    run = ("run", "--bundle", bundle_folder, "--policy", "joint", pictures)
+    for longer in ("3600000", "7200000"):
+        assert "at most 10 % of answers" in cli(*run, "--max-ms", longer).stdout
+    assert "is guaranteed" in cli(*run).stdout
+    assert "this shorter one voids the guarantee" in cli(*run, "--max-ms", "60000").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "exactly one of --max-drop, --max-risk, --budget-flops and --budget-ms"),
+        (("--max-drop", "1", "--max-risk", "0.1"), "exactly one of"),
+        (("--max-risk", "0"), "--max-risk must lie between 0 and 1, not 0"),
+        (("--max-risk", "2"), "0.01 or 1% is one per cent"),
+        (("--max-risk", "much"), "--max-risk takes a share such as 0.01 or 1%, not 'much'"),
+        (("--max-risk", "nan"), "--max-risk must lie between 0 and 1"),
+        (("--max-risk", "0.1", "--delta", "1"), "--delta must lie between 0 and 1, not 1"),
+        (("--max-risk", "0.01"), "needs 299 samples to certify with, here are"),
+        (("--max-risk", "0.001", "--mean-risk"), "needs 999 samples"),
+        (("--max-risk", "0.1", "--mean-risk", "--delta", "0.1"), "leave one of them out"),
+        (("--max-risk", "0.1", "--loss", "wors"), "Did you mean worse?"),
+        (("--max-risk", "0.1", "--max-ms", "0"), "deadline must be a positive number"),
+        (("--max-drop", "1", "--max-ms", "5"), "go with --max-risk"),
+        (("--max-drop", "1", "--delta", "0.1"), "go with --max-risk"),
+        (("--max-drop", "-1"), "--max-drop must lie between 0 and 100 points, not -1"),
+        (("--budget-flops", "nan"), "--budget-flops must be a positive number"),
+        (("--budget-flops", "3"), "a budget of 3 FLOPs is below what exit 1 alone costs"),
+        (("--budget-ms", "1e-9"), "a budget of 1e-09 ms is below what exit 1 alone costs"),
+        (("--max-drop", "1", "--policy", "patience"), "unknown --policy 'patience'"),
+        (("--max-drop", "1", "--name", "fast"), "one of the bundle's own"),
+        (("--max-drop", "1", "--name", "exit-3"), "means a policy already"),
+        (("--max-drop", "1", "--name", "../mine"), "--name takes up to 64 letters"),
+        (("--max-drop", "1", "--out", "p.txt"), "ends in .json, not p.txt"),
+        (("--max-drop", "1", "--out", "/proc/nowhere/p.json"), "/proc/nowhere"),
+        (("--max-drop", "1", "--threads", "0"), "--threads must be 1 or more"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], says: str, cli: Any, bundle_folder: Path
+) -> None:
+    done = cli("tune", bundle_folder, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("mate-edge: ")
+    assert says in line
+    assert "Traceback" not in done.stderr
+
+
+def test_a_point_of_another_bundle_and_one_for_other_exits_are_refused(
+    cli: Any, bundle_folder: Path, own_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.json"
+    found = tuned(cli, bundle_folder, "--max-drop", "1", "--out", out)
+
+    def refused(bundle: Path) -> str:
+        done = cli("run", "--bundle", bundle, "--policy", out, pictures)
+        assert (done.returncode, done.stdout) == (2, "")
+        return str(done.stderr)
+
+    found["point"]["parameters"] = {"thresholds": [0.5], "temperatures": [1.0, 1.0]}
+    out.write_text(json.dumps(found))
+    assert "for another number of exits: 2, the bundle has 3" in refused(bundle_folder)
+    manifest = own_bundle / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    assert "was made for" in refused(own_bundle)
+    out.write_text("{}")
+    assert "p.json" in refused(bundle_folder)
+    out.unlink()
+    assert "p.json" in refused(bundle_folder)
+
+
+def test_a_damaged_state_is_as_if_nothing_was_stored(
+    cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")
+    (stored,) = (tmp_path / "state").rglob("mine.json")
+    stored.write_text('{"schema": 1')
+    done = cli("run", "--bundle", bundle_folder, "--policy", "mine", pictures)
+    assert done.returncode == 2
+    assert "unknown policy 'mine'" in done.stderr
+    assert tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")["name"] == "mine"
+
+
+def test_calibration_that_does_not_fit_the_manifest_is_a_clear_error(
+    cli: Any, own_bundle: Path
+) -> None:
+    from mate_edge.files import arrays_to_bytes, sha256
+
+    data = arrays_to_bytes({"logits": np.zeros((9, 2, 10), np.float16), "labels": np.zeros(9, int)})
+    (own_bundle / "calibration.npz").write_bytes(data)
+    manifest = json.loads((own_bundle / "manifest.json").read_bytes())
+    manifest["calibration"].update(bytes=len(data), sha256=sha256(data))
+    (own_bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = cli("tune", own_bundle, "--max-drop", "1")
+    assert done.returncode == 2
+    assert "export the run again" in done.stderr
+
+
+def test_without_a_bundle_it_takes_the_newest(
+    cli: Any, bundle_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle_folder, tmp_path / "only.mate")
+    assert cli("tune", "--max-drop", "1", cwd=tmp_path).returncode == 0
