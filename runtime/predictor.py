@@ -357,7 +357,7 @@ class Predictor:
         for prediction in predictions:
             self._tally.add(prediction)
         if policy is self.policy:
-            self._tally.see(self._first)
+            self._tally.see(self._first, predictions)
         return predictions
 
     def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class Stats:
 
 
 class Tally:
-    """Counts predictions; under 1 us each."""
+    """Counts predictions, in about 1 us each."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -57,11 +58,13 @@ class Tally:
         self.misses += prediction.deadline_missed
         self.total_ms += prediction.elapsed_ms
 
-    def see(self, first: Logits) -> None:
-        """Count what exit 1 said: probabilities float32 [n, C]."""
+    def see(self, first: Logits, predictions: Sequence[Prediction]) -> None:
+        """Count how sure exit 1 was of images: its probabilities, float32 [n, C]."""
         fine = self.fine
-        if len(first) == 1:
-            fine[fine_bin(first.item(first.argmax()))] += 1
+        if len(predictions) == 1:
+            only = predictions[0]  # `max` takes three times as long as looking up one number
+            sure = only.confidence if only.exit == 1 else first.item(first.argmax())
+            fine[fine_bin(sure)] += 1
             return
         for confidence in first.max(axis=1).tolist():
             fine[fine_bin(confidence)] += 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 BINS = 10
 FINE = 256
-SMALLEST = 2.0**-20  # of 1 - confidence that is told apart
+SMALLEST = 2.0**-20  # added to 1 - confidence, which may be 0
 SCALE = FINE / 20.0001
 
 LARGE = 0.25
@@ -49,7 +49,7 @@ class Drift:
 
 def fine_bin(confidence: float) -> int:
     """Return the bin of a confidence in [0, 1]: of equal width in log(1 - confidence)."""
-    return int(-math.log2(max(1.0 - confidence, SMALLEST)) * SCALE)
+    return int(math.log2(1.0 - confidence + SMALLEST) * -SCALE)
 
 
 def count_confidences(confidences: NDArray[np.float32]) -> list[int]:

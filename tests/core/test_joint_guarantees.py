@@ -11,7 +11,7 @@ from mate_edge.decide.calibrate import Calibration, draw_rounds
 from mate_edge.decide.policy import Confidence
 from mate_edge.decide.risk import learn_then_test
 from mate_edge.decide.simulate import simulate
-from mate_edge.decide.tune import losses, lost_on_the_way
+from mate_edge.decide.tune import Search, losses, lost_on_the_way
 from mate_edge.errors import UsageError
 
 EXITS, CLASSES = 3, 4
@@ -36,6 +36,17 @@ def test_a_deadline_ends_a_sample_where_the_policy_would_have_gone_on() -> None:
     assert np.array_equal(hurried.exits, np.minimum(free.exits, deepest))
     answers = logits.argmax(-1)[np.arange(200), hurried.exits - 1]
     assert np.array_equal(hurried.predictions, answers)
+
+
+def test_the_search_counts_what_the_simulation_does_under_the_deadline() -> None:
+    logits, labels = draw(np.random.default_rng(0), 300)
+    deepest = np.random.default_rng(1).integers(1, 4, 300)
+    search = Search(logits, labels, (1.0,) * 3, COSTS, "margin", deepest)
+    for thresholds in ([0.2, 0.3], [0.7, 0.5], [2.0, 2.0]):
+        outcome = simulate(search.policy(thresholds), logits, deepest)
+        cost, right = search.outcome(thresholds, search.right)
+        assert cost == pytest.approx(outcome.mean_flops(COSTS))
+        assert right == (outcome.predictions == labels).sum()
 
 
 @given(seed=st.integers(0, 500))
