@@ -9,44 +9,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import msgspec
-
-from mate_edge import __version__, files
-from mate_edge.bundle import Bundle, OperatingPoint
+from mate_edge import files
+from mate_edge.bundle import Bundle
 from mate_edge.errors import UsageError
+from mate_edge.report.tuned import SCHEMA, TunedPoint
 from mate_edge.runtime.state import read_state, state_folder, write_state
 
-SCHEMA = 1
 POINTS = "operating-points"
 """They depend on the bundle alone, so they lie in its state under this name, not a device's."""
 
 DEEPEST = "deepest"
 NUMBERED = re.compile(r"(exit|patience)-(\d{1,4})")
 """`exit-2` always leaves there; `patience-2` leaves after two equal answers in a row."""
-
-
-class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """The file of an operating point.
-
-    Attributes:
-        name: what `run --policy` calls it.
-        bundle: the id of the bundle that it is for.
-        goal: what was asked for, in the words of the command line.
-        last_accuracy: the last exit's on the samples that `point` is reported on.
-        samples: how many those are: the half of the validation images that chose nothing.
-        mean_ms: of a prediction on the device that was measured; None when none was.
-    """
-
-    schema: int = SCHEMA
-    name: str
-    bundle: str
-    goal: str
-    point: OperatingPoint
-    last_accuracy: float
-    samples: int
-    mean_ms: float | None = None
-    created: str
-    version: str = __version__
 
 
 def check_name(bundle: Bundle, name: str) -> None:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import msgspec
 
+from mate_edge import __version__
 from mate_edge.bundle import Guarantee, Manifest, OperatingPoint
 
-if TYPE_CHECKING:
-    from mate_edge.runtime.points import TunedPoint
+SCHEMA = 1
 
 LOST = {
     "worse": "wrong where the last exit is right",
     "differs": "other ones than the last exit's",
 }
+
+
+class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The file of an operating point.
+
+    Attributes:
+        name: what `run --policy` calls it.
+        bundle: the id of the bundle that it is for.
+        goal: what was asked for, in the words of the command line.
+        last_accuracy: the last exit's on the samples that `point` is reported on.
+        samples: how many those are: the half of the validation images that chose nothing.
+        mean_ms: of a prediction on the device that was measured; None when none was.
+    """
+
+    schema: int = SCHEMA
+    name: str
+    bundle: str
+    goal: str
+    point: OperatingPoint
+    last_accuracy: float
+    samples: int
+    mean_ms: float | None = None
+    created: str
+    version: str = __version__
 
 
 def bound(guarantee: Guarantee) -> str:

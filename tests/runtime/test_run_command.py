@@ -43,10 +43,11 @@ def test_the_table_and_the_summary_say_what_happened(
     header, *rows = done.stdout.splitlines()
     for column in ("source", "label", "confidence", "exit", "halted by", "ms"):
         assert column in header
-    assert len(rows) == 8 + 2
+    assert len(rows) == 8 + 3
     assert all("last-exit" in row for row in rows[:8])
     assert rows[8].startswith("8 images: exit 1 0 %, exit 2 0 %, exit 3 100 %; mean ")
-    assert rows[9].startswith("deadline 1000 ms: 0 missed, 0 halted by it")
+    assert rows[9] == "deadline 1000 ms: 0 missed, 0 halted by it"
+    assert rows[10] == "policy deepest carries no guarantee, and a deadline would void one"
 
 
 def test_an_impossible_deadline_is_said_and_answered_all_the_same(
@@ -88,7 +89,7 @@ def test_one_bad_image_among_many_is_reported_and_the_others_run(
     (pictures / "bad.png").write_bytes((pictures / "0.png").read_bytes()[:40])
     done = cli("run", "--bundle", bundle_folder, pictures, "missing.jpg")
     assert done.returncode == 1
-    assert done.stdout.count("policy") + done.stdout.count("last-exit") == 8
+    assert done.stdout.count("  policy ") + done.stdout.count("  last-exit") == 8
     complaints = [line for line in done.stderr.splitlines() if line.startswith("mate-edge: ")]
     assert len(complaints) == 2
     assert "bad.png" in complaints[0]
