@@ -79,7 +79,7 @@ class Bar:
 
     def say(self, line: str) -> None:
         """Print a line in the bar's place."""
-        self._clear()
+        self.clear()
         self._say(line)
 
     def show(self, what: str, share: float) -> None:
@@ -87,11 +87,12 @@ class Bar:
         filled = int(share * BAR)
         text = f"{what} [{'#' * filled}{' ' * (BAR - filled)}] {share:4.0%}"
         if sys.stderr.isatty() and text != self._shown:
-            self._clear()
+            self.clear()
             print(text, end="", file=sys.stderr, flush=True)
             self._shown = text
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Take the bar away."""
         if self._shown:
             print("\r" + " " * len(self._shown) + "\r", end="", file=sys.stderr)
             self._shown = ""

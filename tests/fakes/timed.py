@@ -26,7 +26,8 @@ class TimedEngine(Engine):
 
     def __init__(self, bundle: Bundle, clock: Clock, ms: list[float]) -> None:
         super().__init__(bundle)
-        self.clock, self.ms, self.ran, self.value = clock, ms, [], 0.0
+        self.clock, self.ms, self.value = clock, ms, 0.0
+        self.ran: list[int] = []
 
     def open(self, k: int) -> None:
         pass

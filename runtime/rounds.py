@@ -1,0 +1,107 @@
+"""Measure contenders in turns: whatever slows the machine down meets all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mate_edge.decide.policy import Policy
+from mate_edge.runtime.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy on one predictor, under a name."""
+
+    name: str
+    predictor: Predictor
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prediction's times, in ms; see `Prediction`."""
+
+    exit: int
+    elapsed_ms: float
+    decode_ms: float
+    preprocess_ms: float
+    segment_ms: tuple[float, ...]
+
+    @property
+    def rest_ms(self) -> float:
+        """What passed outside of decoding, preprocessing and the segments."""
+        return self.elapsed_ms - self.decode_ms - self.preprocess_ms - sum(self.segment_ms)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many rounds, and how fast.
+
+    Attributes:
+        rounds: at most.
+        least: these are run however long they take.
+        limit_s: no further round after this.
+        fps: predictions begun in a second; None: each follows the one before at once.
+    """
+
+    rounds: int
+    least: int
+    limit_s: float
+    fps: float | None = None
+
+
+def run_rounds(
+    contenders: Sequence[Contender],
+    frames: Sequence[bytes],
+    plan: Plan,
+    *,
+    sleep: Callable[[float], object] = time.sleep,
+    progress: Callable[[float], object] = lambda share: None,
+) -> dict[str, list[Sample]]:
+    """Let each contender predict one and the same image in each round.
+
+    The first contender of a round is another one each time, and every other round goes backwards:
+    nobody always follows the same neighbour. Paced, each prediction begins on a tick of `fps`, as
+    a camera's frames do; ticks that pass while one is still running are left out.
+
+    Args:
+        contenders: warmed up, with names of their own; the first one's clock counts.
+        frames: encoded images, shown in turn.
+        plan: how long to go on.
+        sleep: waits for so many seconds.
+        progress: told the share of `rounds` that is done, or of `limit_s` if that is larger.
+
+    Returns:
+        A sample a round, by the contenders' names.
+    """
+    clock = contenders[0].predictor.clock
+    found: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
+    began, tick = clock(), 0
+    for turn in range(plan.rounds):
+        passed_s = (clock() - began) / 1e9
+        if turn >= plan.least and passed_s > plan.limit_s:
+            break
+        progress(max(turn / plan.rounds, min(passed_s / plan.limit_s, turn / plan.least, 1.0)))
+        start = turn // 2 % len(contenders)
+        order = [*contenders[start:], *contenders[:start]][:: 1 if turn % 2 else -1]
+        for contender in order:
+            if plan.fps is not None:
+                passed_s = (clock() - began) / 1e9
+                tick = max(tick + 1, int(passed_s * plan.fps) + 1)
+                sleep(tick / plan.fps - passed_s)
+            prediction = contender.predictor.predict(
+                frames[turn % len(frames)], policy=contender.policy
+            )
+            found[contender.name].append(
+                Sample(
+                    prediction.exit,
+                    prediction.elapsed_ms,
+                    prediction.decode_ms,
+                    prediction.preprocess_ms,
+                    prediction.segment_ms,
+                )
+            )
+    progress(1.0)
+    return found

@@ -1,0 +1,114 @@
+"""What a measurement means for who wants to decide, in words, the answer first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mate_edge.bundle import Manifest
+from mate_edge.report.bench import UNSPLIT, Contender, ExitPays, Point, tail
+
+DEEPEST = "deepest"
+
+
+def exit_name(k: int, num_exits: int) -> str:
+    """Return the contender that always leaves at exit k."""
+    return DEEPEST if k == num_exits else f"exit {k}"
+
+
+def judge(
+    manifest: Manifest,
+    contenders: Mapping[str, Contender],
+    points: Mapping[str, Point],
+    judged: str | None,
+    exits: Sequence[ExitPays],
+    keep: Sequence[int],
+    ceiling: float,
+    max_ms: float | None,
+) -> tuple[str, ...]:
+    """Say whether exits are needed, what they save, which of them pay, and what is possible.
+
+    Args:
+        manifest: of the bundle.
+        contenders: times by name.
+        points: what the operating points save.
+        judged: the one that is judged.
+        exits: what each early exit saves there.
+        keep: the exits worth keeping, the last one among them.
+        ceiling: of the speed-up.
+        max_ms: a deadline, if there is one.
+    """
+    point = points.get(judged) if judged is not None else None
+    lines = []
+    if max_ms is not None:
+        lines.append(_for_deadline(contenders, len(manifest.exits), point, max_ms))
+    elif point is not None:
+        lines.append(_on_average(contenders, judged, point))
+    for exit_ in exits:
+        share = f"{100 * exit_.leave:.0f} % of the images leave there at {judged}"
+        verb = "pays" if exit_.exit in keep else "does not pay"
+        sign = "saves" if exit_.exit in keep else "costs"
+        lines.append(
+            f"exit {exit_.exit} {verb}: {share}, and it {sign} {abs(exit_.saved_ms):.3f} ms of an "
+            "image on average"
+        )
+    if exits and len(keep) == 1:
+        lines.append(
+            "no exit pays on this device: run the unsplit network, or train with --exits elsewhere"
+        )
+    elif len(keep) <= len(exits):
+        kept = ",".join(str(k) for k in keep)
+        lines.append(
+            f"merge what does not pay: mate-edge export --exits {kept} --target {manifest.target} "
+            f"--precision {manifest.precision}"
+        )
+    if exits:
+        lines.append(
+            f"no policy can be more than {ceiling:.2f} times faster than the unsplit network here "
+            "(unsplit / segment 1)"
+        )
+    return tuple(lines)
+
+
+def _for_deadline(
+    contenders: Mapping[str, Contender], num_exits: int, point: Point | None, max_ms: float
+) -> str:
+    """Say which network or exit answers within the deadline."""
+    unsplit_ms, what = tail(contenders[UNSPLIT].times)
+    saved = ""
+    if point is not None:
+        verb = "save" if point.saved_ms > 0 else "cost"
+        saved = f"they would {verb} {abs(point.saved_ms):.2g} ms on average"
+    if unsplit_ms <= max_ms:
+        return (
+            f"unsplit {what} is {unsplit_ms:.3g} ms, under your {max_ms:g} ms: you need no exits "
+            f"for this deadline{saved and '; ' + saved}"
+        )
+    over = f"unsplit {what} is {unsplit_ms:.3g} ms, over your {max_ms:g} ms"
+    for k in range(num_exits, 0, -1):
+        ms, what = tail(contenders[exit_name(k, num_exits)].times)
+        if ms <= max_ms:
+            return (
+                f"{over}: you need exits for this deadline; exit {k} answers in time ({what}: "
+                f"{ms:.3g} ms), and --max-ms {max_ms:g} goes deeper whenever that fits"
+            )
+    return (
+        f"{over}, and so is exit 1 ({what}: {ms:.3g} ms): no exit of this network meets this "
+        "deadline here; train with an earlier first exit or a smaller network, lower the "
+        "precision, or allow more"
+    )
+
+
+def _on_average(contenders: Mapping[str, Contender], judged: str | None, point: Point) -> str:
+    """Say what the exits save when there is no deadline."""
+    unsplit_ms = contenders[UNSPLIT].times.median_ms
+    times = f"{point.expected_ms:.3g} ms against {unsplit_ms:.3g} ms unsplit"
+    if point.saved_ms > 0:
+        faster = unsplit_ms / point.expected_ms
+        return (
+            f"at {judged} the exits save {point.saved_ms:.2g} ms on average: {times}, "
+            f"{faster:.2f} times faster"
+        )
+    return (
+        f"at {judged} the exits cost {-point.saved_ms:.2g} ms on average: {times}; without a "
+        "deadline the unsplit network is the better choice here"
+    )

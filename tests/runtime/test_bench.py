@@ -1,0 +1,473 @@
+"""`mate-edge bench`: its logic on a clock of its own, the command on a real bundle."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+from timed import Clock, TimedEngine
+
+from mate_edge.bundle import Bundle, read_bundle
+from mate_edge.decide.policy import Deepest
+from mate_edge.errors import UsageError
+from mate_edge.report.bench import Bench
+from mate_edge.runtime.bench import Options, Subject, measure
+from mate_edge.runtime.diagnoses import Observed, diagnose
+from mate_edge.runtime.doctor.machine import Machine, Ran
+from mate_edge.runtime.latencies import read_latencies
+from mate_edge.runtime.load import CpuUse, busy_processes
+from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.rounds import Contender, Plan, Sample, run_rounds
+
+CONTENDERS = ["exit 1", "exit 2", "deepest", "fast", "balanced", "accurate", "unsplit"]
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (32, 32), 90).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def subject(
+    bundle: Bundle, clock: Clock, segments_ms: list[float], unsplit_ms: float, name: str = "a test"
+) -> Subject:
+    pair = [
+        Predictor(TimedEngine(one, clock, ms), "deepest", clock)
+        for one, ms in ((bundle, segments_ms), (bundle.unsplit(), [unsplit_ms]))
+    ]
+    return Subject(name, *pair)
+
+
+def with_shares(bundle: Bundle, *shares: float) -> Bundle:
+    """Return the bundle with operating points whose images left so on the validation split."""
+    points = {
+        name: msgspec.structs.replace(point, val_exit_shares=shares)
+        for name, point in bundle.manifest.operating_points.items()
+    }
+    return replace(
+        bundle, manifest=msgspec.structs.replace(bundle.manifest, operating_points=points)
+    )
+
+
+Measure = Callable[..., Bench]
+
+
+@pytest.fixture
+def bench_of(bundle_folder: Path, tmp_path: Path) -> Measure:
+    """Bench a bundle on a device on which segments take what is said."""
+
+    def run(
+        segments_ms: list[float],
+        unsplit_ms: float,
+        shares: tuple[float, ...] = (0.6, 0.3, 0.1),
+        **options: Any,
+    ) -> Bench:
+        clock = Clock()
+        bundle = with_shares(read_bundle(bundle_folder), *shares)
+        (found,) = measure(
+            [subject(bundle, clock, segments_ms, unsplit_ms)],
+            [png()],
+            "a test's",
+            Options(**{"rounds": 12, **options}),
+            say=lambda line: None,
+            sleep=lambda seconds: clock.pass_ms(1000 * seconds),
+            machine=Machine(root=tmp_path),
+        )
+        return found
+
+    return run
+
+
+# rounds
+
+
+def test_contenders_take_turns_and_nobody_always_follows_the_same(bundle_folder: Path) -> None:
+    clock, order = Clock(), []
+    bundle = read_bundle(bundle_folder)
+
+    class Noting(TimedEngine):
+        name = ""
+
+        def run(self, k: int) -> np.ndarray:
+            order.append(self.name)
+            return super().run(k)
+
+    contenders = []
+    for name in ("a", "b", "c"):
+        engine = Noting(bundle.unsplit(), clock, [1.0])
+        engine.name = name
+        contenders.append(Contender(name, Predictor(engine, "deepest", clock), Deepest((1.0,))))
+    found = run_rounds(contenders, [png()], Plan(rounds=12, least=1, limit_s=1e9))
+    assert {name: len(samples) for name, samples in found.items()} == {"a": 12, "b": 12, "c": 12}
+    rounds = [tuple(order[i : i + 3]) for i in range(0, 36, 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
+    assert len(set(rounds)) == 6  # all orders
+
+
+def test_paced_predictions_begin_on_ticks_and_late_ones_skip_some(bundle_folder: Path) -> None:
+    clock, begun = Clock(), []
+    began = clock()
+    engine = TimedEngine(read_bundle(bundle_folder).unsplit(), clock, [1.0])
+    predictor = Predictor(engine, "deepest", clock)
+
+    def sleep(seconds: float) -> None:
+        assert seconds >= 0
+        clock.pass_ms(1000 * seconds)
+        begun.append((clock() - began) / 1e6)
+        engine.ms = [25.0 if len(begun) == 3 else 1.0]  # longer than two pauses
+
+    contender = Contender("a", predictor, Deepest((1.0,)))
+    run_rounds([contender], [png()], Plan(5, 5, 1e9, fps=100.0), sleep=sleep)
+    assert begun == pytest.approx([10.0, 20.0, 30.0, 60.0, 70.0])
+
+
+def test_it_stops_when_the_time_is_over_but_not_before_enough(bundle_folder: Path) -> None:
+    clock = Clock()
+    engine = TimedEngine(read_bundle(bundle_folder).unsplit(), clock, [100.0])
+    contender = Contender("a", Predictor(engine, "deepest", clock), Deepest((1.0,)))
+    for limit_s, rounds in ((1.05, 11), (0.1, 5), (60, 50)):
+        found = run_rounds([contender], [png()], Plan(rounds=50, least=5, limit_s=limit_s))
+        assert len(found["a"]) == rounds
+
+
+# the verdict
+
+
+def test_the_verdict_says_first_when_no_exits_are_needed(bench_of: Measure) -> None:
+    found = bench_of([1.0, 1.0, 1.0], 2.8, max_ms=5.0, rounds=460)
+    assert found.verdict[0] == (
+        "unsplit p99 is 2.8 ms, under your 5 ms: you need no exits for this deadline; they would "
+        "save 1.3 ms on average"
+    )  # 1.5 ms at 60, 30 and 10 %
+    assert found.points["balanced"].expected_ms == pytest.approx(1.5)
+
+
+def test_the_verdict_names_the_deepest_exit_that_is_in_time(bench_of: Measure) -> None:
+    (first, *_) = bench_of([2.0, 2.0, 2.0], 5.6, max_ms=5.0).verdict
+    assert "unsplit max of 12 is 5.6 ms, over your 5 ms: you need exits" in first
+    assert "exit 2 answers in time (max of 12: 4 ms)" in first
+    (first, *_) = bench_of([6.0, 2.0, 2.0], 9.6, max_ms=5.0).verdict
+    assert "so is exit 1 (max of 12: 6 ms)" in first
+
+
+def test_without_a_deadline_it_says_what_exits_save_or_cost(bench_of: Measure) -> None:
+    (first, *_) = bench_of([1.0, 1.0, 1.0], 2.8).verdict
+    assert first == (
+        "at balanced the exits save 1.3 ms on average: 1.5 ms against 2.8 ms unsplit, 1.87 times "
+        "faster"
+    )
+    (first, *_) = bench_of([1.0, 1.0, 1.0], 2.0, shares=(0.1, 0.1, 0.8)).verdict
+    assert "at balanced the exits cost 0.7 ms on average" in first
+
+
+def test_an_exit_that_does_not_pay_comes_with_the_command_that_merges_it(
+    bench_of: Measure,
+) -> None:
+    found = bench_of([2.0, 1.0, 2.0], 4.8, shares=(0.5, 0.02, 0.48))
+    assert found.keep == (1, 3)
+    text = "\n".join(found.verdict)
+    assert "exit 1 pays: 50 % of the images leave there at balanced" in text
+    assert "exit 2 does not pay: 2 % of the images" in text
+    assert "mate-edge export --exits 1,3 --target cpu --precision fp32" in text
+    assert "more than 2.40 times faster than the unsplit network" in text
+    assert found.ceiling == pytest.approx(2.4)
+    found = bench_of([2.0, 1.0, 2.0], 4.8, shares=(0.5, 0.3, 0.2))
+    assert found.keep == (1, 2, 3)
+    assert "mate-edge export" not in "\n".join(found.verdict)
+
+
+def test_too_few_rounds_for_a_percentile_say_max_of_n(bench_of: Measure) -> None:
+    found = bench_of([1.0, 1.0, 1.0], 2.8, max_ms=5.0, rounds=40)
+    assert found.verdict[0].startswith("unsplit max of 40 is 2.8 ms, under your 5 ms")
+    assert found.back_to_back["unsplit"].times.p99_ms is None
+
+
+# what is measured and kept
+
+
+def test_every_contender_is_measured_and_each_part_apart(bench_of: Measure) -> None:
+    found = bench_of([1.0, 2.0, 4.0], 6.0)
+    assert list(found.back_to_back) == CONTENDERS
+    medians = {name: one.times.median_ms for name, one in found.back_to_back.items()}
+    assert medians["exit 1"] == pytest.approx(1.0)
+    assert medians["exit 2"] == pytest.approx(3.0)
+    assert medians["deepest"] == pytest.approx(7.0)
+    assert medians["unsplit"] == pytest.approx(6.0)
+    assert [one.median_ms for one in found.parts.segments] == pytest.approx([1.0, 2.0, 4.0])
+    assert found.parts.unsplit.median_ms == pytest.approx(6.0)
+    assert not found.paced
+
+
+def test_the_latencies_that_deadlines_rest_on_are_the_paced_ones(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    clock, bundle, machine = Clock(), read_bundle(bundle_folder), Machine(root=tmp_path)
+    bench = subject(bundle, clock, [1.0, 2.0, 4.0], 6.0)
+    engine = bench.whole.engine
+    assert isinstance(engine, TimedEngine)
+
+    def sleep(seconds: float) -> None:
+        engine.ms = [2.0, 3.0, 5.0]  # clocks fall in the pauses
+        clock.pass_ms(1000 * seconds)
+
+    def run(**options: Any) -> Bench:
+        (found,) = measure([bench], [png()], "", Options(**options), say=said.append, sleep=sleep,
+                           machine=machine)  # fmt: skip
+        return found
+
+    said: list[str] = []
+    assert run(rounds=220, fps=30.0).kept
+    kept = read_latencies(bundle, engine, machine)
+    assert kept is not None
+    assert (kept.fps, kept.rounds) == (30.0, 220)
+    assert [row[0] for row in kept.segments_ms] == pytest.approx([2.0, 3.0, 5.0])
+    later = Predictor(engine, "deepest", clock)
+    later.use_latencies(kept)
+    assert later.latencies is not None
+    assert later.latencies.median_ms == pytest.approx((2.0, 3.0, 5.0))
+    assert not run(rounds=3, load=1).kept
+    assert "beside --load" in said[-1]
+    assert not run(rounds=10).kept
+    assert "go on resting on the 220 rounds" in said[-1]
+    assert read_latencies(bundle, engine, machine) == kept
+    assert run(rounds=200).kept
+
+
+def test_several_engines_run_in_the_same_rounds(bundle_folder: Path, tmp_path: Path) -> None:
+    clock, bundle = Clock(), read_bundle(bundle_folder)
+    subjects = [
+        subject(bundle, clock, [1.0] * 3, 2.0, "slow"),
+        subject(bundle, clock, [0.5] * 3, 1.0, "quick"),
+    ]
+    slow, quick = measure(subjects, [png()], "", Options(rounds=20), say=lambda line: None,
+                          machine=Machine(root=tmp_path))  # fmt: skip
+    assert (slow.engine, quick.engine) == ("slow", "quick")
+    assert slow.back_to_back["deepest"].times.median_ms == pytest.approx(3.0)
+    assert quick.back_to_back["deepest"].times.median_ms == pytest.approx(1.5)
+
+
+# diagnoses
+
+
+def sample(*segment_ms: float, before_ms: float = 0.1) -> Sample:
+    elapsed = before_ms + sum(segment_ms)
+    return Sample(len(segment_ms), elapsed, before_ms / 2, before_ms / 2, segment_ms)
+
+
+QUIET = Observed(
+    deepest=[sample(1.0, 1.0)] * 100,
+    unpaced=[sample(1.0, 1.0)] * 100,
+    fps=None,
+    busy_share=0.9,
+    threads=1,
+    own_cpus=0.95,
+    other_cpus=0.05,
+    judged="balanced",
+    shares=(0.5, 0.5),
+    on_gpu=False,
+    machine=Machine(root=Path("/nowhere"), run=lambda command: Ran(127)),
+)
+
+
+def test_nothing_is_said_of_a_machine_on_which_all_is_well() -> None:
+    assert diagnose(QUIET) == ()
+
+
+def governed(folder: Path, mode: str) -> Machine:
+    file = folder / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(mode)
+    return Machine(root=folder, run=lambda command: Ran(127))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"deepest": [sample(1.0)] * 50 + [sample(1.3)] * 50}, "1.30 times slower during the run"),
+        ({"deepest": [sample(1.3)] * 50 + [sample(1.0)] * 50}, "1.30 times faster during the run"),
+        ({"other_cpus": 1.0}, "other processes used 1.0 CPUs"),
+        ({"own_cpus": 2.0}, "threads spin"),
+        ({"fps": 30.0, "deepest": [sample(1.5, 1.5)] * 100}, "at 30 a second .* 1.50 times"),
+        ({"deepest": [sample(1.0, before_ms=3.0)] * 100}, "decoding and preprocessing take 3.00"),
+        ({"shares": (0.0, 0.0, 1.0)}, "exits 1, 2 are never used at balanced"),
+        ({"shares": (0.4, 0.001, 0.6)}, "exit 2 is never used at balanced"),
+    ],
+)
+def test_each_thing_that_is_wrong_is_said_alone(change: dict[str, Any], says: str) -> None:
+    import re
+
+    (said,) = diagnose(replace(QUIET, **change))
+    assert re.search(says, said)
+
+
+def test_a_governor_or_power_mode_that_saves_power_is_said(tmp_path: Path) -> None:
+    (said,) = diagnose(replace(QUIET, machine=governed(tmp_path, "powersave")))
+    assert "governor is powersave" in said
+    assert not diagnose(replace(QUIET, machine=governed(tmp_path, "performance")))
+    tree = tmp_path / "proc/device-tree/compatible"
+    tree.parent.mkdir(parents=True)
+    tree.write_text("nvidia,tegra234")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nvpmodel.conf").write_text("< POWER_MODEL ID=0 NAME=MAXN >\n")
+    jetson = Machine(root=tmp_path, run=lambda command: Ran(0, "NV Power Mode: 15W\n2"))
+    said, *more = diagnose(replace(QUIET, machine=jetson, on_gpu=True))
+    assert "power mode 15W" in said
+    assert "sudo nvpmodel -m 0" in said
+    assert "sudo jetson_clocks" in more[0]
+
+
+def test_a_few_rounds_prove_no_slow_down() -> None:
+    deepest = [sample(1.0)] * 6 + [sample(2.0)] * 6
+    assert diagnose(replace(QUIET, deepest=deepest)) == ()
+
+
+# the load
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    return state != "Z"
+
+
+@pytest.mark.parametrize("error", [None, UsageError, KeyboardInterrupt, SystemExit])
+def test_busy_processes_are_ended_however_it_ends(error: Any) -> None:
+    seen: list[int] = []
+    try:
+        with busy_processes(2) as processes:
+            seen += processes
+            assert all(alive(process) for process in seen)
+            if error is not None:
+                raise error
+    except (UsageError, KeyboardInterrupt, SystemExit):
+        pass
+    assert len(seen) == 2
+    assert not any(alive(process) for process in seen)
+
+
+def test_busy_processes_end_with_a_parent_that_was_killed() -> None:
+    program = (
+        "from mate_edge.runtime.load import busy_processes\nimport time\n"
+        "with busy_processes(1) as found:\n    print(*found, flush=True)\n    time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert alive(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(200):
+        if not alive(child):
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the busy process outlived its parent")
+
+
+def test_what_other_processes_use_is_told_from_what_this_one_does(tmp_path: Path) -> None:
+    ticks, stat = os.sysconf("SC_CLK_TCK"), tmp_path / "stat"
+    stat.write_text("cpu  100 0 100 5000 0 0 0 0 0 0\ncpu0 1 2\n")
+    use = CpuUse(stat)
+    began = time.monotonic()
+    while time.monotonic() - began < 0.2:
+        pass
+    stat.write_text(f"cpu  {100 + 2 * ticks} 0 100 5000 0 0 0 0 0 0\n")  # 2 s in all
+    others = use.others()
+    assert others is not None
+    assert others == pytest.approx((2 - use.own() * 0.2) / 0.2, rel=0.1)
+    assert use.own() > 0.1
+    assert CpuUse(tmp_path / "none").others() is None
+
+
+# the command
+
+
+def test_the_command_prints_the_verdict_first_and_then_the_figures(
+    cli: Any, bundle_folder: Path
+) -> None:
+    done = cli("bench", bundle_folder, "--rounds", "5", "--max-ms", "100000")
+    assert done.returncode == 0, done.stderr
+    first, *_ = done.stdout.splitlines()
+    assert first.startswith("unsplit max of 5 is ")
+    assert "you need no exits for this deadline" in first
+    for text in (*CONTENDERS, "segment 3", "decode", "preprocess", "8, the bundle's golden images",
+                 "the back-to-back rounds from now on", "more than"):  # fmt: skip
+        assert text in done.stdout
+    ran = cli("run", "--bundle", bundle_folder, "--max-ms", "1000", bundle_folder.parent / "no.png")
+    assert ran.returncode == 2
+
+
+def test_json_is_one_line_an_engine_and_nothing_else(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    done = cli("bench", bundle_folder, "--rounds", "3", "--fps", "200", "--load", "1", "--json",
+               "--engine", "onnxruntime", "--images", pictures)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert (found["engine"], found["fps"], found["load"]) == ("onnxruntime", 200.0, 1)
+    assert list(found["back_to_back"]) == list(found["paced"]) == CONTENDERS
+    assert all(one["times"]["samples"] == 3 for one in found["paced"].values())
+    assert (found["images"], found["kept"]) == (8, False)
+
+
+def test_deadlines_then_rest_on_what_was_benched(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    assert cli("bench", bundle_folder, "--rounds", "7", "--fps", "100").returncode == 0
+    done = cli("run", "--bundle", bundle_folder, "--max-ms", "1000", pictures)
+    assert "the deadline rests on 7 rounds, 100 a second, measured here at 20" in done.stderr
+    assert "never measured" not in done.stderr
+
+
+def test_all_engines_are_compared_and_those_that_lack_something_named(
+    cli: Any, bundle_folder: Path
+) -> None:
+    done = cli("bench", bundle_folder, "--rounds", "2", "--engines", "all", "--json")
+    assert done.returncode == 0, done.stderr
+    engines = [json.loads(line)["engine"] for line in done.stdout.splitlines()]
+    assert "onnxruntime" in engines
+    assert not {"tensorrt", "tensorrt_rtx"} & set(engines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--fps", "0"], "--fps"),
+        (["--fps", "nan"], "--fps"),
+        (["--rounds", "0"], "--rounds"),
+        (["--load", "-1"], "--load"),
+        (["--max-ms", "-5"], "deadline"),
+        (["--threads", "0"], "--threads"),
+        (["--engines", "some"], "--engines takes all"),
+        (["--engines", "all", "--engine", "onnxruntime"], "not both"),
+        (["--engine", "onnxruntim"], "Did you mean onnxruntime?"),
+        (["--images", "none.jpg"], "none.jpg does not exist"),
+        (["none.mate"], "none.mate"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    arguments: list[str], says: str, cli: Any, bundle_folder: Path, tmp_path: Path
+) -> None:
+    given = arguments if arguments[0] == "none.mate" else [str(bundle_folder), *arguments]
+    done = cli("bench", *given, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert says in line
