@@ -188,7 +188,9 @@ def contenders_of(subject: Subject) -> list[Contender]:
         for k in range(1, last)
     }
     policies[DEEPEST] = Deepest(temperatures)
-    policies |= {name: resolve_policy(manifest, name) for name in manifest.operating_points}
+    policies |= {
+        name: resolve_policy(subject.whole.bundle, name) for name in manifest.operating_points
+    }
     ours = [
         Contender(f"{subject.name}/{name}", subject.whole, policy)
         for name, policy in policies.items()
