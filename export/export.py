@@ -111,7 +111,9 @@ def export_run(
         if data is None:
             measured = recall_training(network, outputs, keep, run.preprocessing)
         else:
-            models, measured = lower_and_measure(models, precision, data, outputs, max_drop, say)
+            models, measured = lower_and_measure(
+                models, kind, precision, data, outputs, max_drop, say
+            )
             _check_operators(models, kind)
         temperatures = tuple(
             fit_temperature(measured.val_logits[:, k], measured.val_labels)

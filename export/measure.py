@@ -7,7 +7,7 @@ models to agree. A lower precision is measured anew, on the run's own validation
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mate_edge.errors import ExportError, MateEdgeError, UsageError
 from mate_edge.export.models import BATCH, Chain, Models
 from mate_edge.export.precision import CALIBRATION_IMAGES, lower
+from mate_edge.export.targets import Target
 from mate_edge.images import Preprocessing, normalize
 from mate_edge.runs import Run
 from mate_edge.train.data.again import load_again
@@ -29,6 +30,7 @@ from mate_edge.train.network import MultiExitNet
 MAX_DROP = 1.0
 """How many points of accuracy an exit may lose."""
 
+GENTLER = {"int8": ("fp16", "fp32"), "fp16": ("fp32",)}
 GOLDEN_IMAGES = 8
 Logits = NDArray[np.float32]
 
@@ -92,14 +94,13 @@ def some_images(images: Images, most: int, preprocessing: Preprocessing) -> NDAr
 
 
 def compute_logits(
-    contenders: list[Models], images: Images, preprocessing: Preprocessing
+    chains: Sequence[Chain], images: Images, preprocessing: Preprocessing
 ) -> list[Logits]:
-    """Run a split through each chain of segments, with ONNX Runtime.
+    """Run a split through each chain of segments.
 
     Returns:
-        Every exit's logits of each contender, float32 [n, K, C].
+        Every exit's logits of each chain, float32 [n, K, C].
     """
-    chains = [Chain(models.segments) for models in contenders]
     found: list[list[Logits]] = [[] for _ in chains]
     count = len(images.labels)
     for start in range(0, count, BATCH):
@@ -138,6 +139,7 @@ def recall_training(
 
 def lower_and_measure(
     models: Models,
+    target: Target,
     precision: str,
     data: Dataset,
     outputs: dict[str, Any],
@@ -148,7 +150,8 @@ def lower_and_measure(
 
     Args:
         models: in fp32.
-        precision: the one wanted.
+        target: what they are for.
+        precision: one of the target's, but fp32.
         data: from `load_data`.
         outputs: from `read_outputs`.
         max_drop: how many points of accuracy an exit may lose.
@@ -158,18 +161,20 @@ def lower_and_measure(
         ExportError: a value does not fit into fp16, or an exit loses more than `max_drop`.
     """
     preprocessing, labels = data.preprocessing, data.val.labels
+    conversion = target.conversions[precision]
     calibration = some_images(data.train, CALIBRATION_IMAGES, preprocessing)
     say(f"converting to {precision}, with {len(calibration)} training images")
-    lowered = lower(models, precision, calibration)
+    lowered = lower(models, conversion, calibration)
     say(f"comparing fp32 and {precision} on {len(labels)} validation images")
-    before, after = compute_logits([models, lowered], data.val, preprocessing)
-    was, now = check_drop(before, after, labels, precision, max_drop)
+    chain = Chain(lowered.segments, conversion.as_written)
+    before, after = compute_logits([Chain(models.segments), chain], data.val, preprocessing)
+    was, now = check_drop(before, after, labels, precision, max_drop, target.precisions)
     few = _golden_images(outputs)
     return lowered, Measured(
         val_logits=after,
         val_labels=labels,
         golden_images=few,
-        golden_logits=Chain(lowered.segments).logits(normalize(few, preprocessing)),
+        golden_logits=chain.logits(normalize(few, preprocessing)),
         val_accuracy=now,
         fp32_val_accuracy=was,
         test_accuracy=(None,) * len(now),
@@ -182,7 +187,12 @@ def _golden_images(outputs: dict[str, Any]) -> NDArray[np.uint8]:
 
 
 def check_drop(
-    before: Logits, after: Logits, labels: NDArray[np.int64], precision: str, max_drop: float
+    before: Logits,
+    after: Logits,
+    labels: NDArray[np.int64],
+    precision: str,
+    max_drop: float,
+    precisions: Sequence[str],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the accuracy of each exit before and after the precision was lowered.
 
@@ -192,6 +202,7 @@ def check_drop(
         labels: int64 [n].
         precision: the one that `after` was computed in.
         max_drop: the largest loss allowed, in points.
+        precisions: those of the target, of which the error names the gentler ones.
 
     Raises:
         ExportError: an exit loses more.
@@ -200,10 +211,10 @@ def check_drop(
     drops = [100 * (one - other) for one, other in zip(was, now, strict=True)]
     k = int(np.argmax(drops))
     if drops[k] > max_drop + 1e-9:
-        gentler = "--precision fp16 or fp32" if precision == "int8" else "--precision fp32"
+        gentler = [name for name in GENTLER[precision] if name in precisions]
         raise ExportError(
             f"exit {k + 1} falls from {100 * was[k]:.2f} % to {100 * now[k]:.2f} % of "
             f"{len(labels)} validation images in {precision}, more than --max-drop {max_drop:g}: "
-            f"choose {gentler}, or allow a larger --max-drop"
+            f"choose --precision {' or '.join(gentler)}, or allow a larger --max-drop"
         )
     return was, now

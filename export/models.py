@@ -59,13 +59,14 @@ class Chain:
 
     Args:
         models: each one takes the features of the one before.
+        as_written: see `session_options`.
 
     Raises:
         EngineError: ONNX Runtime refuses one of them.
     """
 
-    def __init__(self, models: Sequence[Model]) -> None:
-        options = session_options(cpu_count(), shared_pool=False, as_written=True)
+    def __init__(self, models: Sequence[Model], as_written: bool = True) -> None:
+        options = session_options(cpu_count(), shared_pool=False, as_written=as_written)
         self._models = models
         self._sessions = [make_session(model.data, options, model.name) for model in models]
 
@@ -84,9 +85,9 @@ class Chain:
         return np.stack([outputs[-1] for outputs in self.run(images)], axis=1)
 
 
-def run_model(model: Model, inputs: NDArray[np.generic]) -> NDArray[Any]:
+def run_model(model: Model, inputs: NDArray[np.generic], as_written: bool = True) -> NDArray[Any]:
     """Return the first output of a model, its features if it has any, for any number of inputs."""
-    chain = Chain([model])
+    chain = Chain([model], as_written)
     return np.concatenate(
         [chain.run(inputs[start : start + BATCH])[0][0] for start in range(0, len(inputs), BATCH)]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from mate_edge.bundle import MAX_BATCH
 from mate_edge.errors import UsageError
 from mate_edge.export.operators import TENSORRT
+from mate_edge.export.precision import FOR_ONNX_RUNTIME, FOR_TENSORRT, Conversion
 from mate_edge.names import look_up
 
 
@@ -18,6 +20,7 @@ class Target:
 
     Attributes:
         precisions: those that can be exported, the default first.
+        conversions: how each of them is made out of fp32.
         opsets: the ONNX opsets that its engine reads, lowest and highest.
         engine: the name of the engine that runs its bundles, as in the runtime's `ENGINES`.
         operators: those that its engine reads; None leaves the check to ONNX Runtime, which has
@@ -29,6 +32,7 @@ class Target:
     """
 
     precisions: tuple[str, ...]
+    conversions: Mapping[str, Conversion]
     opsets: tuple[int, int]
     engine: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
     operators: frozenset[str] | None = None
@@ -47,9 +51,15 @@ TENSORRT_NEEDS = "TensorRT 10.3 or newer"
 JETPACK_NEEDS = f"JetPack 6.1 or newer, which brings {TENSORRT_NEEDS}"
 
 TARGETS: dict[str, Target] = {
-    "cpu": Target(precisions=("fp32",), opsets=(18, 21), engine="onnxruntime"),
+    "cpu": Target(
+        precisions=("fp32", "int8"),
+        conversions=FOR_ONNX_RUNTIME,
+        opsets=(18, 21),
+        engine="onnxruntime",
+    ),
     "cuda": Target(
         precisions=NVIDIA,
+        conversions=FOR_TENSORRT,
         opsets=NVIDIA_OPSETS,
         engine="tensorrt",
         operators=TENSORRT,
@@ -61,6 +71,7 @@ TARGETS: dict[str, Target] = {
     ),
     "jetson": Target(
         precisions=NVIDIA,
+        conversions=FOR_TENSORRT,
         opsets=NVIDIA_OPSETS,
         engine="tensorrt",
         operators=TENSORRT,
@@ -73,6 +84,7 @@ TARGETS: dict[str, Target] = {
     ),
     "rtx": Target(
         precisions=NVIDIA,
+        conversions=FOR_TENSORRT,
         opsets=NVIDIA_OPSETS,
         engine="tensorrt_rtx",
         operators=TENSORRT,

@@ -312,7 +312,7 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
     target: Annotated[str, typer.Option(help="cpu, cuda, jetson or rtx.")] = "cpu",
     precision: Annotated[
-        str | None, typer.Option(help="fp16, fp32 or int8 on NVIDIA, fp32 on a cpu.")
+        str | None, typer.Option(help="fp16, fp32 or int8 on NVIDIA, fp32 or int8 on a cpu.")
     ] = None,
     exits: Annotated[str | None, typer.Option(help="Keep these, such as 1,3.")] = None,
     out: Annotated[Path | None, typer.Option(help="The bundle folder, NAME.mate.")] = None,

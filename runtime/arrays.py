@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mate_edge.errors import ImageError
-from mate_edge.images import decode, from_array, read_image, standardize
+from mate_edge.images import Preprocessing, decode, from_array, read_image, standardize
 from mate_edge.runtime.engines.engine import Engine
 
 DLPACK_CPU = 1
@@ -78,6 +78,21 @@ def to_image(frame: Frame, name: str | None, color: str) -> Image.Image:
     if device_shape(frame) is not None:
         raise ImageError("frames in device memory are classified one by one: use predict()")
     raise ImageError(f"a {type(frame).__name__} is no image: give a path, bytes, PIL or numpy")
+
+
+def ready_pixels(
+    frame: Frame, color: str, preprocessing: Preprocessing
+) -> NDArray[np.uint8] | None:
+    """Return a frame that nothing is to be scaled or cut of, uint8 [size, size, channels].
+
+    What Pillow would return, without the 20 us that it takes; None for every other frame.
+    """
+    if not isinstance(frame, np.ndarray) or preprocessing.resize != preprocessing.size:
+        return None
+    shape = (preprocessing.size, preprocessing.size, preprocessing.channels)
+    if frame.dtype != np.uint8 or frame.shape != shape:
+        return None
+    return frame[:, :, ::-1] if color == "bgr" else frame
 
 
 def goes_in_raw(frame: Frame, color: str, engine: Engine) -> bool:

@@ -17,6 +17,8 @@ from mate_edge.bundle import MAX_BATCH, Bundle
 from mate_edge.errors import EngineError, UsageError
 from mate_edge.runtime.compile import Progress, check_capability, compile_onnx
 from mate_edge.runtime.cuda import open_cuda
+from mate_edge.runtime.engines import installed_engines, make_engine
+from mate_edge.runtime.fastest import keep_fastest
 from mate_edge.runtime.frames import preprocess_model
 from mate_edge.runtime.plans import (
     FRAME,
@@ -111,6 +113,9 @@ def build_engines(
                 "export with --target jetson, cuda or rtx"
             )
         say(f"nothing to build: {name} runs the segments of {bundle.folder} as they are")
+        others = installed_engines(bundle)
+        if len(others) > 1:
+            keep_fastest(bundle, others, lambda one: make_engine(one, bundle, None, True), say)
         return BuildReport(())
     if max_batch is not None and not 1 <= max_batch <= MAX_BATCH:
         raise UsageError(f"--max-batch must lie between 1 and {MAX_BATCH}, not {max_batch}")

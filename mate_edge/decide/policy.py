@@ -36,11 +36,26 @@ class Policy(Protocol):
 
 def softmax(logits: Logits, temperature: float = 1.0) -> Logits:
     """Soften logits and turn them into probabilities over the last axis, float32."""
-    scaled: Logits = logits / np.float32(temperature)
+    scaled: Logits = logits / float(temperature)
+    if scaled.size == scaled.shape[-1]:  # of one sample: the same sums, in half the time
+        flat = scaled.ravel()
+        flat -= flat[flat.argmax()]
+        np.exp(flat, out=flat)
+        flat /= np.add.reduce(flat)
+        return scaled
     scaled -= scaled.max(axis=-1, keepdims=True)
     np.exp(scaled, out=scaled)
     scaled /= scaled.sum(axis=-1, keepdims=True)
     return scaled
+
+
+def largest(probabilities: Logits) -> Logits:
+    """Return the largest probability of each sample, [n] of [n, C]."""
+    if len(probabilities) == 1:  # one call of 0.2 us instead of one of 1.3 us
+        index = int(probabilities.argmax())
+        return probabilities[0, index : index + 1]
+    found: Logits = probabilities.max(axis=-1)
+    return found
 
 
 def log_softmax(logits: Logits, temperature: float = 1.0) -> Logits:
@@ -89,7 +104,7 @@ class Thresholds(ABC):
         probabilities = self.answer(logits)
         if k > len(self.thresholds):
             return np.ones(len(logits), np.bool_), probabilities
-        return self.score(probabilities) >= np.float32(self.thresholds[k - 1]), probabilities
+        return self.score(probabilities) >= self.thresholds[k - 1], probabilities
 
     def answer(self, logits: Logits) -> Logits:
         """Return the probabilities [n, C] that are answered after the exits [n, k, C] passed."""
@@ -108,8 +123,7 @@ class Confidence(Thresholds):
     @staticmethod
     def score(probabilities: Logits) -> Logits:
         """See `Thresholds.score`."""
-        largest: Logits = probabilities.max(axis=-1)
-        return largest
+        return largest(probabilities)
 
 
 class Entropy(Thresholds):
@@ -133,8 +147,8 @@ class Margin(Thresholds):
     @staticmethod
     def score(probabilities: Logits) -> Logits:
         """See `Thresholds.score`."""
-        second, largest = np.partition(probabilities, -2, axis=-1)[:, -2:].T
-        margin: Logits = largest - second
+        second, first = np.partition(probabilities, -2, axis=-1)[:, -2:].T
+        margin: Logits = first - second
         return margin
 
 

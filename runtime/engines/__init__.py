@@ -13,17 +13,22 @@ from mate_edge.errors import EngineError
 from mate_edge.machine import has_nvidia_gpu
 from mate_edge.names import look_up
 from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.fastest import read_fastest
 
 Say = Callable[[str], object]
 
 ENGINES: dict[str, str] = {
     "onnxruntime": "mate_edge.runtime.engines.onnxruntime:OnnxRuntimeEngine",
+    "openvino": "mate_edge.runtime.engines.openvino:OpenVinoEngine",
     "tensorrt": "mate_edge.runtime.engines.tensorrt:TensorRTEngine",
     "tensorrt_rtx": "mate_edge.runtime.engines.tensorrt:TensorRTRTXEngine",
 }
 
 EVERYWHERE = "onnxruntime"
 """The engine that needs no GPU and runs every bundle."""
+
+ON_CPU = (EVERYWHERE, "openvino")
+"""The engines that need no GPU."""
 
 NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "tensorrt": (("tensorrt",), ("cuda.bindings", "pycuda")),
@@ -46,6 +51,8 @@ def make_engine(
         EngineError: it cannot be had here; the message says what to do.
     """
     name = name or choose_engine(bundle, warn)
+    if name == "openvino" and not _importable(name):
+        raise EngineError("openvino is not installed: pip install 'mate-edge[openvino]'")
     module, _, kind = look_up("--engine", name, ENGINES).partition(":")
     engine: Engine = getattr(import_module(module), kind)(
         bundle, threads=threads, shared_pool=shared_pool
@@ -56,6 +63,7 @@ def make_engine(
 def choose_engine(bundle: Bundle, warn: Say = warnings.warn) -> str:
     """Return the name of the engine that the bundle was exported for, if it is usable here.
 
+    On a CPU that is the one that `mate-edge build` found to be the fastest here, else onnxruntime.
     Without a GPU that is onnxruntime, which runs every bundle, and `warn` is told so. With a GPU
     there is no falling back: who bought one wants to hear why it is not used.
 
@@ -64,7 +72,8 @@ def choose_engine(bundle: Bundle, warn: Say = warnings.warn) -> str:
     """
     name = bundle.manifest.build.engine
     if name not in NEEDS:
-        return name
+        fastest = read_fastest(bundle)
+        return fastest if fastest is not None and fastest in installed_engines(bundle) else name
     if not has_nvidia_gpu():
         precision = bundle.manifest.precision
         slower = "" if precision == "fp32" else ", more slowly than fp32 ones would"
@@ -80,6 +89,18 @@ def choose_engine(bundle: Bundle, warn: Say = warnings.warn) -> str:
             f"type mate-edge doctor to see how to get it, or give --engine {EVERYWHERE}"
         )
     return name
+
+
+def installed_engines(bundle: Bundle) -> list[str]:
+    """Return the names of the engines that can run the bundle on this machine, its own first.
+
+    Only what can be imported is looked at: an engine on a GPU may still have to be built.
+    """
+    name = bundle.manifest.build.engine
+    if name not in NEEDS:
+        return [engine for engine in ON_CPU if engine == EVERYWHERE or _importable(engine)]
+    usable = has_nvidia_gpu() and all(any(map(_importable, group)) for group in NEEDS[name])
+    return [name, EVERYWHERE] if usable else [EVERYWHERE]
 
 
 def _importable(module: str) -> bool:

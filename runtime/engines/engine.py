@@ -10,6 +10,15 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError
+from mate_edge.machine import cpu_count
+
+ONE_THREAD_FLOPS = 60_000_000
+"""Networks below this (about 2 ms on one core) lose more by waking threads than they gain."""
+
+
+def cpu_threads(bundle: Bundle) -> int:
+    """Return how many threads a segment gets on the CPU: one, or all cores' for larger networks."""
+    return 1 if bundle.manifest.unsplit_flops < ONE_THREAD_FLOPS else cpu_count()
 
 
 class Engine(ABC):

@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError
-from mate_edge.machine import cpu_count
-from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.engines.engine import Engine, cpu_threads
 
 _shared_pool_made = False
 """Once it is, onnxruntime makes every session of the process use it."""
-
-ONE_THREAD_FLOPS = 60_000_000
-"""Networks below this (about 2 ms on one core) lose more by waking threads than they gain."""
 
 ROUNDS_FP16 = (1, 30)
 """Before this version QuantizeLinear cuts fp16 off and does not round (its issue 22741)."""
@@ -50,8 +46,7 @@ class OnnxRuntimeEngine(Engine):
         if for_others and bundle.manifest.precision == "int8":
             check_rounding(f"{bundle.folder}, an int8 bundle for {bundle.manifest.target},")
         if threads is None:
-            small = bundle.manifest.unsplit_flops < ONE_THREAD_FLOPS
-            threads = 1 if small else cpu_count()
+            threads = cpu_threads(bundle)
         self.threads = threads
         self.device = f"onnxruntime {onnxruntime.__version__} on the CPU, threads: {threads}"
         self.device_key = f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}"

@@ -14,7 +14,7 @@ import torch
 
 from mate_edge.export.models import Model, Models
 from mate_edge.export.operators import TENSORRT, check_operators
-from mate_edge.export.precision import CONVERSIONS, lower, lower_segments
+from mate_edge.export.precision import FOR_TENSORRT, lower, lower_segments
 from mate_edge.export.segments import export_segments
 from mate_edge.export.targets import NVIDIA_OPSETS
 from mate_edge.train.network import build_network
@@ -32,7 +32,10 @@ def test_a_trained_networks_segments_and_whole_compile(
 ) -> None:
     shape = (CALIBRATION, *fp32_models.unsplit.input.shape)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    for model in lower(fp32_models, precision, images).all:
+    models = fp32_models
+    if precision != "fp32":
+        models = lower(models, FOR_TENSORRT[precision], images)
+    for model in models.all:
         check_operators(model, TENSORRT)
         assert compile_for_rtx(model) == [], model.name
 
@@ -60,8 +63,8 @@ def test_every_segment_of_an_architecture_compiles_in_every_precision(
     segments = export_segments(network.eval(), (3, SIZE, SIZE), NVIDIA_OPSETS, lambda text: None)
     assert len(segments) == network.num_exits
     lowered: dict[str, Any] = {"fp32": segments}
-    for precision in CONVERSIONS:
-        lowered[precision] = lower_segments(segments, precision, images.numpy())
+    for precision, conversion in FOR_TENSORRT.items():
+        lowered[precision] = lower_segments(segments, conversion, images.numpy())
     for precision, each in lowered.items():
         for model in each:
             check_operators(model, TENSORRT)

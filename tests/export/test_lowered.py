@@ -22,6 +22,7 @@ from mate_edge.images import normalize
 from mate_edge.runs import Run, read_finished_run, read_outputs
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.verify import verify
 from mate_edge.train.data import load_dataset
 
 Export = Callable[..., tuple[Path, Manifest]]
@@ -40,16 +41,17 @@ def outputs(run_folder: Path, run: Run) -> dict[str, Any]:
 
 @pytest.fixture(
     scope="module",
-    params=[("cuda", "fp16"), ("jetson", "int8")],
-    ids=lambda p: p[1],
+    params=[("cuda", "fp16"), ("jetson", "int8"), ("cpu", "int8")],
+    ids=lambda p: " ".join(p),
 )
 def lowered(
     request: pytest.FixtureRequest, quick_export: Export, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     target, precision = request.param
     folder = tmp_path_factory.mktemp("lowered")
+    max_batch = 1 if target == "cpu" else 4
     out, _ = quick_export(
-        folder / f"{precision}.mate", target, precision, max_batch=4, max_drop=DROP
+        folder / f"{precision}.mate", target, precision, max_batch=max_batch, max_drop=DROP
     )
     assert os.listdir(folder) == [out.name]
     return read_bundle(out)
@@ -57,11 +59,16 @@ def lowered(
 
 def test_the_manifest_says_what_was_made_for_what(lowered: Bundle, bundle_folder: Path) -> None:
     manifest, before = lowered.manifest, read_bundle(bundle_folder).manifest
-    assert (manifest.build.engine, manifest.build.max_batch) == ("tensorrt", 4)
-    segments = manifest.segments
-    assert [s.input.dtype for s in segments] == ["float32", "float16", "float16"]
+    on_cpu = manifest.target == "cpu"
+    build = ("onnxruntime", 1) if on_cpu else ("tensorrt", 4)
+    assert (manifest.build.engine, manifest.build.max_batch) == build
+    segments, border = manifest.segments, "float32" if on_cpu else "float16"
+    assert [s.input.dtype for s in segments] == ["float32", border, border]
     assert [s.outputs[-1].dtype for s in segments] == ["float32"] * 3
-    assert [2 * e.border_bytes for e in manifest.exits] == [e.border_bytes for e in before.exits]
+    smaller = 1 if on_cpu else 2
+    assert [smaller * e.border_bytes for e in manifest.exits] == [
+        e.border_bytes for e in before.exits
+    ]
     assert [e.test_accuracy for e in manifest.exits] == [None] * 3
     assert [e.flops for e in manifest.exits] == [e.flops for e in before.exits]
 
@@ -131,11 +138,22 @@ def test_an_old_onnxruntime_refuses_int8_and_says_what_to_install(
     lowered: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
-    if lowered.manifest.precision == "int8":
+    if (lowered.manifest.target, lowered.manifest.precision) == ("jetson", "int8"):
         with pytest.raises(EngineError, match="pip install 'onnxruntime>=1.30'"):
             make_engine("onnxruntime", lowered, 1, False)
     else:
         make_engine("onnxruntime", lowered, 1, False).close()
+
+
+@pytest.mark.parametrize("lowered", [("cpu", "int8")], indirect=True)
+def test_int8_for_a_cpu_is_smaller_and_verify_accepts_it(
+    lowered: Bundle, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path))
+    whole, before = lowered.manifest.unsplit, read_bundle(bundle_folder).manifest.unsplit
+    assert whole.bytes < 0.5 * before.bytes  # the graph itself is as large as these few weights
+    found = verify(lowered.folder, None, lambda line: None, threads=1)
+    assert found.accepted, found.refusals
 
 
 def test_fp32_for_a_gpu_needs_no_images_and_is_the_bundle_of_a_cpu(
@@ -182,17 +200,25 @@ def test_a_drop_beyond_the_allowed_one_leaves_no_bundle(
     assert out.exists()
 
 
+def test_a_cpu_is_offered_no_precision_that_it_does_not_have() -> None:
+    labels = np.zeros(10, np.int64)
+    before = np.tile(np.eye(2, dtype=np.float32)[0], (10, 1, 1))
+    cpu = TARGETS["cpu"].precisions
+    with pytest.raises(ExportError, match="choose --precision fp32, or allow"):
+        check_drop(before, 1 - before, labels, "int8", 1.0, cpu)
+
+
 def test_the_exit_that_loses_most_is_named() -> None:
     labels = np.arange(200) % 2
     right = np.eye(2, dtype=np.float32)[labels]
     before = np.stack([right, right, right], axis=1)
     after = before.copy()
     after[:2, 0], after[:4, 1] = 1 - after[:2, 0], 1 - after[:4, 1]
-    was, now = check_drop(before, after, labels, "fp16", 2.0)
+    was, now = check_drop(before, after, labels, "fp16", 2.0, ("fp16", "fp32"))
     assert was == (1.0, 1.0, 1.0)
     assert now == (0.99, 0.98, 1.0)
     with pytest.raises(ExportError) as raised:
-        check_drop(before, after, labels, "fp16", 1.9)
+        check_drop(before, after, labels, "fp16", 1.9, ("fp16", "fp32"))
     assert str(raised.value) == (
         "exit 2 falls from 100.00 % to 98.00 % of 200 validation images in fp16, more than "
         "--max-drop 1.9: choose --precision fp32, or allow a larger --max-drop"

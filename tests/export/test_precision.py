@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mate_edge.bundle import Tensor
 from mate_edge.errors import EngineError, ExportError
 from mate_edge.export.models import Chain, Model, run_model
-from mate_edge.export.precision import lower_segments, to_fp16, to_int8
+from mate_edge.export.precision import FOR_TENSORRT, lower_segments, to_fp16, to_int8, to_u8s8
 
 CLASSES, CHANNELS, SIZE = 3, 4, 6
 RNG = np.random.default_rng(0)
@@ -169,6 +169,38 @@ def test_int8_scales_map_the_largest_value_to_127() -> None:
         assert (zero.dtype, zero.tolist()) == (np.int8, 0)
 
 
+def test_int8_for_a_cpu_leaves_images_borders_and_logits_fp32() -> None:
+    before = segment()
+    model = to_u8s8(before, IMAGES)
+    assert declared(model) == dict.fromkeys(("images", "features_1", "logits_1"), "float32")
+    maker = {name: node.op_type for node in graph_of(model).node for name in node.output}
+    assert maker["features_1"] == "DequantizeLinear"
+    assert maker["logits_1"] == "Gemm"
+    found, expected = (Chain([m], as_written=False).logits(IMAGES) for m in (model, before))
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.05
+
+
+def test_int8_for_a_cpu_has_unsigned_activations_and_weights_of_seven_bits() -> None:
+    model = to_u8s8(segment(), IMAGES)
+    constants = constants_of(model)
+    scale, zero = quantised(model, "images")
+    low, high = min(0, IMAGES.min()), IMAGES.max()
+    assert zero.dtype == np.uint8
+    assert scale == pytest.approx((high - low) / 255, rel=1e-3)
+    assert zero == round(-low / ((high - low) / 255))
+    stored = constants["weights_quantized"]
+    assert stored.dtype == np.int8
+    assert np.abs(stored.astype(int)).max(axis=(1, 2, 3)).tolist() == [64] * CHANNELS
+    assert constants["weights_scale"] == pytest.approx(
+        np.abs(WEIGHTS).max(axis=(1, 2, 3)) / 64, rel=1e-3
+    )
+
+
+def test_int8_for_a_cpu_does_not_care_about_fp16() -> None:
+    to_u8s8(segment(1e6 * WEIGHTS), IMAGES)
+
+
 @pytest.mark.int8
 def test_a_dead_channel_has_a_scale_above_zero() -> None:
     weights = WEIGHTS.copy()
@@ -183,7 +215,7 @@ def test_a_dead_channel_has_a_scale_above_zero() -> None:
 @pytest.mark.int8
 def test_a_segment_is_calibrated_on_what_the_quantised_one_before_hands_over() -> None:
     second = segment(RNG.normal(0, 1, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32), 2)
-    one, two = lower_segments([segment(), second], "int8", IMAGES)
+    one, two = lower_segments([segment(), second], FOR_TENSORRT["int8"], IMAGES)
     scale, _ = quantised(two, "features_1")
     reaches = np.abs(run_model(one, IMAGES).astype(np.float32)).max() / 127
     would_reach = np.abs(run_model(segment(), IMAGES)).max() / 127
@@ -191,15 +223,18 @@ def test_a_segment_is_calibrated_on_what_the_quantised_one_before_hands_over() -
     assert scale != pytest.approx(would_reach, rel=5e-4)
 
 
-@pytest.mark.parametrize("convert", [to_fp16, pytest.param(to_int8, marks=pytest.mark.int8)])
+@pytest.mark.parametrize(
+    "convert", [to_fp16, pytest.param(to_int8, marks=pytest.mark.int8), to_u8s8]
+)
 def test_the_same_images_give_the_same_bytes_and_no_temporary_file_stays(
     convert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = segment()
     assert convert(model, IMAGES).data == convert(model, IMAGES).data
-    with pytest.raises(ExportError):
-        convert(segment(1e4 * WEIGHTS), IMAGES)
+    if convert is not to_u8s8:
+        with pytest.raises(ExportError):
+            convert(segment(1e4 * WEIGHTS), IMAGES)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,7 +17,7 @@ from fake_tensorrt import compile_to_fake, make_tensorrt
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.errors import EngineError
 from mate_edge.runtime.build import build_engines
-from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.engines import ON_CPU, make_engine
 from mate_edge.runtime.engines.engine import Engine
 
 Install = Callable[..., FakeGpu]
@@ -70,6 +70,7 @@ def gpu_bundle(bundle_folder: Path, tmp_path: Path) -> Callable[..., Bundle]:
 @pytest.fixture(
     params=[
         "onnxruntime",
+        "openvino",
         "tensorrt",
         "tensorrt on a Jetson",
         "tensorrt through pycuda",
@@ -88,7 +89,8 @@ def open_engine(
     """Open an engine for batches up to 8, of each kind in turn."""
     kind: str = request.param
     name = kind.split()[0]
-    if name == "onnxruntime":
+    if name in ON_CPU:
+        pytest.importorskip(name)
         return lambda: make_engine(name, read_bundle(bundle_folder), 1, shared_pool=False)
     bundle = gpu_bundle(name)
     if kind.endswith("this GPU"):

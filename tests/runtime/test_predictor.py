@@ -134,7 +134,7 @@ def test_every_kind_of_frame_gives_the_same_answer(
     path = pictures / "0.png"
     colored = np.repeat(frames[0], 3, axis=2)
     kinds = [path, str(path), path.read_bytes(), Image.open(path), frames[0], frames[0][..., 0],
-             colored]  # fmt: skip
+             np.asfortranarray(frames[0]), colored]  # fmt: skip
     answers = {predictor.predict(kind, policy="deepest").confidence for kind in kinds}
     assert max(answers) - min(answers) < 1e-6
 
@@ -260,7 +260,7 @@ def test_a_policy_that_is_satisfied_is_not_the_deadlines_doing(
     assert (found.exit, found.halted_by) == (1, "policy")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_no_numbers_never_yield_an_answer(
     value: float, timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray]
 ) -> None:

@@ -1,0 +1,125 @@
+"""Which engine is the fastest for a bundle on this CPU: `build` measures and keeps it for `run`."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from mate_edge.bundle import Bundle
+from mate_edge.errors import EngineError
+from mate_edge.machine import cpu_count
+from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.policy import DEFAULT_POLICY
+from mate_edge.runtime.state import read_state, state_folder, write_state
+
+STATE = "fastest"
+WARM_UP_ROUNDS = 3
+MEASURE_S = 3.0
+"""How long all engines are measured at most; `FEWEST_ROUNDS` are run in any case."""
+FEWEST_ROUNDS, MOST_ROUNDS = 10, 300
+WORTH = 0.97
+"""Another engine than the first one must take less than this share of its time."""
+
+Say = Callable[[str], object]
+
+
+class Fastest(msgspec.Struct, frozen=True, kw_only=True):
+    """`fastest.json`: the engine to take, and the mean ms of an image on each one measured."""
+
+    engine: str
+    mean_ms: dict[str, float]
+
+
+def read_fastest(bundle: Bundle) -> str | None:
+    """Return the engine that was the fastest on this device; None when none was measured."""
+    found = read_state(_folder(bundle), STATE, Fastest)
+    return None if found is None else found.engine
+
+
+def keep_fastest(
+    bundle: Bundle, names: Sequence[str], make: Callable[[str], Engine], say: Say
+) -> Fastest:
+    """Measure engines on a bundle, in turns, and keep the fastest in the device state.
+
+    An image's mean time is that of the segments, each weighed by how often the bundle's default
+    operating point reaches it.
+
+    Args:
+        bundle: an opened bundle.
+        names: of the engines, the default one first.
+        make: makes one of them.
+        say: told the times and the choice.
+
+    Raises:
+        EngineError: the default one cannot run the bundle.
+        UsageError: the device state cannot be written.
+    """
+    engines: dict[str, Engine] = {}
+    try:
+        for name in names:
+            try:
+                engines[name] = make(name)
+                for k in range(1, engines[name].num_segments + 1):
+                    engines[name].open(k)
+            except EngineError as error:
+                if name == names[0]:
+                    raise
+                engines.pop(name, None)
+                say(f"{name} cannot run it: {error}")
+        mean_ms = _measure(bundle, engines)
+        devices = {name: engine.device for name, engine in engines.items()}
+    finally:
+        for engine in engines.values():
+            engine.close()
+    best = min(mean_ms, key=lambda name: mean_ms[name] * (WORTH if name == names[0] else 1))
+    found = Fastest(engine=best, mean_ms=mean_ms)
+    write_state(_folder(bundle), STATE, found)
+    for name, ms in mean_ms.items():
+        say(f"{devices[name]}: {ms:.3f} ms an image on average")
+    say(f"mate-edge run will take {best} for {bundle.folder} on this device")
+    return found
+
+
+def _measure(bundle: Bundle, engines: dict[str, Engine]) -> dict[str, float]:
+    """Return each engine's mean ms of an image, from interleaved rounds at batch 1."""
+    reach, shape = _reach(bundle), bundle.manifest.segments[0].input.shape
+    images = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    began = time.monotonic()
+    for turn in range(WARM_UP_ROUNDS + MOST_ROUNDS):
+        if turn >= WARM_UP_ROUNDS + FEWEST_ROUNDS and time.monotonic() - began > MEASURE_S:
+            break
+        for name in list(engines)[:: 1 if turn % 2 else -1]:
+            ms = _run(engines[name], images, reach)
+            if turn >= WARM_UP_ROUNDS:
+                times[name].append(ms)
+    return {name: median(found) for name, found in times.items()}
+
+
+def _run(engine: Engine, images: np.ndarray, reach: Sequence[float]) -> float:
+    engine.load(images)
+    total = 0.0
+    for k, share in enumerate(reach, start=1):
+        started = time.perf_counter_ns()
+        engine.run(k)
+        total += share * (time.perf_counter_ns() - started) / 1e6
+    return total
+
+
+def _reach(bundle: Bundle) -> list[float]:
+    """Return the share of images that reach each segment."""
+    num_exits = len(bundle.manifest.exits)
+    point = bundle.manifest.operating_points.get(DEFAULT_POLICY)
+    if point is None or len(point.val_exit_shares) != num_exits:
+        return [1.0] * num_exits
+    return [sum(point.val_exit_shares[k:]) for k in range(num_exits)]
+
+
+def _folder(bundle: Bundle) -> Path:
+    return state_folder(bundle.id, f"cpu-{platform.machine()}-{cpu_count()}")

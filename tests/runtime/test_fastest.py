@@ -1,0 +1,139 @@
+"""The fastest engine on a CPU: measured by `build`, kept in the device state, taken by `run`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mate_edge.bundle import Bundle, read_bundle
+from mate_edge.errors import EngineError
+from mate_edge.runtime import engines, fastest
+from mate_edge.runtime.engines import choose_engine, installed_engines, make_engine
+from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from mate_edge.runtime.fastest import Fastest, keep_fastest, read_fastest
+
+NAMES = ["onnxruntime", "openvino"]
+Make = Callable[[str], Engine]
+
+
+@pytest.fixture
+def bundle(bundle_folder: Path) -> Bundle:
+    return read_bundle(bundle_folder)
+
+
+@pytest.fixture(autouse=True)
+def _both_installed_and_measured_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_importable", lambda module: True)
+    monkeypatch.setattr(fastest, "MEASURE_S", 0.0)
+
+
+def engines_of(bundle: Bundle, slow: str) -> Make:
+    """Make engines of which the one called `slow` takes 3 ms more a segment."""
+
+    class Slow(OnnxRuntimeEngine):
+        def run(self, k: int) -> np.ndarray:
+            time.sleep(0.003)
+            return super().run(k)
+
+    return lambda name: (Slow if name == slow else OnnxRuntimeEngine)(bundle, 1)
+
+
+@pytest.mark.parametrize(
+    ("slow", "best"), [("onnxruntime", "openvino"), ("openvino", "onnxruntime")]
+)
+def test_the_faster_one_is_kept_and_chosen_from_then_on(
+    slow: str, best: str, bundle: Bundle
+) -> None:
+    assert choose_engine(bundle) == "onnxruntime"
+    said: list[str] = []
+    found = keep_fastest(bundle, NAMES, engines_of(bundle, slow), said.append)
+    assert (found.engine, choose_engine(bundle)) == (best, best)
+    assert found.mean_ms[slow] > found.mean_ms[best] + 3
+    assert said[-1] == f"mate-edge run will take {best} for {bundle.folder} on this device"
+
+
+def test_segments_count_by_how_often_they_are_reached(bundle: Bundle) -> None:
+    shares = bundle.manifest.operating_points["balanced"].val_exit_shares
+    found = keep_fastest(bundle, NAMES, engines_of(bundle, "openvino"), lambda line: None)
+    reached = sum(k * share for k, share in enumerate(shares, start=1))
+    slower = found.mean_ms["openvino"] - found.mean_ms["onnxruntime"]
+    assert 3 * reached <= slower < 3 * reached + 2
+
+
+def test_an_engine_that_cannot_run_the_bundle_is_left_out(bundle: Bundle) -> None:
+    def make(name: str) -> Engine:
+        if name == "openvino":
+            raise EngineError("it has no such operator")
+        return OnnxRuntimeEngine(bundle, 1)
+
+    said: list[str] = []
+    assert keep_fastest(bundle, NAMES, make, said.append).engine == "onnxruntime"
+    assert said[0] == "openvino cannot run it: it has no such operator"
+    with pytest.raises(EngineError, match="no such operator"):
+        keep_fastest(bundle, NAMES[::-1], make, said.append)
+
+
+def test_what_is_no_longer_installed_or_unknown_is_not_chosen(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fastest._folder(bundle)
+    fastest.write_state(folder, "fastest", Fastest(engine="tensorrt", mean_ms={}))
+    assert choose_engine(bundle) == "onnxruntime"
+    fastest.write_state(folder, "fastest", Fastest(engine="openvino", mean_ms={}))
+    assert choose_engine(bundle) == "openvino"
+    monkeypatch.setattr(engines, "_importable", lambda module: False)
+    assert installed_engines(bundle) == ["onnxruntime"]
+    assert choose_engine(bundle) == "onnxruntime"
+    with pytest.raises(EngineError, match=r"pip install 'mate-edge\[openvino\]'"):
+        make_engine("openvino", bundle, 1, False)
+    (folder / "fastest.json").write_text("{")
+    assert read_fastest(bundle) is None
+
+
+def test_build_measures_what_is_installed(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    from mate_edge.runtime.build_command import build_bundle
+
+    build_bundle(bundle.folder, None, None, None, "rgb", json=False)
+    chosen = read_fastest(bundle)
+    assert chosen in NAMES
+    said = capsys.readouterr().err
+    for text in ("onnxruntime", "OpenVINO", "ms an image on average", f"will take {chosen} for"):
+        assert text in said
+
+
+def test_a_bundle_for_a_gpu_is_no_business_of_openvinos(
+    gpu_bundle: Callable[..., Bundle], no_gpu: None
+) -> None:
+    pytest.importorskip("openvino")
+    of_gpu = gpu_bundle("tensorrt")
+    assert installed_engines(of_gpu) == ["onnxruntime"]
+    with pytest.raises(
+        EngineError, match="is for cuda, not for OpenVINO: use --engine onnxruntime"
+    ):
+        make_engine("openvino", of_gpu, 1, False)
+
+
+def test_a_model_that_openvino_cannot_read_is_a_clear_error(own_bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    import json
+
+    from mate_edge.files import sha256
+
+    (own_bundle / "segments" / "1.onnx").write_bytes(b"not onnx")
+    manifest = json.loads((own_bundle / "manifest.json").read_bytes())
+    manifest["segments"][0]["file"] |= {"bytes": 8, "sha256": sha256(b"not onnx")}
+    (own_bundle / "manifest.json").write_text(json.dumps(manifest))
+    with (
+        make_engine("openvino", read_bundle(own_bundle), 1, False) as engine,
+        pytest.raises(EngineError, match="OpenVINO cannot load segment 1 of") as raised,
+    ):
+        engine.open(1)
+    assert "\n" not in str(raised.value)
