@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError, UsageError
 from mate_edge.files import sha256
 from mate_edge.runtime.build import build_engines, parse_capabilities
+from mate_edge.runtime.compile import compile_onnx
 from mate_edge.runtime.plans import Frame
 
 GpuBundle = Callable[..., Bundle]
@@ -169,16 +171,53 @@ def test_a_build_tells_how_far_it_is(rtx_bundle: Bundle) -> None:
         assert 0.7 < shares[-1] <= 1
 
 
+@pytest.mark.parametrize("met_in", ["progress", "logger"])
 def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(
+    met_in: str, rtx_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is met: Python raises it in whatever code it runs just then."""
+    second = "segment 2 of 3"
+    pressed: list[int] = []
+
+    def press() -> None:
+        if not pressed:
+            pressed.append(1)
+            signal.raise_signal(signal.SIGINT)
+
+    def compile_and_press(library: Any, model: bytes, what: str, *more: Any) -> bytes:
+        if met_in == "logger" and what.startswith(second):
+            heard = type(library.logger).log
+            monkeypatch.setattr(
+                type(library.logger), "log", lambda *record: (press(), heard(*record))[1]
+            )
+        return compile_onnx(library, model, what, *more)
+
+    def show(what: str, share: float) -> None:
+        if met_in == "progress" and what == second and share > 0.3:
+            press()
+
+    earlier = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(
+            rtx_bundle,
+            capabilities=[(8, 6)],
+            say=lambda line: None,
+            progress=show,
+            compiler=compile_and_press,
+        )
+    assert len(engines(tmp_path / "state")) == 1
+    assert signal.getsignal(signal.SIGINT) is earlier
+
+
+def test_a_progress_bar_that_breaks_stops_the_build_with_its_own_error(
     rtx_bundle: Bundle, tmp_path: Path
 ) -> None:
-    def interrupt(what: str, share: float) -> None:
-        if what == "segment 2 of 3" and share > 0.3:
-            raise KeyboardInterrupt
+    def show(what: str, share: float) -> None:
+        raise BrokenPipeError("nobody reads stderr")
 
-    with pytest.raises(KeyboardInterrupt):
-        build_engines(rtx_bundle, capabilities=[(8, 6)], say=lambda line: None, progress=interrupt)
-    assert len(engines(tmp_path / "state")) == 1
+    with pytest.raises(BrokenPipeError, match="nobody reads stderr"):
+        build_engines(rtx_bundle, capabilities=[(8, 6)], say=lambda line: None, progress=show)
+    assert len(engines(tmp_path / "state")) == 0
 
 
 def test_two_builds_at_once_do_the_work_once(rtx_bundle: Bundle, tmp_path: Path) -> None:
