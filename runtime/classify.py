@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TextIO
@@ -51,13 +52,17 @@ def classify(
     lazy = len(images) == 1 and max_ms is None
 
     def start() -> tuple[Predictor, Iterator[tuple[str, Prediction | ImageError]]]:
-        predictor = Predictor(make_engine(engine, opened, threads, True), policy)
-        if max_ms is not None:
-            predictor.measure()  # which warms up too
-        elif not lazy:
-            predictor.warm_up()
-        results = predictor.stream(images, max_ms=max_ms)
-        return predictor, chain([next(results)], results)
+        made = make_engine(engine, opened, threads, True)
+        with ExitStack() as when_it_fails:
+            predictor = when_it_fails.enter_context(Predictor(made, policy))
+            if max_ms is not None:
+                predictor.measure()  # which warms up too
+            elif not lazy:
+                predictor.warm_up()
+            results = predictor.stream(images, max_ms=max_ms)
+            first = next(results)
+            when_it_fails.pop_all()
+        return predictor, chain([first], results)
 
     predictor, results = build_if_needed(opened, start, say)
     summary = Summary(predictor, max_ms)

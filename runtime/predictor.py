@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -119,9 +119,12 @@ class Predictor:
             EngineNotBuilt: the engines must be built on this device first; nothing here does it.
             EngineError: the engine cannot be had.
         """
-        predictor = cls(make_engine(engine, read_bundle(bundle), threads, shared_pool), policy)
-        if not lazy:
-            predictor.warm_up()
+        made = make_engine(engine, read_bundle(bundle), threads, shared_pool)
+        with ExitStack() as when_it_fails:
+            predictor = when_it_fails.enter_context(cls(made, policy))
+            if not lazy:
+                predictor.warm_up()
+            when_it_fails.pop_all()
         return predictor
 
     def warm_up(self) -> None:
@@ -276,7 +279,7 @@ class Predictor:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self.engine.__exit__(*exception)
 
     def _run(
         self,
