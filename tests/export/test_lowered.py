@@ -249,4 +249,6 @@ def test_the_command_prints_both_accuracies_and_how_to_go_on(
             f"{100 * exit_.val_accuracy:.2f}",
         )
         assert any(all(text in line for text in row) for line in done.stdout.splitlines())
-    assert done.stdout.splitlines()[-1] == "mate-edge build b.mate"
+    assert done.stdout.splitlines()[-1].endswith(
+        "mate-edge build b.mate --compute-capability 8.6,8.9"
+    )

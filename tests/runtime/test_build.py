@@ -237,6 +237,34 @@ def test_two_builds_at_once_do_the_work_once(rtx_bundle: Bundle, tmp_path: Path)
     assert not list((tmp_path / "state").rglob("*.tmp"))
 
 
+def test_who_waits_for_another_build_is_told_so(install: Any, gpu_bundle: GpuBundle) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
+    install()
+    bundle = gpu_bundle()
+    report = build_engines(bundle, say=lambda line: None, compiler=compile_to_fake)
+    told: list[str] = []
+    with open(report.engines[0].path.parent / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def say(line: str) -> None:
+            told.append(line)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        build_engines(bundle, say=say, compiler=compile_to_fake)
+    assert told[0] == "another process builds these engines: waiting for it"
+    assert sum("built already" in line for line in told) == 4
+
+
+def test_a_state_folder_that_cannot_be_written_says_which_variable_chooses_another(
+    install: Any, gpu_bundle: GpuBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="Not a directory; MATE_EDGE_STATE chooses another"):
+        build_engines(gpu_bundle(), say=lambda line: None, compiler=compile_to_fake)
+
+
 def test_a_bundle_for_the_cpu_needs_no_build(cli: Any, bundle_folder: Path) -> None:
     done = cli("build", bundle_folder)
     assert done.returncode == 0
