@@ -90,9 +90,8 @@ TARGETS: dict[str, Target] = {
         operators=TENSORRT,
         needs="an RTX GPU and TensorRT for RTX 1.7 or newer",
         build=(
-            "engines can be built on any machine with TensorRT for RTX (pip install "
-            "tensorrt-rtx-cu13), and run on one with {needs}:",
-            "mate-edge build {path}",
+            "engines run on a machine with {needs}, and are built there or anywhere",
+            "(pip install tensorrt-rtx-cu13): mate-edge build {path} --compute-capability 8.6,8.9",
         ),
     ),
 }

@@ -12,10 +12,8 @@ from PIL import Image
 
 from mate_edge.errors import ImageError
 from mate_edge.images import Preprocessing, decode, from_array, read_image, standardize
+from mate_edge.runtime.cuda.arrays import DLPACK_CPU
 from mate_edge.runtime.engines.engine import Engine
-
-DLPACK_CPU = 1
-"""The kind of device that host memory has in DLPack."""
 
 
 class CudaArray(Protocol):

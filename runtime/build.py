@@ -123,8 +123,8 @@ def build_engines(
     done: list[Built] = []
     for platform, capability in _platforms(library, capabilities):
         plans = Plans(bundle, platform)
-        say(f"{library.title} for {platform.device_key}, engines go to {plans.folder}")
-        with plans.alone():
+        with plans.alone(say):
+            say(f"{library.title} for {platform.device_key}, engines go to {plans.folder}")
             for job in _jobs(plans, max_batch, frame):
                 engine = _build(library, plans, job, capability, say, progress, compiler)
                 done.append(engine)

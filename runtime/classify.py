@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TextIO
@@ -58,16 +58,21 @@ def classify(
     notes: list[str] = []
 
     def start() -> tuple[Predictor, Iterator[tuple[str, Prediction | ImageError]]]:
-        predictor = Predictor(make_engine(engine, opened, threads, True), policy)
-        if max_ms is not None:
-            notes.clear()
-            table, frame_ms = predictor.know_latencies(notes.append), _frame_ms(predictor, images)
-            check_reachable(table, max_ms, strict, notes.append, frame_ms)
-        elif not lazy:
-            predictor.warm_up()
-        predictor.reset_stats()
-        results = predictor.stream(images, max_ms=max_ms)
-        return predictor, chain([next(results)], results)
+        made = make_engine(engine, opened, threads, True)
+        with ExitStack() as when_it_fails:
+            predictor = when_it_fails.enter_context(Predictor(made, policy))
+            if max_ms is not None:
+                notes.clear()
+                table = predictor.know_latencies(notes.append)
+                frame_ms = _frame_ms(predictor, images)
+                check_reachable(table, max_ms, strict, notes.append, frame_ms)
+            elif not lazy:
+                predictor.warm_up()
+            predictor.reset_stats()
+            results = predictor.stream(images, max_ms=max_ms)
+            first = next(results)
+            when_it_fails.pop_all()
+        return predictor, chain([first], results)
 
     predictor, results = build_if_needed(opened, start, say)
     summary = Summary(predictor, max_ms)

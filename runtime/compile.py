@@ -7,12 +7,16 @@ library logs as an error fails the build, with the parser's node and reason.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from mate_edge.errors import EngineError, UsageError
+from mate_edge.runtime.cuda import INSTALL
 from mate_edge.runtime.tensorrt_library import Library
 
 RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
@@ -47,6 +51,7 @@ def compile_onnx(
     Raises:
         UsageError: the library does not build for this compute capability.
         EngineError: the library refuses the model or cannot build it, or Polygraphy is missing.
+        KeyboardInterrupt: Ctrl-C, as soon as the library has stopped.
     """
     loaders, config_loader = _polygraphy(library)
     options: dict[str, Any] = {}
@@ -54,21 +59,23 @@ def compile_onnx(
         check_capability(library, capability)
         options["compute_capabilities"] = [capability]
     library.errors()
-    builder, network, parser = _parse(library, model, what)
     monitor = _make_monitor(library.module, progress)
-    config = config_loader(
-        profiles=[_profile(loaders, network, max_batch)], progress_monitor=monitor, **options
-    )
     polygraphy_log = import_module("polygraphy.logger").G_LOGGER
     failure = import_module("polygraphy.exception").PolygraphyException
-    plan = None
-    try:
-        with polygraphy_log.verbosity(SILENT):
-            plan = loaders.EngineBytesFromNetwork((builder, network, parser), config=config)()
-    except failure as error:
-        reason = " ".join(str(error).split())
-    if monitor.cancelled:
-        raise KeyboardInterrupt
+    plan, reason = None, ""
+    with _ctrl_c_goes_to(monitor):
+        builder, network, parser = _parse(library, model, what)
+        config = config_loader(
+            profiles=[_profile(loaders, network, max_batch)], progress_monitor=monitor, **options
+        )
+        try:
+            with polygraphy_log.verbosity(SILENT):
+                plan = loaders.EngineBytesFromNetwork((builder, network, parser), config=config)()
+        except failure as error:
+            reason = " ".join(str(error).split())
+    if monitor.stopped_by is not None:
+        library.errors()
+        raise monitor.stopped_by
     said = library.errors()
     if plan is None or said:
         raise EngineError(f"{library.title} cannot build {what}: {said or reason}")
@@ -102,10 +109,7 @@ def _polygraphy(library: Library) -> tuple[Any, Any]:
         kind = "polygraphy.backend.tensorrt_rtx" if rtx else "polygraphy.backend.trt"
         maker = import_module(kind)
     except ModuleNotFoundError as error:
-        raise EngineError(
-            f"{error.name} is missing, which builds engines: pip install 'mate-edge[cuda12]' "
-            "(JetPack 6, CUDA 12) or 'mate-edge[cuda13]'"
-        ) from None
+        raise EngineError(f"{error.name} is missing, which builds engines: {INSTALL}") from None
     if rtx != settings.USE_TENSORRT_RTX:
         raise EngineError(
             f"Polygraphy was imported in this process for the other TensorRT: set {RTX_VARIABLE}="
@@ -149,13 +153,35 @@ def _profile(loaders: Any, network: Any, max_batch: int) -> Any:
     return profile
 
 
+@contextmanager
+def _ctrl_c_goes_to(monitor: Any) -> Iterator[None]:
+    """Let Ctrl-C stop the build through its monitor.
+
+    Python would raise it in whatever the library calls back, the logger too, where it is dropped.
+    """
+    earlier = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(earlier):
+        yield  # signals are the main thread's, and who ignores them goes on to do so
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        monitor.stopped_by = KeyboardInterrupt()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
 def _make_monitor(trt: Any, progress: Progress) -> Any:
     """Return a monitor that turns nested phases into one share; the library calls it back."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.cancelled, self.shown = False, 0.0
+            self.stopped_by: BaseException | None = None
+            self.shown = 0.0
             self.phases: dict[str, list[int]] = {}  # outermost first: steps done, steps in all
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -167,9 +193,9 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
                     self.phases[phase_name][0] = step + 1
                 self.shown = max(self.shown, self.share())  # phases are not always nested
                 progress(self.shown)
-            except KeyboardInterrupt:  # it must not pass through the library
-                self.cancelled = True
-            return not self.cancelled
+            except BaseException as error:  # it must not pass through the library
+                self.stopped_by = error
+            return self.stopped_by is None
 
         def phase_finish(self, phase_name: str) -> None:
             self.phases.pop(phase_name, None)

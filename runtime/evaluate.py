@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,8 +98,11 @@ def evaluate_folder(
     engine = engine or choose_engine(opened, say)
 
     def start() -> Predictor:
-        predictor = Predictor(make_engine(engine, opened, threads, True), DEEPEST)
-        predictor.warm_up()
+        made = make_engine(engine, opened, threads, True)
+        with ExitStack() as when_it_fails:
+            predictor = when_it_fails.enter_context(Predictor(made, DEEPEST))
+            predictor.warm_up()
+            when_it_fails.pop_all()
         return predictor
 
     with build_if_needed(opened, start, say) as predictor:

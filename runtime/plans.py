@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from mate_edge import files
 from mate_edge.bundle import Bundle
 from mate_edge.errors import BundleError, EngineError
 from mate_edge.runtime.cuda.cuda import Device
-from mate_edge.runtime.state import read_state, state_folder, write_state
+from mate_edge.runtime.state import read_state, state_errors, state_folder, write_state
 from mate_edge.runtime.tensorrt_library import Library
 
 FRAME = "frame"
@@ -163,30 +163,39 @@ class Plans:
         """
         key = Key(bundle=self.bundle.id, model=model_sha256, platform=self.platform, recipe=recipe)
         plan = Plan(key=key, bytes=len(data), sha256=files.sha256(data))
-        files.make_folder(self.folder)
-        files.write_whole(self.path(name), data)
+        with state_errors():
+            files.make_folder(self.folder)
+            files.write_whole(self.path(name), data)
         write_state(self.folder, name, plan)
         return plan
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, say: Callable[[str], object]) -> Iterator[None]:
         """Wait until no other process builds here; the lock goes with the process.
 
         Without locks, on Windows or some network file systems, two builds do the work twice.
 
+        Args:
+            say: told what is waited for.
+
         Raises:
             UsageError: the folder cannot be written.
         """
-        files.make_folder(self.folder)
         lock = self.folder / ".lock"
-        with files.write_errors(lock):
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        with state_errors():
+            files.make_folder(self.folder)
+            with files.write_errors(lock):
+                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if sys.platform != "win32":
                 import fcntl
 
                 with suppress(OSError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        say("another process builds these engines: waiting for it")
+                        fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)

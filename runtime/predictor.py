@@ -6,7 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -138,12 +138,15 @@ class Predictor:
             EngineNotBuilt: the engines must be built on this device first; nothing here does it.
             EngineError: the engine cannot be had.
         """
-        predictor = cls(make_engine(engine, read_bundle(bundle), threads, shared_pool), policy)
         check_max_ms(max_ms)
-        if max_ms is not None:
-            check_reachable(predictor.know_latencies(), max_ms, strict, warnings.warn)
-        elif not lazy:
-            predictor.warm_up()
+        made = make_engine(engine, read_bundle(bundle), threads, shared_pool)
+        with ExitStack() as when_it_fails:
+            predictor = when_it_fails.enter_context(cls(made, policy))
+            if max_ms is not None:
+                check_reachable(predictor.know_latencies(), max_ms, strict, warnings.warn)
+            elif not lazy:
+                predictor.warm_up()
+            when_it_fails.pop_all()
         return predictor
 
     @property
@@ -354,7 +357,7 @@ class Predictor:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self.engine.__exit__(*exception)
 
     def _count(self, predictions: list[Prediction], policy: Policy) -> list[Prediction]:
         """Keep count of what was answered; confidences only of the predictor's own policy."""

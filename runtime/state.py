@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +17,7 @@ import msgspec
 from platformdirs import user_cache_path
 
 from mate_edge import files
-from mate_edge.errors import EngineError
+from mate_edge.errors import EngineError, UsageError
 
 VARIABLE = "MATE_EDGE_STATE"
 T = TypeVar("T")
@@ -52,5 +54,15 @@ def write_state(folder: Path, name: str, value: msgspec.Struct) -> None:
     Raises:
         UsageError: the folder cannot be written; `$MATE_EDGE_STATE` chooses another.
     """
-    files.make_folder(folder)
-    files.write_json(folder / f"{name}.json", value)
+    with state_errors():
+        files.make_folder(folder)
+        files.write_json(folder / f"{name}.json", value)
+
+
+@contextmanager
+def state_errors() -> Iterator[None]:
+    """Say which variable chooses another folder where this one cannot be written."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{error}; {VARIABLE} chooses another folder") from None

@@ -6,9 +6,10 @@ Both come from NVIDIA, never as a dependency: TensorRT with JetPack, TensorRT fo
 from __future__ import annotations
 
 import re
-from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
+from threading import Lock, get_ident
 from typing import Any
 
 from mate_edge.errors import EngineError
@@ -65,7 +66,7 @@ class Library:
         name: in `KINDS`.
         kind: what it is.
         module: what was imported.
-        version: such as `10.3.0`.
+        version: such as `10.3.0` or `1.7.1.116`, as far as it tells.
         logger: an `ILogger` of the module; it must outlive what is made with it.
     """
 
@@ -85,12 +86,13 @@ class Library:
         """The first number of the version."""
         return int(self.version.partition(".")[0])
 
-    def errors(self) -> str:
-        """Return what was logged as an error since the last call, and forget it."""
-        records: deque[str] = self.logger.records
-        said = "; ".join(records)
-        records.clear()
-        return said
+    def errors(self, of_this_thread: bool = False) -> str:
+        """Return what was logged as an error since the last call, and forget it.
+
+        Args:
+            of_this_thread: leave what the library logged in other threads, such as those of clones.
+        """
+        return "; ".join(self.logger.take(get_ident() if of_this_thread else None))
 
 
 def import_library(name: str) -> Library:
@@ -107,7 +109,7 @@ def import_library(name: str) -> Library:
         raise EngineError(f"{error.name} cannot be imported: {kind.get}") from None
     except ImportError as error:
         raise EngineError(f"{name} cannot be imported ({error}): {kind.get}") from None
-    numbers = re.findall(r"\d+", module.__version__)[:3]
+    numbers = re.findall(r"\d+", module.__version__)[:4]
     version = ".".join(numbers)
     if tuple(map(int, numbers[:2])) < kind.floor:
         floor = ".".join(map(str, kind.floor))
@@ -117,16 +119,30 @@ def import_library(name: str) -> Library:
     return Library(name, kind, module, version, _make_logger(module))
 
 
+@lru_cache(maxsize=2)
 def _make_logger(module: Any) -> Any:
-    """Return a logger that keeps the latest errors; the library calls it from its own threads."""
+    """Return a logger that keeps the latest errors; the library calls it from its own threads.
+
+    One for each library in a process: TensorRT goes on with the first one that it was given.
+    """
 
     class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.records: deque[str] = deque(maxlen=KEPT_RECORDS)
+            self.records: list[tuple[int, str]] = []  # the thread, and what was said
+            self.lock = Lock()
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
-                self.records.append(" ".join(msg.split()))
+                with self.lock:
+                    self.records.append((get_ident(), " ".join(msg.split())))
+                    del self.records[:-KEPT_RECORDS]
+
+        def take(self, thread: int | None) -> list[str]:
+            """Return the records of a thread, or all, without keeping them."""
+            with self.lock:
+                taken = [said for by, said in self.records if thread in (None, by)]
+                self.records[:] = [each for each in self.records if thread not in (None, each[0])]
+            return taken
 
     return Logger()

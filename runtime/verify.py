@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -72,9 +73,11 @@ def verify(
     name = engine or choose_engine(opened, say)
 
     def start(one: Bundle) -> Engine:
-        engine = make_engine(name, one, threads, True)
-        for k in range(1, engine.num_segments + 1):
-            engine.open(k)
+        with ExitStack() as when_it_fails:
+            engine = when_it_fails.enter_context(make_engine(name, one, threads, True))
+            for k in range(1, engine.num_segments + 1):
+                engine.open(k)
+            when_it_fails.pop_all()
         return engine
 
     with (

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mate_edge.bundle import (
     add_file,
     read_bundle,
 )
+from mate_edge.cli import main
 from mate_edge.decide.policy import softmax
 from mate_edge.errors import EngineNotBuilt
 from mate_edge.files import arrays_to_bytes, write_json
@@ -63,6 +65,23 @@ def _own_device_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def cli() -> Cli:
     """Run `mate-edge ARGUMENTS` in a process of its own."""
     return run_cli
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Like `cli`, in this process: importing torch for a one-line error takes seconds."""
+
+    def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        command = ["mate-edge", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.chdir(cwd)
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(command, code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

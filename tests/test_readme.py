@@ -15,6 +15,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SETUP = ("make ", "git ", "cd ", "pip ", "apt-get ", "python3 -m venv")
 """What sets a machine up, or needs the checkout: `make test` is what runs this very test."""
 
+WITHOUT = {"CUDA_VISIBLE_DEVICES": "", "MATE_EDGE_STATE": "state"}
+"""A GPU, whose libraries may be missing, and the user's own device state."""
+
 
 def commands(*, slow: bool) -> list[str]:
     """Return the commands of the README's `sh` blocks; slow ones follow a comment `slow`."""
@@ -29,14 +32,15 @@ def commands(*, slow: bool) -> list[str]:
 def run_all(lines: list[str], folder: Path) -> None:
     """Run each line in a shell that finds this environment's commands first."""
     Image.new("RGB", (320, 240), (90, 160, 30)).save(folder / "image.jpg")
-    (folder / "photos").mkdir()
-    Image.new("RGB", (64, 64), (200, 20, 30)).save(folder / "photos" / "one.png")
+    for images in (folder / "photos", folder / "labelled" / "3"):
+        images.mkdir(parents=True)
+        Image.new("RGB", (64, 64), (200, 20, 30)).save(images / "one.png")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in lines:
         done = subprocess.run(
             ["bash", "-c", line],
             cwd=folder,
-            env={**os.environ, "PATH": path},
+            env={**os.environ, "PATH": path, **WITHOUT},
             capture_output=True,
             text=True,
         )
@@ -45,7 +49,7 @@ def run_all(lines: list[str], folder: Path) -> None:
 
 def test_there_are_commands_and_every_stage_is_shown() -> None:
     shown = " ".join(commands(slow=False) + commands(slow=True))
-    for command in ("train", "profile", "export", "run"):
+    for command in ("train", "profile", "export", "run", "verify", "evaluate"):
         assert f"mate-edge {command}" in shown
 
 

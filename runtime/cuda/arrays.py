@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from mate_edge.errors import ImageError
 from mate_edge.runtime.cuda.cuda import Cuda
 
-CPU = 1
-CUDA_KINDS = (2, 3, 13)
+DLPACK_CPU = 1
+DLPACK_CUDA = (2, 3, 13)
 """DLPack's numbers of device, pinned and managed memory: all have an address for the GPU."""
 
 
@@ -56,9 +56,9 @@ def take_frame(frame: Any, cuda: Cuda, stream: int) -> NDArray[np.uint8] | Devic
         return frame
     if hasattr(frame, "__dlpack_device__"):
         kind, number = frame.__dlpack_device__()
-        if kind == CPU:
+        if kind == DLPACK_CPU:
             return np.asarray(np.from_dlpack(frame))
-        if kind not in CUDA_KINDS or number != 0:
+        if kind not in DLPACK_CUDA or number != 0:
             raise ImageError(f"the frame is on another device (DLPack's {kind}, {number})")
         return _from_dlpack(frame.__dlpack__(stream=stream))
     if hasattr(frame, "__cuda_array_interface__"):

@@ -15,9 +15,10 @@ from importlib import metadata
 from pathlib import Path
 
 from mate_edge.machine import has_nvidia_gpu
+from mate_edge.runtime.tensorrt_library import KINDS
 
 TIMEOUT_S = 20.0
-TENSORRT_FLOOR = (10, 3)
+TENSORRT_FLOOR = KINDS["tensorrt"].floor
 L4T_FLOOR = (36, 4, 0)
 CAPABILITY_FLOOR = (7, 5)
 """Turing: TensorRT 10.5 and later read nothing older."""

@@ -93,7 +93,7 @@ class SharedEngines:
             raise not_built(self.plans, what)
         self._runtime = self._runtime or self.library.module.Runtime(self.library.logger)
         engine = self._runtime.deserialize_cuda_engine(read[1])
-        said = self.library.errors()
+        said = self.library.errors(of_this_thread=True)
         if engine is None:
             raise EngineError(
                 f"{self.library.title} cannot load the engine of {what} ({said or 'no reason'}): "

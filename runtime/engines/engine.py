@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -105,4 +106,6 @@ class Engine(ABC):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        """Close; a failure on the way out is worth telling, one that follows from it is not."""
+        with suppress(EngineError) if exception[0] is not None else nullcontext():
+            self.close()

@@ -21,10 +21,11 @@ from mate_edge.runtime.cuda.arrays import DeviceFrame, take_frame
 from mate_edge.runtime.engines.deserialized import Deserialized, Port, SharedEngines, not_built
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.engines.memory import Holdings
+from mate_edge.runtime.frames import INPUT as FRAME_INPUT
+from mate_edge.runtime.frames import OUTPUT as FRAME_OUTPUT
 from mate_edge.runtime.plans import FRAME, Plans, device_platform, segment_name
 from mate_edge.runtime.tensorrt_library import import_library
 
-FRAME_INPUT, FRAME_OUTPUT = "frame", "images"
 FRAME_CHANNELS = 3
 """Of every frame: preprocessing makes it gray where the network wants that."""
 SMALLEST_SCRATCH = 256
@@ -265,7 +266,7 @@ class TensorRTEngine(Engine):
             raise self._failure(stage, f"a batch of {n} is refused")
 
     def _failure(self, stage: _Stage, what: str) -> EngineError:
-        said = self._library.errors()
+        said = self._library.errors(of_this_thread=True)
         return EngineError(f"{stage.what}: {what}" + (f": {said}" if said else ""))
 
     # a batch on its way
@@ -382,7 +383,7 @@ class TensorRTEngine(Engine):
     def _enqueue(self, memory: _Memory, stage: _Stage, context: Any, n: int) -> None:
         """Put a stage into the stream, and the copy of its logits."""
         launched = context.execute_async_v3(memory.held.stream)
-        said = self._library.errors()
+        said = self._library.errors(of_this_thread=True)
         if not launched or said:
             raise EngineError(f"{stage.what} failed to launch: {said or 'no reason was logged'}")
         if stage.logits_bytes and not memory.logits.mapped:

@@ -54,7 +54,7 @@ Export = Callable[..., tuple[Path, Manifest]]
 def quick_export(run_folder: Path, fp32_models: Models) -> Export:
     """`export_run` of the run, or of `run`, with the models at hand instead of torch's exporter."""
 
-    def export(out: Path, target: str, precision: str | None, **options: Any) -> Any:
+    def export(out: Path | None, target: str, precision: str | None, **options: Any) -> Any:
         if precision == "int8" and target != "cpu":
             skip_without_int8()
         run = options.pop("run", read_finished_run(run_folder))

@@ -96,12 +96,11 @@ def test_the_check_refuses_a_network_that_differs_anywhere(
 
 
 def test_a_failed_check_leaves_no_bundle(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mate_edge.export.check.TOLERANCE", 1e-12)
     with pytest.raises(ExportError, match="differs from torch"):
-        export_run(run_folder, read_finished_run(run_folder), "cpu", None, None,
-                   tmp_path / "b.mate", lambda text: None)  # fmt: skip
+        quick_export(tmp_path / "b.mate", "cpu", None)
     assert os.listdir(tmp_path) == []
 
 
@@ -167,17 +166,14 @@ def test_some_exits_are_kept_by_merging_segments(run_folder: Path, tmp_path: Pat
         assert found.index == outputs["val_logits"][outputs["val_image_indices"][0], 2].argmax()
 
 
-def test_the_same_run_gives_the_same_bundle_and_a_free_name(
-    home: Path, cli: Any, bundle_folder: Path
+def test_a_second_bundle_gets_a_free_name_and_is_the_latest(
+    quick_export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = cli("export", cwd=home)
-    assert done.returncode == 0, done.stderr
-    second = home / "bundles" / "digits-resnet8-mate-cpu-2.mate"
-    assert f"bundle: bundles/{second.name}" in done.stdout
-    assert (home / "bundles" / "latest").read_text().strip() == second.name
-    first, other = read_bundle(bundle_folder).manifest, read_bundle(second).manifest
-    assert first.segments == other.segments
-    assert first.operating_points == other.operating_points
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits-resnet8-mate-cpu.mate", "digits-resnet8-mate-cpu-2.mate"):
+        path, _ = quick_export(None, "cpu", None)
+        assert path == Path("bundles") / name
+        assert (path.parent / "latest").read_text().strip() == name
 
 
 def test_a_dry_run_prints_the_cuts_and_writes_nothing(
@@ -192,7 +188,9 @@ def test_a_dry_run_prints_the_cuts_and_writes_nothing(
     assert sorted(os.listdir(home / "bundles")) == before
 
 
-def test_a_killed_export_leaves_nothing(run_folder: Path, tmp_path: Path, cli: Any) -> None:
+def test_a_killed_export_leaves_nothing_and_the_same_run_gives_the_same_bundle(
+    run_folder: Path, bundle_folder: Path, tmp_path: Path, cli: Any
+) -> None:
     out = tmp_path / "killed.mate"
     command = [sys.executable, "-m", "mate_edge", "export", str(run_folder), "--out", str(out)]
     victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -205,6 +203,9 @@ def test_a_killed_export_leaves_nothing(run_folder: Path, tmp_path: Path, cli: A
     done = cli("export", run_folder, "--out", out)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path)) == ["killed.mate"]
+    first, other = read_bundle(bundle_folder).manifest, read_bundle(out).manifest
+    assert first.segments == other.segments
+    assert first.operating_points == other.operating_points
 
 
 @pytest.mark.parametrize(
@@ -239,9 +240,9 @@ def test_an_option_that_cannot_work_is_a_clear_error(
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(
-    arguments: list[str], says: str, cli: Any, tmp_path: Path
+    arguments: list[str], says: str, typed: Any, tmp_path: Path
 ) -> None:
-    done = cli("export", *arguments, cwd=tmp_path)
+    done = typed("export", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert says in line

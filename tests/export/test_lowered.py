@@ -10,13 +10,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from mate_edge.bundle import Bundle, Manifest, read_bundle
+from mate_edge.cli import app
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.temperature import fit_temperature
 from mate_edge.errors import EngineError, ExportError, UsageError
 from mate_edge.export import measure
 from mate_edge.export.measure import check_drop
+from mate_edge.export.models import Models
 from mate_edge.export.targets import TARGETS
 from mate_edge.images import normalize
 from mate_edge.runs import Run, read_finished_run, read_outputs
@@ -259,11 +262,13 @@ def test_nvidia_targets_default_to_fp16_and_say_in_two_lines_how_to_build(name: 
 
 
 def test_the_command_prints_both_accuracies_and_how_to_go_on(
-    cli: Any, home: Path, run_folder: Path, tmp_path: Path
+    fp32_models: Models, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = cli("export", run_folder, "--target", "rtx", "--max-batch", 2, "--out", "b.mate",
-               cwd=tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mate_edge.export.export.export_models", lambda *_: fp32_models)
+    options = ("--target", "rtx", "--max-batch", "2", "--out", "b.mate")
+    done = CliRunner().invoke(app, ["export", str(run_folder), *options])
+    assert done.exit_code == 0, done.output
     manifest = read_bundle(tmp_path / "b.mate").manifest
     assert (manifest.precision, manifest.build.engine) == ("fp16", "tensorrt_rtx")
     assert manifest.build.max_batch == 2
@@ -275,4 +280,6 @@ def test_the_command_prints_both_accuracies_and_how_to_go_on(
             f"{100 * exit_.val_accuracy:.2f}",
         )
         assert any(all(text in line for text in row) for line in done.stdout.splitlines())
-    assert done.stdout.splitlines()[-1] == "mate-edge build b.mate"
+    assert done.stdout.splitlines()[-1].endswith(
+        "mate-edge build b.mate --compute-capability 8.6,8.9"
+    )

@@ -97,8 +97,8 @@ def test_the_command_prints_a_table_and_json_and_keeps_profile_json(
     assert printed["exits"][0]["border_shape"] == [16, 32, 32]
 
 
-def test_a_backbone_is_profiled_without_a_run(cli: Any, tmp_path: Path) -> None:
-    done = cli("profile", "--arch", "resnet20", "--size", "32", "--json", cwd=tmp_path)
+def test_a_backbone_is_profiled_without_a_run(typed: Any, tmp_path: Path) -> None:
+    done = typed("profile", "--arch", "resnet20", "--size", "32", "--json", cwd=tmp_path)
     assert len(json.loads(done.stdout)["exits"]) == 3
 
 
@@ -113,8 +113,10 @@ def test_a_backbone_is_profiled_without_a_run(cli: Any, tmp_path: Path) -> None:
         (["x", "--head", "linear"], "go with --arch"),
     ],
 )
-def test_a_mistake_gets_one_line(arguments: list[str], says: str, cli: Any, tmp_path: Path) -> None:
-    done = cli("profile", *arguments, cwd=tmp_path)
+def test_a_mistake_gets_one_line(
+    arguments: list[str], says: str, typed: Any, tmp_path: Path
+) -> None:
+    done = typed("profile", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("mate-edge: ")
     assert says in done.stderr

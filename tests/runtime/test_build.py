@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError, UsageError
 from mate_edge.files import sha256
 from mate_edge.runtime.build import build_engines, parse_capabilities
+from mate_edge.runtime.compile import compile_onnx
 from mate_edge.runtime.plans import Frame
 
 GpuBundle = Callable[..., Bundle]
@@ -169,16 +171,53 @@ def test_a_build_tells_how_far_it_is(rtx_bundle: Bundle) -> None:
         assert 0.7 < shares[-1] <= 1
 
 
+@pytest.mark.parametrize("met_in", ["progress", "logger"])
 def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(
+    met_in: str, rtx_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is met: Python raises it in whatever code it runs just then."""
+    second = "segment 2 of 3"
+    pressed: list[int] = []
+
+    def press() -> None:
+        if not pressed:
+            pressed.append(1)
+            signal.raise_signal(signal.SIGINT)
+
+    def compile_and_press(library: Any, model: bytes, what: str, *more: Any) -> bytes:
+        if met_in == "logger" and what.startswith(second):
+            heard = type(library.logger).log
+            monkeypatch.setattr(
+                type(library.logger), "log", lambda *record: (press(), heard(*record))[1]
+            )
+        return compile_onnx(library, model, what, *more)
+
+    def show(what: str, share: float) -> None:
+        if met_in == "progress" and what == second and share > 0.3:
+            press()
+
+    earlier = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(
+            rtx_bundle,
+            capabilities=[(8, 6)],
+            say=lambda line: None,
+            progress=show,
+            compiler=compile_and_press,
+        )
+    assert len(engines(tmp_path / "state")) == 1
+    assert signal.getsignal(signal.SIGINT) is earlier
+
+
+def test_a_progress_bar_that_breaks_stops_the_build_with_its_own_error(
     rtx_bundle: Bundle, tmp_path: Path
 ) -> None:
-    def interrupt(what: str, share: float) -> None:
-        if what == "segment 2 of 3" and share > 0.3:
-            raise KeyboardInterrupt
+    def show(what: str, share: float) -> None:
+        raise BrokenPipeError("nobody reads stderr")
 
-    with pytest.raises(KeyboardInterrupt):
-        build_engines(rtx_bundle, capabilities=[(8, 6)], say=lambda line: None, progress=interrupt)
-    assert len(engines(tmp_path / "state")) == 1
+    with pytest.raises(BrokenPipeError, match="nobody reads stderr"):
+        build_engines(rtx_bundle, capabilities=[(8, 6)], say=lambda line: None, progress=show)
+    assert len(engines(tmp_path / "state")) == 0
 
 
 def test_two_builds_at_once_do_the_work_once(rtx_bundle: Bundle, tmp_path: Path) -> None:
@@ -196,6 +235,34 @@ def test_two_builds_at_once_do_the_work_once(rtx_bundle: Bundle, tmp_path: Path)
     assert len(seconds) == 8
     assert sum(value > 0 for value in seconds) == 4
     assert not list((tmp_path / "state").rglob("*.tmp"))
+
+
+def test_who_waits_for_another_build_is_told_so(install: Any, gpu_bundle: GpuBundle) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
+    install()
+    bundle = gpu_bundle()
+    report = build_engines(bundle, say=lambda line: None, compiler=compile_to_fake)
+    told: list[str] = []
+    with open(report.engines[0].path.parent / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def say(line: str) -> None:
+            told.append(line)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        build_engines(bundle, say=say, compiler=compile_to_fake)
+    assert told[0] == "another process builds these engines: waiting for it"
+    assert sum("built already" in line for line in told) == 4
+
+
+def test_a_state_folder_that_cannot_be_written_says_which_variable_chooses_another(
+    install: Any, gpu_bundle: GpuBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="Not a directory; MATE_EDGE_STATE chooses another"):
+        build_engines(gpu_bundle(), say=lambda line: None, compiler=compile_to_fake)
 
 
 def test_a_bundle_for_the_cpu_needs_no_build(cli: Any, bundle_folder: Path) -> None:

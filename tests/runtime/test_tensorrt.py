@@ -6,6 +6,7 @@ import ctypes
 import gc
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -346,6 +347,44 @@ def test_every_call_that_fails_is_a_clear_error_and_everything_is_released(
         assert gpu.violations == [], f"{call}, call {number}"
 
 
+def test_a_predictor_that_cannot_be_loaded_leaves_nothing_behind(
+    install: Any, gpu_bundle: GpuBundle
+) -> None:
+    bundle = gpu_bundle()
+    gpu = install()
+    build(bundle)
+    gpu.calls.clear()
+    Predictor.load(bundle.folder, engine="tensorrt").close()
+    calls = list(gpu.calls)
+    last = {call: number for number, call in enumerate(calls)}
+    for number in (
+        last["deserialize_cuda_engine"],
+        calls.index("execute_async_v3"),
+        last["cudaEventSynchronize"],
+    ):
+        gpu = install()
+        gpu.fail_at = number
+        with pytest.raises(EngineError):
+            Predictor.load(bundle.folder, engine="tensorrt")
+        assert leaks(gpu) == [], calls[number]
+
+
+def test_what_failed_first_is_what_is_told(
+    install: Any, gpu_bundle: GpuBundle, golden: Golden
+) -> None:
+    gpu = install()
+    bundle = gpu_bundle()
+    build(bundle)
+
+    def fail(predictor: Predictor) -> None:
+        with predictor:
+            gpu.lost = "cudaErrorIllegalAddress"  # so that closing fails, too
+            raise ImageError("no image at all")
+
+    with pytest.raises(ImageError, match="no image at all"):
+        fail(Predictor.load(bundle.folder, engine="tensorrt"))
+
+
 def test_a_segment_that_fails_to_launch_yields_no_answer_and_the_next_load_does(
     gpu: FakeGpu, bundle: Bundle, images: np.ndarray, golden: Golden, monkeypatch: Any
 ) -> None:
@@ -373,6 +412,20 @@ def test_an_error_that_is_only_logged_is_no_success(
         engine._library.logger.log(engine._library.module.ILogger.ERROR, "myelin: out of luck")
         with pytest.raises(EngineError, match="out of luck"):
             engine.run(1)
+
+
+def test_an_error_of_another_threads_clone_is_left_to_it(
+    gpu: FakeGpu, bundle: Bundle, images: np.ndarray, golden: Golden
+) -> None:
+    with TensorRTEngine(bundle) as engine:
+        engine.load(images[:1])
+        engine.open(1)
+        logger, error = engine._library.logger, engine._library.module.ILogger.ERROR
+        other = threading.Thread(target=logger.log, args=(error, "not my business"))
+        other.start()
+        other.join()
+        assert close_to(engine.run(1), golden["logits"][:1, 0])
+    assert "not my business" in engine._library.errors()
 
 
 def test_segments_run_only_in_order(gpu: FakeGpu, bundle: Bundle, images: np.ndarray) -> None:
@@ -435,6 +488,18 @@ def test_a_lost_device_is_a_clear_error_and_never_an_answer(
 
 
 # what is missing or of the wrong version
+
+
+def test_an_engine_of_another_build_of_the_library_is_not_loaded(
+    install: Any, gpu_bundle: GpuBundle
+) -> None:
+    """TensorRT refuses the engines of 10.13.0.35 in 10.13.0.40."""
+    bundle = gpu_bundle()
+    install(version="10.13.0.35")
+    build(bundle)
+    install(version="10.13.0.40")
+    with pytest.raises(EngineNotBuilt, match=r"tensorrt-10\.13\.0\.40-.*mate-edge build"):
+        TensorRTEngine(bundle)
 
 
 @pytest.mark.parametrize(

@@ -229,10 +229,10 @@ def test_an_option_that_cannot_work_is_a_clear_error(
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(
-    arguments: list[str], says: str, cli: Any, tmp_path: Path
+    arguments: list[str], says: str, typed: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "there").mkdir()
-    done = cli("train", *arguments, cwd=tmp_path)
+    done = typed("train", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("mate-edge: ")
