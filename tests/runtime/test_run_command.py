@@ -146,7 +146,7 @@ def test_a_name_that_is_no_utf8_is_shown_as_well_as_can_be(
 def test_without_arguments_it_shows_its_help(cli: Any) -> None:
     done = cli()
     assert done.returncode == 0
-    for command in ("train", "profile", "evaluate", "export", "run", "verify", "demo"):
+    for command in ("train", "profile", "evaluate", "export", "run", "bench", "verify", "demo"):
         assert f"\n  {command} " in done.stdout
     assert cli("--version").stdout.strip() == mate_edge.__version__
 

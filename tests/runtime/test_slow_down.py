@@ -19,7 +19,7 @@ from mate_edge.runtime.predictor import Predictor
 SEGMENTS_MS = np.array([0.30, 0.25, 0.20])
 EXIT_ACCURACIES = np.array([0.9024, 0.9075, 0.9140])
 """Of the README's resnet8 on Fashion-MNIST."""
-FRAMES = 1000
+FRAMES = 600
 
 
 def draw(rng: np.random.Generator, rounds: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def sweep(slower: float, bundle_folder: Path, seed: int, follows: bool = True) -
     first = 1.1 * np.quantile(measured[:, 0], 0.99)
     full = np.quantile(measured.sum(axis=1), 0.99)
     figures = []
-    for max_ms in np.linspace(first, slower * full, 6):
+    for max_ms in np.linspace(first, slower * full, 5):
         clock = Clock()
         engine = TimedEngine(read_bundle(bundle_folder), clock, list(SEGMENTS_MS))
         predictor = Predictor(engine, "deepest", clock)
