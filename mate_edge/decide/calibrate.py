@@ -150,11 +150,15 @@ class Calibration:
         else:
             passed = learn_then_test(lost, epsilon, delta)
         if not passed:  # an ensemble, or a deadline, can lose an answer that leaves nowhere early
-            longer = "" if self.deepest is None else " or a longer deadline"
+            n, ended, longer = len(self.labels), "", ""
+            if self.deepest is not None:
+                early = int((self.deepest < self.logits.shape[1]).sum())
+                ended = f", and the deadline ends {early} before the last exit"
+                longer = " or a longer deadline"
             raise UsageError(
                 f"--max-risk {epsilon:g} cannot be certified even when the policy lets no image "
-                f"leave early: {int(lost[0].sum())} of {len(self.labels)} answers are lost; allow "
-                f"more risk{longer}"
+                f"leave early: {int(lost[0].sum())} of {n} answers are lost{ended}; allow more "
+                f"risk{longer}"
             )
         guarantee = Guarantee(
             loss=loss,

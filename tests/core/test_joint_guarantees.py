@@ -108,7 +108,7 @@ def test_a_thousand_calibrations_under_a_deadline_keep_their_promise_as_often_as
 def test_a_deadline_that_loses_too_much_by_itself_is_refused() -> None:
     data = draw(np.random.default_rng(0), 1000)
     always_late = np.ones(100, np.int64)
-    with pytest.raises(UsageError, match=r"no image leave early: \d+ of 500 .*a longer deadline"):
+    with pytest.raises(UsageError, match=r"early: \d+ of 500 .* ends 500 .* a longer deadline"):
         Calibration(*data, COSTS, rounds=always_late).within_risk(0.05, 0.05)
     never_late = Calibration(*data, COSTS, rounds=np.full(100, 3)).within_risk(0.05, 0.05)
     free = Calibration(*data, COSTS).within_risk(0.05, 0.05)
