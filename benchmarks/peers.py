@@ -1,0 +1,430 @@
+"""Ours against what a user would pick instead: same network, weights, images and policy, batch 1.
+
+    python benchmarks/peers.py [--run FOLDER] [--rounds 40] [--threads N] [--earlyon FOLDER]
+
+Contenders, each in a process of its own, asked in turns to classify all images one by one, from the
+uint8 frame of the network's size to the class:
+
+* ours: `Predictor.predict` on ONNX Runtime, and on OpenVINO
+* torch eager: the loop of BranchyNet (arXiv:1709.01686) in PyTorch, `inference_mode`
+* earlyon 0.3.0: its wrapper (hooks that leave by an exception), and its stages
+* nested If: one ONNX graph that holds the later segments in the branches of `If`, ONNX Runtime
+* unsplit: the network without early exits, in ONNX Runtime and in OpenVINO
+
+earlyon is installed from PyPI, without its dependencies, into a folder that only its process sees,
+so that it runs on the same torch; `--earlyon` names a folder that has it already. An untrained
+network gets thresholds at which its answers to noise leave in equal shares; with `--run` the images
+are validation images and the thresholds are the bundle's balanced ones. Every contender must leave
+at the same exits with the same classes, or the row says how many differ.
+
+Ratios are medians over the rounds of time(other) / time(ours) of the same round: above 1 we win.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from machine import describe, quantile
+from untrained import make_bundle
+
+from mate_edge.bundle import Bundle, read_bundle
+from mate_edge.decide.policy import Confidence, softmax
+from mate_edge.images import normalize
+from mate_edge.report.text import print_table
+from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.engines.engine import cpu_threads
+from mate_edge.runtime.policy import resolve_policy
+from mate_edge.runtime.predictor import Predictor
+
+CASES = [("resnet8", 32), ("resnet18", 32), ("resnet18", 224), ("mobilenet_v2", 224)]
+IMAGES = 20
+PAUSE_S = 0.003  # so that a contender's spinning threads are asleep in the next one's turn
+WARM_UP_ROUNDS = 2
+EARLYON = "earlyon==0.3.0"
+OURS = "ours, onnxruntime"
+
+Answer = tuple[int, int]
+"""Exit from 1, class."""
+Classify = Callable[[np.ndarray], Answer]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every contender gets.
+
+    Attributes:
+        bundle: its folder.
+        run: the folder of the run that it was exported from.
+        frames: uint8 [n, H, W, C].
+        thresholds: of the exits but the last.
+        threads: of one inference.
+        earlyon: the folder that earlyon lies in.
+    """
+
+    bundle: Path
+    run: Path
+    frames: np.ndarray
+    thresholds: tuple[float, ...]
+    threads: int
+    earlyon: Path
+
+    def open(self) -> Bundle:
+        """Return the bundle, opened."""
+        return read_bundle(self.bundle)
+
+    @property
+    def policy(self) -> Confidence:
+        """Return the policy that all contenders follow."""
+        exits = self.open().manifest.exits
+        return Confidence(self.thresholds, tuple(exit_.temperature for exit_ in exits))
+
+
+def ours(case: Case, engine: str) -> Classify:
+    predictor = Predictor(make_engine(engine, case.open(), case.threads, True), case.policy)
+    predictor.warm_up()
+
+    def classify(frame: np.ndarray) -> Answer:
+        found = predictor.predict(frame)
+        return found.exit, found.index
+
+    return classify
+
+
+def unsplit(case: Case, engine: str) -> Classify:
+    whole = make_engine(engine, case.open().unsplit(), case.threads, True)
+    pre, last = case.open().manifest.preprocessing, len(case.open().manifest.exits)
+
+    def classify(frame: np.ndarray) -> Answer:
+        whole.load(normalize(frame[None], pre))
+        return last, int(whole.run(1)[0].argmax())
+
+    return classify
+
+
+def torch_parts(case: Case) -> tuple[Any, Callable[[np.ndarray], Any]]:
+    """Return the network in evaluation mode, and what makes its input of a frame."""
+    import torch
+
+    from mate_edge.runs import read_run
+    from mate_edge.train.network import load_network
+
+    torch.set_num_threads(case.threads)
+    run = read_run(case.run)
+    network = load_network(case.run, run)
+    mean, std = (
+        torch.tensor(values).reshape(-1, 1, 1)
+        for values in (run.preprocessing.mean, run.preprocessing.std)
+    )
+
+    def prepare(frame: np.ndarray) -> Any:
+        pixels = torch.from_numpy(frame).permute(2, 0, 1).float().div_(255)
+        return pixels.sub_(mean).div_(std).unsqueeze(0).contiguous()
+
+    return network, prepare
+
+
+def torch_eager(case: Case) -> Classify:
+    import torch
+
+    network, prepare = torch_parts(case)
+    pairs = list(zip(network.stages, network.heads, strict=True))
+    temperatures = case.policy.temperatures
+
+    @torch.inference_mode()
+    def classify(frame: np.ndarray) -> Answer:
+        features = prepare(frame)
+        for k, (stage, head) in enumerate(pairs):
+            features = stage(features)
+            probabilities = torch.softmax(head(features) / temperatures[k], dim=1)
+            confidence, index = probabilities.max(dim=1)
+            if k == len(pairs) - 1 or confidence.item() >= case.thresholds[k]:
+                return k + 1, int(index.item())
+        raise AssertionError("the last exit answers")
+
+    return classify
+
+
+def earlyon(case: Case, staged: bool) -> Classify:
+    sys.path.insert(0, str(case.earlyon))
+    import torch
+    from earlyon.core.types import EarlyExitConfig, ExitPoint
+    from earlyon.core.wrappers import EarlyExitWrapper
+    from earlyon.staged import staged_model
+    from torch import nn
+
+    network, prepare = torch_parts(case)
+    last, temperatures = len(network.stages), case.policy.temperatures
+    backbone = nn.Sequential(*network.stages, network.heads[-1])
+    names = [f"e{k}" for k in range(last - 1)]
+    config = EarlyExitConfig(
+        backbone="custom",
+        num_classes=len(case.open().manifest.classes),
+        exit_points=[ExitPoint(name, str(k), 1) for k, name in enumerate(names)],
+        confidence_thresholds=list(case.thresholds),
+        temperatures=dict(zip([*names, "final"], temperatures, strict=True)),
+    )
+    height, width, channels = case.frames.shape[1:]
+    model = EarlyExitWrapper(
+        backbone,
+        dict(zip(names, network.heads, strict=False)),
+        nn.Identity(),
+        config,
+        input_shape=(1, channels, height, width),
+    ).eval()
+    run = staged_model(model).eval().infer if staged else model
+
+    @torch.inference_mode()
+    def classify(frame: np.ndarray) -> Answer:
+        found = run(prepare(frame))
+        taken = last if found.exit_taken < 0 else found.exit_taken + 1
+        return taken, int(found.prediction.argmax())
+
+    return classify
+
+
+def nested_if(case: Case) -> Classify:
+    import onnxruntime
+
+    bundle = case.open()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = case.threads, 3
+    session = onnxruntime.InferenceSession(
+        write_nested_if(bundle, case.policy), options, providers=["CPUExecutionProvider"]
+    )
+    pre = bundle.manifest.preprocessing
+
+    def classify(frame: np.ndarray) -> Answer:
+        taken, index = session.run(None, {"images": normalize(frame[None], pre)})
+        return int(taken[0]), int(index[0])
+
+    return classify
+
+
+def write_nested_if(bundle: Bundle, policy: Confidence) -> bytes:
+    """Join the segments into one graph: after each exit, an `If` whose else-branch goes on."""
+    import onnx
+    from onnx import TensorProto, compose, helper
+
+    segments = bundle.manifest.segments
+    models = [onnx.load_from_string(bundle.read(segment.file)) for segment in segments]
+    results = [("taken", TensorProto.INT64), ("index", TensorProto.INT64)]
+
+    def outputs(k: int) -> list[Any]:
+        return [helper.make_tensor_value_info(f"{name}_{k}", t, [1]) for name, t in results]
+
+    def answer(k: int, tag: str) -> list[Any]:
+        """Return the nodes that answer from exit k."""
+        exit_ = helper.make_tensor("value", TensorProto.INT64, [1], [k])
+        return [
+            helper.make_node("Constant", [], [f"taken_{tag}"], value=exit_),
+            helper.make_node("ArgMax", [f"s{k}_logits_{k}"], [f"index_{tag}"], axis=1, keepdims=0),
+        ]
+
+    def build(k: int) -> tuple[list[Any], list[Any]]:
+        """Return the nodes and initializers from segment k on; results are called after k."""
+        graph = compose.add_prefix(models[k - 1], f"s{k}_").graph
+        source = f"s{k}_{segments[k - 1].input.name}"
+        comes = "images" if k == 1 else f"s{k - 1}_{segments[k - 1].input.name}"
+        for node in graph.node:
+            node.input[:] = [comes if name == source else name for name in node.input]
+        nodes, constants = list(graph.node), list(graph.initializer)
+        if k == len(segments):
+            return [*nodes, *answer(k, str(k))], constants
+        more_nodes, more_constants = build(k + 1)
+        scalars = {"t": policy.temperatures[k - 1], "theta": policy.thresholds[k - 1]}
+        constants += [
+            helper.make_tensor(f"{name}_{k}", TensorProto.FLOAT, [], [value])
+            for name, value in scalars.items()
+        ]
+        node = helper.make_node
+        left = helper.make_graph(answer(k, f"left_{k}"), f"leave_{k}", [], [
+            helper.make_tensor_value_info(f"{name}_left_{k}", t, [1]) for name, t in results
+        ])  # fmt: skip
+        on = helper.make_graph(more_nodes, f"on_{k}", [], outputs(k + 1), more_constants)
+        nodes += [
+            node("Div", [f"s{k}_logits_{k}", f"t_{k}"], [f"scaled_{k}"]),
+            node("Softmax", [f"scaled_{k}"], [f"probabilities_{k}"], axis=1),
+            node("ReduceMax", [f"probabilities_{k}"], [f"confidence_{k}"], keepdims=0),
+            node("GreaterOrEqual", [f"confidence_{k}", f"theta_{k}"], [f"leaves_{k}"]),
+            node("If", [f"leaves_{k}"], [f"{name}_{k}" for name, _ in results],
+                 then_branch=left, else_branch=on),
+        ]  # fmt: skip
+        return nodes, constants
+
+    nodes, constants = build(1)
+    images = helper.make_tensor_value_info(
+        "images", TensorProto.FLOAT, [1, *segments[0].input.shape]
+    )
+    graph = helper.make_graph(nodes, "nested", [images], outputs(1), constants)
+    model = helper.make_model(
+        graph, opset_imports=models[0].opset_import, ir_version=models[0].ir_version
+    )
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+CONTENDERS: dict[str, tuple[Callable[..., Classify], tuple[Any, ...]]] = {
+    OURS: (ours, ("onnxruntime",)),
+    "ours, openvino": (ours, ("openvino",)),
+    "torch eager": (torch_eager, ()),
+    "earlyon": (earlyon, (False,)),
+    "earlyon, staged": (earlyon, (True,)),
+    "nested If, onnxruntime": (nested_if, ()),
+    "unsplit, onnxruntime": (unsplit, ("onnxruntime",)),
+    "unsplit, openvino": (unsplit, ("openvino",)),
+}
+
+
+def serve(pipe: Connection, make: Callable[..., Classify], case: Case, *arguments: object) -> None:
+    """Send the answers to all images, then on each request the ms of each of them."""
+    classify = make(case, *arguments)
+    frames = list(case.frames)
+    pipe.send([classify(frame) for frame in frames])
+    while pipe.recv():
+        classify(frames[-1])
+        times = []
+        for frame in frames:
+            began = time.perf_counter_ns()
+            classify(frame)
+            times.append((time.perf_counter_ns() - began) / 1e6)
+        pipe.send(times)
+
+
+def measure(case: Case, rounds: int) -> tuple[dict[str, list[Answer]], dict[str, np.ndarray]]:
+    """Return each contender's answers, and its ms [rounds, images]."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes, answers = {}, [], {}
+    for name, (make, arguments) in CONTENDERS.items():
+        pipes[name], theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, make, case, *arguments))
+        process.start()
+        theirs.close()
+        processes.append(process)
+        answers[name] = pipes[name].recv()
+    times: dict[str, list[list[float]]] = {name: [] for name in CONTENDERS}
+    for number in range(WARM_UP_ROUNDS + rounds):
+        for name in list(CONTENDERS)[:: 1 if number % 2 else -1]:
+            time.sleep(PAUSE_S)
+            pipes[name].send(True)
+            times[name].append(pipes[name].recv())
+    for pipe in pipes.values():
+        pipe.send(False)
+    for process in processes:
+        process.join()
+    return answers, {name: np.array(found[WARM_UP_ROUNDS:]) for name, found in times.items()}
+
+
+def exit_logits(bundle: Bundle, frames: np.ndarray) -> np.ndarray:
+    """Return every exit's logits, float32 [n, K, classes]."""
+    found = []
+    with make_engine("onnxruntime", bundle, None, True) as engine:
+        for frame in frames:
+            engine.load(normalize(frame[None], bundle.manifest.preprocessing))
+            found.append(np.stack([engine.run(k)[0] for k in range(1, engine.num_segments + 1)]))
+    return np.stack(found)
+
+
+def equal_shares(bundle: Bundle, frames: np.ndarray) -> tuple[float, ...]:
+    """Return thresholds, in the middle of gaps, at which as many leave at each exit."""
+    logits = exit_logits(bundle, frames)
+    thresholds, left = [], np.arange(len(frames))
+    for k, exit_ in enumerate(bundle.manifest.exits[:-1]):
+        confidences = softmax(logits[left, k], exit_.temperature).max(axis=-1)
+        leave = round(len(frames) / len(bundle.manifest.exits))
+        ranked = np.sort(confidences)[::-1]
+        thresholds.append(float(ranked[leave - 1 : leave + 1].mean()))
+        left = left[confidences < thresholds[-1]]
+    return tuple(thresholds)
+
+
+def install_earlyon(folder: Path) -> Path:
+    if not (folder / "earlyon").exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+        subprocess.run([*pip, str(folder), EARLYON], check=True)
+    return folder
+
+
+def trained_case(folder: Path, out: Path) -> tuple[str, Path, np.ndarray]:
+    from mate_edge.export.export import export_run
+    from mate_edge.runs import read_finished_run, read_outputs
+
+    run, path = read_finished_run(folder), out / f"{folder.name}.mate"
+    if not path.exists():
+        export_run(folder, run, "cpu", None, None, path, print)
+    outputs: dict[str, Any] = read_outputs(folder, run)
+    return f"{run.arch} on {Path(run.data).name}", path, outputs["val_images"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run", type=Path, help="A trained run, measured besides.")
+    parser.add_argument("--only", help="Part of a case's name, such as resnet8.")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--earlyon", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmark-untrained"))
+    arguments = parser.parse_args()
+    print(describe("torch", "onnxruntime", "openvino", "numpy") + f", {EARLYON}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    library = arguments.earlyon or install_earlyon(arguments.out / "earlyon")
+    cases = {}
+    if arguments.run is not None:
+        name, path, frames = trained_case(arguments.run, arguments.out)
+        cases[name] = (path, arguments.run, frames)
+    for arch, size in CASES:
+        if arguments.only is None or arguments.only in f"{arch} at {size}":
+            path = make_bundle(arguments.out, arch, size, 10 if size == 32 else 1000)
+            pixels = np.random.default_rng(1).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+            cases[f"{arch} at {size}, untrained"] = (path, path.with_suffix(""), pixels)
+    for name, (path, run, frames) in cases.items():
+        bundle = read_bundle(path)
+        if "untrained" in name:
+            thresholds = equal_shares(bundle, frames)
+        else:
+            thresholds = resolve_policy(bundle.manifest, "balanced").thresholds  # type: ignore[attr-defined]
+        threads = arguments.threads or cpu_threads(bundle)
+        case = Case(path, run, frames, tuple(thresholds), threads, library)
+        show(name, case, *measure(case, arguments.rounds), arguments.rounds)
+
+
+def show(
+    name: str,
+    case: Case,
+    answers: dict[str, list[Answer]],
+    times: dict[str, np.ndarray],
+    rounds: int,
+) -> None:
+    shares = np.bincount([taken for taken, _ in answers[OURS]])[1:]
+    rows = []
+    for contender, found in times.items():
+        each = found.ravel().tolist()
+        ratios = found.sum(axis=1) / times[OURS].sum(axis=1)
+        differ = sum(a != b for a, b in zip(answers[OURS], answers[contender], strict=True))
+        rows.append(
+            [contender, f"{np.mean(each):.3f}", f"{median(each):.3f}", f"{quantile(each, 0.9):.3f}",
+             f"{quantile(each, 0.99):.3f}", f"{median(ratios.tolist()):.2f}", "" if "unsplit" in contender else str(differ)]
+        )  # fmt: skip
+    n = len(case.frames)
+    title = (
+        f"{name}: {n} images, {', '.join(map(str, shares))} leave at exits 1 to {len(shares)}, "
+        f"{rounds} rounds, {case.threads} threads, ms an image"
+    )
+    headers = ["", "mean", "p50", "p90", "p99", "/ ours", "differ"]
+    print_table(title, headers, rows)
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
