@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mate_edge.bundle import MAX_BATCH
+from mate_edge.bundle import MAX_BATCH, Precision
 from mate_edge.errors import UsageError
 from mate_edge.export.operators import TENSORRT
 from mate_edge.export.precision import FOR_ONNX_RUNTIME, FOR_TENSORRT, Conversion
@@ -31,7 +31,7 @@ class Target:
             none when nothing is built.
     """
 
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     conversions: Mapping[str, Conversion]
     opsets: tuple[int, int]
     engine: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
@@ -45,7 +45,7 @@ class Target:
         return [line.format(path=bundle, name=bundle.name, needs=self.needs) for line in self.build]
 
 
-NVIDIA = ("fp16", "fp32", "int8")
+NVIDIA: tuple[Precision, ...] = ("fp16", "fp32", "int8")
 NVIDIA_OPSETS = (18, 20)  # TensorRT 10.3 reads up to 20
 TENSORRT_NEEDS = "TensorRT 10.3 or newer"
 JETPACK_NEEDS = f"JetPack 6.1 or newer, which brings {TENSORRT_NEEDS}"
@@ -97,16 +97,16 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def choose(target: str, precision: str | None) -> tuple[Target, str]:
+def choose(target: str, precision: str | None) -> tuple[Target, Precision]:
     """Return the target of that name and the precision to export, its default when None.
 
     Raises:
         UsageError: an unknown target, or a precision that it does not take.
     """
     kind = look_up("--target", target, TARGETS)
-    precision = precision or kind.precisions[0]
-    look_up(f"--precision of {target}", precision, dict.fromkeys(kind.precisions))
-    return kind, precision
+    known: dict[str, Precision] = {name: name for name in kind.precisions}
+    chosen = precision or kind.precisions[0]
+    return kind, look_up(f"--precision of {target}", chosen, known)
 
 
 def check_max_batch(target: str, max_batch: int) -> None:

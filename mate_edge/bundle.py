@@ -26,6 +26,7 @@ BUNDLES = Path("bundles")
 MANIFEST = "manifest.json"
 UNSPLIT_OUTPUT = "logits"
 MAX_BATCH = 1024
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +162,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     name: str
     target: str
-    precision: str
+    precision: Precision
     build: Build = Build()
     classes: tuple[str, ...]
     preprocessing: Preprocessing

@@ -335,7 +335,7 @@ def export(
             print_precision,
             print_profile,
         )
-        from mate_edge.runtime.building import build_at_once
+        from mate_edge.runtime.build_command import build_at_once
         from mate_edge.train.network import load_network
     from mate_edge import runs
     from mate_edge.bundle import read_bundle
@@ -388,12 +388,15 @@ def build(
         str | None, typer.Option(help="Preprocess frames of this size on the GPU: 1280x720.")
     ] = None,
     color: Annotated[str, typer.Option(help="With --frame: rgb or bgr.")] = "rgb",
+    force: Annotated[
+        bool, typer.Option("--force", help="Build what is built already, too.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Compile a bundle's segments for this device's GPU; what is built already stays."""
     from mate_edge.runtime.build_command import build_bundle
 
-    build_bundle(bundle, max_batch, compute_capability, frame, color, json)
+    build_bundle(bundle, max_batch, compute_capability, frame, color, force, json)
 
 
 @app.command()
@@ -545,7 +548,7 @@ def bench(
     from mate_edge.report.bench import print_bench, print_engines
     from mate_edge.runtime.bench import Options
     from mate_edge.runtime.bench import bench as run_bench
-    from mate_edge.runtime.building import Bar
+    from mate_edge.runtime.build_command import Bar
 
     bar = Bar(_say)
     options = Options(rounds=rounds, fps=fps, load=load, max_ms=max_ms)

@@ -21,7 +21,7 @@ from mate_edge.errors import EngineError, UsageError
 from mate_edge.images import decode, read_image
 from mate_edge.report import bench as report
 from mate_edge.report.bench import UNSPLIT, Bench
-from mate_edge.runtime.building import build_if_needed
+from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms, samples_needed
 from mate_edge.runtime.diagnoses import Observed, diagnose
 from mate_edge.runtime.doctor.machine import Machine
@@ -127,7 +127,8 @@ def bench(
             subjects = _all_subjects(opened, threads, say)
         else:
             name = engine or choose_engine(opened, say)
-            subjects = [build_if_needed(opened, partial(open_subject, name, opened, threads), say)]
+            start = partial(open_subject, name, opened, threads)
+            subjects = [build_if_needed(opened, start, say, unsplit=True)]
         for subject in subjects:
             stack.callback(subject.whole.close)
             stack.callback(subject.unsplit.close)
@@ -154,7 +155,7 @@ def _all_subjects(bundle: Bundle, threads: int | None, say: Say) -> list[Subject
             continue  # another target's
         start = partial(open_subject, name, bundle, threads)
         try:
-            found.append(build_if_needed(bundle, start, say))
+            found.append(build_if_needed(bundle, start, say, unsplit=True))
         except (EngineError, ModuleNotFoundError) as error:
             say(f"without {name}: {error}")
     if not found:

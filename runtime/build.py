@@ -82,11 +82,13 @@ def build_engines(
     max_batch: int | None = None,
     capabilities: Sequence[tuple[int, int]] = (),
     frame: Frame | None = None,
+    unsplit: bool = True,
+    force: bool = False,
     say: Callable[[str], None] = print,
     progress: Callable[[str, float], None] = lambda what, share: None,
     compiler: Compile = compile_onnx,
 ) -> BuildReport:
-    """Build what is not built yet: every segment, and the unsplit network to compare them with.
+    """Build what is not built yet.
 
     Args:
         bundle: an opened bundle.
@@ -95,6 +97,8 @@ def build_engines(
         capabilities: GPUs to build for, for a library that can do so on any machine; without, it
             is this machine's GPU.
         frame: build the preprocessing of such frames, too.
+        unsplit: build the unsplit network, too, to compare the segments with.
+        force: build what is there already, too.
         say: is given a line for each engine.
         progress: is told how far an engine is, 0 to 1.
         compiler: `compile_onnx`.
@@ -125,8 +129,8 @@ def build_engines(
         plans = Plans(bundle, platform)
         with plans.alone(say):
             say(f"{library.title} for {platform.device_key}, engines go to {plans.folder}")
-            for job in _jobs(plans, max_batch, frame):
-                engine = _build(library, plans, job, capability, say, progress, compiler)
+            for job in _jobs(plans, max_batch, frame, unsplit):
+                engine = _build(library, plans, job, capability, force, say, progress, compiler)
                 done.append(engine)
     return BuildReport(tuple(done))
 
@@ -151,7 +155,7 @@ def _platforms(
     return [(ahead_platform(library, pair), pair) for pair in dict.fromkeys(capabilities)]
 
 
-def _jobs(plans: Plans, max_batch: int | None, frame: Frame | None) -> list[_Job]:
+def _jobs(plans: Plans, max_batch: int | None, frame: Frame | None, unsplit: bool) -> list[_Job]:
     manifest, bundle = plans.bundle.manifest, plans.bundle
     segments = [segment.file for segment in manifest.segments]
     if max_batch is None:
@@ -159,7 +163,8 @@ def _jobs(plans: Plans, max_batch: int | None, frame: Frame | None) -> list[_Job
         sizes = [plan.key.recipe.max_batch for plan in there if plan is not None]
         max_batch = max(sizes, default=manifest.build.max_batch)
     named = {f"segment {k} of {len(segments)}": file for k, file in enumerate(segments, start=1)}
-    named["the unsplit network"] = manifest.unsplit
+    if unsplit:
+        named["the unsplit network"] = manifest.unsplit
     recipe = Recipe(max_batch=max_batch)
     jobs = [
         _Job(segment_name(file.sha256), what, lambda file=file: bundle.read(file), recipe)  # type: ignore[misc]
@@ -181,13 +186,14 @@ def _build(
     plans: Plans,
     job: _Job,
     capability: tuple[int, int],
+    force: bool,
     say: Callable[[str], None],
     progress: Callable[[str, float], None],
     compiler: Compile,
 ) -> Built:
     model = job.model()
     sha256 = files.sha256(model)
-    there = plans.read(job.name)
+    there = None if force else plans.read(job.name)
     if there is not None and (there[0].key.model, there[0].key.recipe) == (sha256, job.recipe):
         say(f"{job.what}: built already")
         size, seconds = there[0].bytes, 0.0

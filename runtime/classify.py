@@ -14,7 +14,7 @@ import msgspec
 
 from mate_edge.bundle import find_bundle, read_bundle
 from mate_edge.errors import BundleError, ImageError, MateEdgeError, UsageError
-from mate_edge.runtime.building import build_if_needed
+from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms, check_reachable, samples_needed
 from mate_edge.runtime.engines import choose_engine, make_engine
 from mate_edge.runtime.predictor import Prediction, Predictor

@@ -16,7 +16,7 @@ from mate_edge.decide.policy import Deepest, Logits, Policy
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import DataError, ImageError, UsageError
 from mate_edge.report.labelled import LabelledFigures, PolicyFigures
-from mate_edge.runtime.building import build_if_needed
+from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.classify import announce
 from mate_edge.runtime.deadline import check_max_ms, check_reachable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine

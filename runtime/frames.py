@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "frame", "images"
 OPSET, IR_VERSION = 18, 8
+GRAPH = 1
+"""Raised with every change of what the graph computes: an engine of another one is not used."""
 MAX_SIDE = 16384
 LUMA = (19595.0, 38470.0, 7471.0)
 """Red, green and blue in 1/65536, Pillow's `L24` (libImaging/Convert.c): exact in float32."""

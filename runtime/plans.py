@@ -20,6 +20,7 @@ from mate_edge import files
 from mate_edge.bundle import Bundle
 from mate_edge.errors import BundleError, EngineError
 from mate_edge.runtime.cuda.cuda import Device
+from mate_edge.runtime.frames import GRAPH
 from mate_edge.runtime.state import read_state, state_errors, state_folder, write_state
 from mate_edge.runtime.tensorrt_library import Library
 
@@ -53,11 +54,12 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """The frames that an engine preprocesses; sizes in pixels."""
+    """The frames that an engine preprocesses; sizes in pixels, `graph` as in `frames`."""
 
     width: int
     height: int
     color: Literal["rgb", "bgr"]
+    graph: int = GRAPH
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,6 @@ from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Deepest, Policy
 from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import crop, normalize
-from mate_edge.runtime.arrays import Frame, goes_in_raw, read_frame, ready_pixels, to_image
 from mate_edge.runtime.deadline import (
     LatencyTable,
     SlowDown,
@@ -30,6 +29,7 @@ from mate_edge.runtime.deadline import (
 )
 from mate_edge.runtime.engines import Say, make_engine
 from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.inputs import Frame, goes_in_raw, read_frame, ready_pixels, to_image
 from mate_edge.runtime.latencies import (
     Latencies,
     keep_latencies,

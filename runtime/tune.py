@@ -18,7 +18,7 @@ from mate_edge.decide.tune import Loss
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
 from mate_edge.report.tuned import TunedPoint
-from mate_edge.runtime.building import build_if_needed
+from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.deadline import check_max_ms, exits_in_time
 from mate_edge.runtime.engines import Say, choose_engine, make_engine

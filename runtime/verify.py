@@ -21,7 +21,7 @@ from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
 from mate_edge.report.verification import Comparison, ExitFigures, Verification
 from mate_edge.runtime.agreement import compare, compare_exits, tolerance
-from mate_edge.runtime.building import build_if_needed
+from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.golden import Golden, Reference, read_golden, run_reference
@@ -81,8 +81,8 @@ def verify(
         return engine
 
     with (
-        build_if_needed(opened, partial(start, opened), say) as whole,
-        build_if_needed(opened, partial(start, opened.unsplit()), say) as unsplit,
+        build_if_needed(opened, partial(start, opened), say, unsplit=True) as whole,
+        build_if_needed(opened, partial(start, opened.unsplit()), say, unsplit=True) as unsplit,
     ):
         found = verify_engine(whole, unsplit, golden, name)
         try:
@@ -191,6 +191,11 @@ def _judge(
     segments_ms, unsplit_ms = _time(whole, unsplit, golden, found, allowed, findings)
     times = [Times.of(samples) for samples in segments_ms]
     _judge_times(whole, times, Times.of(unsplit_ms), findings)
+    meant = bundle.manifest.build.engine
+    if name != meant:
+        findings.remarks.append(
+            f"this was {name}, not {meant}, which the bundle is for: verify it on its device, too"
+        )
     if whole.graphs not in ("", "on"):
         findings.remarks.append(
             f"no CUDA graphs ({whole.graphs}): kernels are launched one by one, which takes longer"

@@ -197,7 +197,7 @@ class Builder:
         self.built: tuple[int, ...] = ()
         self.done: list[Bundle] = []
 
-    def build_engines(self, bundle: Bundle, say: Any, progress: Any) -> None:
+    def build_engines(self, bundle: Bundle, unsplit: bool, say: Any, progress: Any) -> None:
         say("building")
         self.done.append(bundle)
         self.built = tuple(range(1, 9))

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle, Segment, Tensor
 from mate_edge.errors import EngineError, ImageError, UsageError
+from mate_edge.runtime import frames
 from mate_edge.runtime.cuda import open_cuda
 from mate_edge.runtime.cuda.arrays import DeviceFrame, take_frame
 from mate_edge.runtime.engines.deserialized import Deserialized, Port, SharedEngines, not_built
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.engines.memory import Holdings
-from mate_edge.runtime.frames import INPUT as FRAME_INPUT
-from mate_edge.runtime.frames import OUTPUT as FRAME_OUTPUT
 from mate_edge.runtime.plans import FRAME, Plans, device_platform, segment_name
 from mate_edge.runtime.tensorrt_library import import_library
 
@@ -32,7 +31,7 @@ SMALLEST_SCRATCH = 256
 
 
 @dataclass(eq=False)
-class _Stage:
+class _Part:
     """A segment, or the preprocessing of frames, that is ready to run.
 
     Attributes:
@@ -83,7 +82,7 @@ class _Memory:
     spare: int
     frame: Any = None
     scratch: tuple[int, int] = (0, 0)
-    stages: dict[int, _Stage] = field(default_factory=dict)
+    parts: dict[int, _Part] = field(default_factory=dict)
 
 
 class TensorRTEngine(Engine):
@@ -141,7 +140,7 @@ class TensorRTEngine(Engine):
         self.max_batch = min(sizes)
         plan = plans.find(FRAME)
         frame = None if plan is None else plan.key.recipe.frame
-        if frame is not None:
+        if frame is not None and frame.graph == frames.GRAPH:  # else another mate-edge made it
             self.frame_shape, self.frame_color = (frame.height, frame.width), frame.color
 
     def _reset(self) -> None:
@@ -185,15 +184,15 @@ class TensorRTEngine(Engine):
 
     def open(self, k: int) -> None:
         """See `Engine.open`; segment 0 preprocesses frames, when an engine for that was built."""
-        if self._memory is None or k not in self._memory.stages:
-            stage = self._frame_stage() if k == 0 else self._segment_stage(k)
-            self._make_room(int(stage.engine.engine.device_memory_size_v2))
-            stage.single = self._context(stage)
+        if self._memory is None or k not in self._memory.parts:
+            part = self._load_frames() if k == 0 else self._load_segment(k)
+            self._make_room(int(part.engine.engine.device_memory_size_v2))
+            part.single = self._context(part)
             if k > 0:
-                self._set_batch(stage, stage.single, 1)
-            self._open_memory().stages[k] = stage
+                self._set_batch(part, part.single, 1)
+            self._open_memory().parts[k] = part
 
-    def _segment_stage(self, k: int) -> _Stage:
+    def _load_segment(self, k: int) -> _Part:
         segment, what = self._segments[k - 1], f"segment {k} of {self.bundle.folder}"
         ports = [Port.of(segment.input, True), *(Port.of(o, False) for o in segment.outputs)]
         engine = self._shared.get(segment_name(segment.file.sha256), what, ports)
@@ -202,11 +201,11 @@ class TensorRTEngine(Engine):
         addresses = {segment.input.name: memory.inputs[k - 1], logits.name: memory.logits.address}
         if features:
             addresses[features[0].name] = memory.inputs[k]
-        return _Stage(
+        return _Part(
             what, engine, segment.input.name, segment.input.shape, addresses, _nbytes(logits)
         )
 
-    def _frame_stage(self) -> _Stage:
+    def _load_frames(self) -> _Part:
         if self.frame_shape is None:
             raise EngineError(
                 f"no engine for frames is built: type mate-edge build {self.bundle.folder} "
@@ -215,14 +214,14 @@ class TensorRTEngine(Engine):
         what, shape = f"the preprocessing of {self.bundle.folder}", self._frame_dimensions()
         images = (1, *self._segments[0].input.shape)
         ports = [
-            Port(FRAME_INPUT, True, "uint8", shape, free_axes=0),
-            Port(FRAME_OUTPUT, False, "float32", images, free_axes=0),
+            Port(frames.INPUT, True, "uint8", shape, free_axes=0),
+            Port(frames.OUTPUT, False, "float32", images, free_axes=0),
         ]
         engine = self._shared.get(FRAME, what, ports)
         memory = self._open_memory()
         memory.frame = memory.frame or memory.held.buffer(int(np.prod(shape)))
-        addresses = {FRAME_INPUT: memory.frame.address, FRAME_OUTPUT: memory.inputs[0]}
-        return _Stage(what, engine, FRAME_INPUT, shape, addresses)
+        addresses = {frames.INPUT: memory.frame.address, frames.OUTPUT: memory.inputs[0]}
+        return _Part(what, engine, frames.INPUT, shape, addresses)
 
     def _frame_dimensions(self) -> tuple[int, ...]:
         """[H, W, 3] of the frames."""
@@ -241,33 +240,33 @@ class TensorRTEngine(Engine):
         if wanted <= size:
             return
         memory.scratch = memory.held.device(wanted), wanted
-        for stage in memory.stages.values():
-            for context in filter(None, (stage.single, stage.wide)):
+        for part in memory.parts.values():
+            for context in filter(None, (part.single, part.wide)):
                 context.set_device_memory(*memory.scratch)
-            if stage.graph is not None:
-                graph, stage.graph = stage.graph, None
+            if part.graph is not None:
+                graph, part.graph = part.graph, None
                 memory.held.drop_graph(graph)
         if old:
             memory.held.free(old)
 
-    def _context(self, stage: _Stage) -> Any:
-        """Return a context of a stage on the addresses of this engine."""
-        context = self._shared.context(stage.engine)
+    def _context(self, part: _Part) -> Any:
+        """Return a context of a part on the addresses of this engine."""
+        context = self._shared.context(part.engine)
         if context is None:
-            raise self._failure(stage, "no context can be made")
+            raise self._failure(part, "no context can be made")
         context.set_device_memory(*self._open_memory().scratch)
-        for tensor, address in stage.addresses.items():
+        for tensor, address in part.addresses.items():
             if not context.set_tensor_address(tensor, address):
-                raise self._failure(stage, f"the address of {tensor} is refused")
+                raise self._failure(part, f"the address of {tensor} is refused")
         return context
 
-    def _set_batch(self, stage: _Stage, context: Any, n: int) -> None:
-        if not context.set_input_shape(stage.input, (n, *stage.shape)):
-            raise self._failure(stage, f"a batch of {n} is refused")
+    def _set_batch(self, part: _Part, context: Any, n: int) -> None:
+        if not context.set_input_shape(part.input, (n, *part.shape)):
+            raise self._failure(part, f"a batch of {n} is refused")
 
-    def _failure(self, stage: _Stage, what: str) -> EngineError:
+    def _failure(self, part: _Part, what: str) -> EngineError:
         said = self._library.errors(of_this_thread=True)
-        return EngineError(f"{stage.what}: {what}" + (f": {said}" if said else ""))
+        return EngineError(f"{part.what}: {what}" + (f": {said}" if said else ""))
 
     # a batch on its way
 
@@ -316,7 +315,7 @@ class TensorRTEngine(Engine):
             memory.frame.host.reshape(taken.shape)[...] = taken
             if not memory.frame.mapped:
                 self._cuda.to_device(memory.frame.address, memory.frame.host, memory.held.stream)
-        self._launch(memory, memory.stages[0], 1)
+        self._launch(memory, memory.parts[0], 1)
         self._next, self._rows = 1, 1
 
     def run(self, k: int) -> NDArray[np.float32]:
@@ -330,7 +329,7 @@ class TensorRTEngine(Engine):
             raise EngineError(f"segment {k} of {self.bundle.folder} has no input: load one first")
         self._next = None
         memory, n, output = self._open_memory(), self._rows, self._segments[k - 1].outputs[-1]
-        self._launch(memory, memory.stages[k], n)
+        self._launch(memory, memory.parts[k], n)
         host = memory.logits.host[: n * _nbytes(output)]
         logits: NDArray[np.float32] = (
             host.view(output.dtype).reshape(n, *output.shape).astype(np.float32)
@@ -363,45 +362,45 @@ class TensorRTEngine(Engine):
             to += count
         self._next, self._rows = k, to
 
-    def _launch(self, memory: _Memory, stage: _Stage, n: int) -> None:
-        """Run a stage on what lies at its input, and wait until its results can be read."""
+    def _launch(self, memory: _Memory, part: _Part, n: int) -> None:
+        """Run a part on what lies at its input, and wait until its results can be read."""
         if n > 1:
-            stage.wide = stage.wide or self._context(stage)
-            self._set_batch(stage, stage.wide, n)
-            self._enqueue(memory, stage, stage.wide, n)
+            part.wide = part.wide or self._context(part)
+            self._set_batch(part, part.wide, n)
+            self._enqueue(memory, part, part.wide, n)
         else:
-            if stage.warm and stage.graph is None and not self.graphs.startswith("off"):
-                self._record(memory, stage)
-            if stage.graph is not None:
-                self._cuda.graph_launch(stage.graph, memory.held.stream)
+            if part.warm and part.graph is None and not self.graphs.startswith("off"):
+                self._record(memory, part)
+            if part.graph is not None:
+                self._cuda.graph_launch(part.graph, memory.held.stream)
             else:
-                self._enqueue(memory, stage, stage.single, 1)
-            stage.warm = True
+                self._enqueue(memory, part, part.single, 1)
+            part.warm = True
         self._cuda.event_record(memory.held.event, memory.held.stream)
         self._cuda.event_wait(memory.held.event)
 
-    def _enqueue(self, memory: _Memory, stage: _Stage, context: Any, n: int) -> None:
-        """Put a stage into the stream, and the copy of its logits."""
+    def _enqueue(self, memory: _Memory, part: _Part, context: Any, n: int) -> None:
+        """Put a part into the stream, and the copy of its logits."""
         launched = context.execute_async_v3(memory.held.stream)
         said = self._library.errors(of_this_thread=True)
         if not launched or said:
-            raise EngineError(f"{stage.what} failed to launch: {said or 'no reason was logged'}")
-        if stage.logits_bytes and not memory.logits.mapped:
-            host = memory.logits.host[: n * stage.logits_bytes]
+            raise EngineError(f"{part.what} failed to launch: {said or 'no reason was logged'}")
+        if part.logits_bytes and not memory.logits.mapped:
+            host = memory.logits.host[: n * part.logits_bytes]
             self._cuda.to_host(host, memory.logits.address, memory.held.stream)
 
-    def _record(self, memory: _Memory, stage: _Stage) -> None:
-        """Record a stage as a graph; when that fails, launch plainly from now on and say why."""
+    def _record(self, memory: _Memory, part: _Part) -> None:
+        """Record a part as a graph; when that fails, launch plainly from now on and say why."""
         stream, failed = memory.held.stream, None
         try:
             self._cuda.graph_begin(stream)
             try:
-                self._enqueue(memory, stage, stage.single, 1)
+                self._enqueue(memory, part, part.single, 1)
             except EngineError as error:
                 failed = error
             graph = memory.held.graph(self._cuda.graph_end(stream))
             if failed is None:
-                stage.graph, self.graphs = graph, "on"
+                part.graph, self.graphs = graph, "on"
             else:
                 memory.held.drop_graph(graph)
         except EngineError as error:
@@ -425,8 +424,8 @@ class TensorRTEngine(Engine):
         failed = None
         if self._memory is not None:
             failed = self._memory.held.close()
-            for stage in self._memory.stages.values():  # contexts go before their engines
-                stage.single = stage.wide = None
+            for part in self._memory.parts.values():  # contexts go before their engines
+                part.single = part.wide = None
         self._reset()
         if failed is not None:
             raise failed

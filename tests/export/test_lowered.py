@@ -283,3 +283,18 @@ def test_the_command_prints_both_accuracies_and_how_to_go_on(
     assert done.stdout.splitlines()[-1].endswith(
         "mate-edge build b.mate --compute-capability 8.6,8.9"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.int8
+def test_every_exit_stays_within_a_point_of_fp32_on_fashion_mnist(cli: Any, tmp_path: Path) -> None:
+    trained = cli("train", "--data", "fashion-mnist", "--arch", "resnet8", "--train-images", 5000,
+                  "--epochs", 6, "--validate-every", 6, "--out", "run", cwd=tmp_path)  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    for precision in ("fp16", "int8"):
+        done = cli("export", "run", "--target", "jetson", "--precision", precision,
+                   "--max-drop", 1, "--out", f"{precision}.mate", cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        for exit_ in read_bundle(tmp_path / f"{precision}.mate").manifest.exits:
+            assert exit_.fp32_val_accuracy is not None
+            assert abs(exit_.fp32_val_accuracy - exit_.val_accuracy) <= 0.01

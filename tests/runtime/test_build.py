@@ -19,6 +19,7 @@ from mate_edge.errors import EngineError, UsageError
 from mate_edge.files import sha256
 from mate_edge.runtime.build import build_engines, parse_capabilities
 from mate_edge.runtime.compile import compile_onnx
+from mate_edge.runtime.frames import GRAPH
 from mate_edge.runtime.plans import Frame
 
 GpuBundle = Callable[..., Bundle]
@@ -319,4 +320,4 @@ def test_the_preprocessing_of_raw_frames_is_built_beside_the_segments(
         assert report.built == new
     (record,) = (tmp_path / "state").rglob("frame.json")
     recipe = json.loads(record.read_bytes())["key"]["recipe"]
-    assert recipe["frame"] == {"width": 48, "height": 40, "color": "bgr"}
+    assert recipe["frame"] == {"width": 48, "height": 40, "color": "bgr", "graph": GRAPH}
