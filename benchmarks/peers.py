@@ -412,17 +412,11 @@ def show(
         each = found.ravel().tolist()
         ratios = found.sum(axis=1) / times[OURS].sum(axis=1)
         differ = sum(a != b for a, b in zip(answers[OURS], answers[contender], strict=True))
+        same_exits = "" if "unsplit" in contender else str(differ)
         rows.append(
-            [
-                contender,
-                f"{np.mean(each):.3f}",
-                f"{median(each):.3f}",
-                f"{quantile(each, 0.9):.3f}",
-                f"{quantile(each, 0.99):.3f}",
-                f"{median(ratios.tolist()):.2f}",
-                "" if "unsplit" in contender else str(differ),
-            ]
-        )
+            [contender, f"{np.mean(each):.3f}", f"{median(each):.3f}", f"{quantile(each, 0.9):.3f}",
+             f"{quantile(each, 0.99):.3f}", f"{median(ratios.tolist()):.2f}", same_exits]
+        )  # fmt: skip
     n = len(case.frames)
     title = (
         f"{name}: {n} images, {', '.join(map(str, shares))} leave at exits 1 to {len(shares)}, "
