@@ -212,7 +212,7 @@ def test_a_killed_export_leaves_nothing_and_the_same_run_gives_the_same_bundle(
     ("options", "says"),
     [
         ({"target": "jetso"}, "--target"),
-        ({"precision": "int8"}, "--precision of cpu"),
+        ({"precision": "fp16"}, "--precision of cpu"),
         ({"exits": [3, 1]}, "--exits"),
         ({"exits": [0, 1]}, "from 1 to 3"),
         ({"exits": [4]}, "from 1 to 3"),
@@ -235,7 +235,7 @@ def test_an_option_that_cannot_work_is_a_clear_error(
     [
         (["--target", "cpus"], "Did you mean cpu?"),
         (["--exits", "1,x"], "--exits"),
-        (["--precision", "int8", "--dry-run"], "fp32"),
+        (["--precision", "fp16", "--dry-run"], "choose from fp32, int8"),
         ([], "no run under runs/"),
     ],
 )

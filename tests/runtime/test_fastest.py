@@ -101,7 +101,7 @@ def test_build_measures_what_is_installed(
     pytest.importorskip("openvino")
     from mate_edge.runtime.build_command import build_bundle
 
-    build_bundle(bundle.folder, None, None, None, "rgb", json=False)
+    build_bundle(bundle.folder, None, None, None, "rgb", force=False, json=False)
     chosen = read_fastest(bundle)
     assert chosen in NAMES
     said = capsys.readouterr().err
