@@ -16,7 +16,7 @@ from statistics import fmean, median
 from PIL import Image
 
 from mate_edge.bundle import Bundle, Manifest, find_bundle, read_bundle
-from mate_edge.decide.policy import Confidence, Deepest, Policy
+from mate_edge.decide.policy import Deepest, FixedExit, Policy
 from mate_edge.errors import EngineError, UsageError
 from mate_edge.images import decode, read_image
 from mate_edge.report import bench as report
@@ -29,11 +29,12 @@ from mate_edge.runtime.engines import ENGINES, NEEDS, Say, choose_engine, make_e
 from mate_edge.runtime.latencies import keep_latencies, read_latencies, record_latencies
 from mate_edge.runtime.load import CpuUse, busy_processes
 from mate_edge.runtime.paying import judge_exits
+from mate_edge.runtime.points import DEEPEST
 from mate_edge.runtime.policy import DEFAULT_POLICY, resolve_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.rounds import Contender, Plan, Sample, run_rounds
 from mate_edge.runtime.sources import find_images
-from mate_edge.runtime.verdict import DEEPEST, exit_name, judge
+from mate_edge.runtime.verdict import exit_name, judge
 from mate_edge.times import Times
 
 ALL = "all"
@@ -44,7 +45,6 @@ LIMIT_S = 60.0
 PACED_LIMIT_S = 180.0
 MOST_LOAD = 256
 MOST_IMAGES = 64
-NEVER = 2.0  # a threshold that no probability reaches
 GOLDEN = "the bundle's golden images as PNG, of the network's own size"
 
 Samples = dict[str, list[Sample]]
@@ -185,8 +185,7 @@ def contenders_of(subject: Subject) -> list[Contender]:
     temperatures = tuple(exit_.temperature for exit_ in manifest.exits)
     last = len(temperatures)
     policies: dict[str, Policy] = {
-        exit_name(k, last): Confidence((NEVER,) * (k - 1) + (0.0,) * (last - k), temperatures)
-        for k in range(1, last)
+        exit_name(k, last): FixedExit(k, temperatures) for k in range(1, last)
     }
     policies[DEEPEST] = Deepest(temperatures)
     policies |= {

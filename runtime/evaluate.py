@@ -20,13 +20,13 @@ from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.classify import announce
 from mate_edge.runtime.deadline import check_max_ms, check_reachable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
+from mate_edge.runtime.points import DEEPEST
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.predictor import Prediction, Predictor
 from mate_edge.runtime.sources import find_labelled, holds_images, shown
 from mate_edge.times import Times
 
 RUN = "run.json"
-DEEPEST = "deepest"
 
 
 def choose_sources(first: Path | None, second: Path | None) -> tuple[Path | None, Path] | None:

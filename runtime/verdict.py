@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mate_edge.bundle import Manifest
 from mate_edge.report.bench import UNSPLIT, Contender, ExitPays, Point, tail
-
-DEEPEST = "deepest"
+from mate_edge.runtime.points import DEEPEST
 
 
 def exit_name(k: int, num_exits: int) -> str:

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import Confidence, Logits, softmax
+from mate_edge.decide.policy import NEVER, Confidence, Logits, softmax
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.temperature import fit_temperature
 
@@ -191,7 +191,7 @@ def budget_policies(val_logits: Logits, temperatures: tuple[float, ...]) -> list
             here = int(leaving[k]) - gone
             order = np.argsort(-confidence[rows, k], kind="stable")
             if here <= 0 or len(rows) == 0:
-                thresholds.append(2.0)  # no probability reaches it
+                thresholds.append(NEVER)
                 continue
             thresholds.append(float(confidence[rows[order[min(here, len(rows)) - 1]], k]))
             leave = confidence[rows, k] >= np.float32(thresholds[-1])

@@ -15,6 +15,8 @@ from mate_edge.errors import UsageError
 from mate_edge.names import look_up
 
 Logits = NDArray[np.float32]
+NEVER = 2.0
+"""A threshold that no score reaches."""
 
 
 class Policy(Protocol):

@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import THRESHOLDS, Logits, Thresholds
+from mate_edge.decide.policy import NEVER, THRESHOLDS, Logits, Thresholds
 
-NEVER = 2.0  # a threshold that no score reaches
 GRID = 64
 STEPS = 40
 """How many searches the path of `search_path` is made of, at most."""
