@@ -1,0 +1,59 @@
+"""`mate-edge compare`."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mate_edge.cli.shared import app, extra
+from mate_edge.cli.training_options import takes_training_options
+
+
+@app.command()
+@takes_training_options
+def compare(
+    options: dict[str, Any],
+    methods: Annotated[
+        str, typer.Option(help="Such as ce,mate,mate+alpha=2: options of a method after +.")
+    ] = "ce,byot,dbt,eed,beed,okddip,mate",
+    seeds: Annotated[str, typer.Option(help="How many, or which, such as 0,1,2.")] = "3",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that prepare images; default: chosen.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Show test, or val while you still choose options by it.")
+    ] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="The comparison's folder; what is done there stays.")
+    ] = None,
+) -> None:
+    """Train several methods with several seeds and print paired differences; resumable."""
+    with extra("train"):
+        from mate_edge.report import comparison
+        from mate_edge.report.text import print_table
+        from mate_edge.train.compare import (
+            default_folder,
+            parse_methods,
+            parse_seeds,
+            run_comparison,
+            write_report,
+        )
+        from mate_edge.train.options import Options
+
+        contenders, numbers, chosen = parse_methods(methods), parse_seeds(seeds), Options(**options)
+        folder = out or default_folder(chosen)
+        say = partial(print, file=sys.stderr)
+        busy, failed = run_comparison(folder, contenders, numbers, chosen, workers, say)
+        tables = write_report(folder, contenders, numbers, split)
+    for table in tables:
+        print_table("", *table)
+    print(comparison.NOTE)
+    if busy:
+        print(f"other processes are at {busy} of the runs: type the same again when they are done")
+    if failed:
+        print(f"{failed} of the runs failed, see above: the tables are without them")
+    print(f"comparison: {folder}")

@@ -1,0 +1,23 @@
+"""`mate-edge demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mate_edge.cli.shared import app, extra
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Where to put everything; default: demo.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 12,
+) -> None:
+    """Go the whole way on handwritten digits, in about a minute."""
+    with extra("train"):
+        from mate_edge.demo import run_demo
+    run_demo(out, epochs)

@@ -1,0 +1,81 @@
+"""`mate-edge evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mate_edge.cli.shared import ENGINE_HELP, app, extra, say
+from mate_edge.errors import UsageError
+
+
+@app.command()
+def evaluate(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN or BUNDLE]", help="Default: the newest run."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="With a bundle: labelled images, DIR/CLASS/*.jpg."),
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(help="With DIR: the deadline of each image, ms.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="With DIR: write a CSV row for each image.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help=f"With DIR: {ENGINE_HELP}")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate a run from its cached logits, or a bundle on this device with labelled images."""
+    import msgspec
+
+    from mate_edge.report.labelled import print_labelled
+    from mate_edge.runtime.evaluate import choose_sources, evaluate_folder
+
+    chosen = choose_sources(source, images)
+    if chosen is None:
+        if (max_ms, save, engine) != (None,) * 3:
+            raise UsageError("--max-ms, --save and --engine go with a bundle and labelled images")
+        _evaluate_run(source, json)
+        return
+    found = evaluate_folder(*chosen, max_ms=max_ms, save=save, engine=engine, say=say)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_labelled(found)
+    raise typer.Exit(1 if found.unreadable else 0)
+
+
+def _evaluate_run(run: Path | None, json: bool) -> None:
+    """Print exits, calibration and budgets; nothing runs again."""
+    import msgspec
+
+    from mate_edge import files, runs
+    from mate_edge.decide.curves import evaluate_outputs
+
+    with extra("train"):
+        from mate_edge.report.evaluation import draw_evaluation, print_evaluation
+
+        folder = runs.find_run(run)
+        trained = runs.read_finished_run(folder)
+        flops = runs.read_flops(folder, trained)
+        outputs = runs.read_outputs(folder, trained)
+        found = evaluate_outputs(
+            outputs["val_logits"],
+            outputs["val_labels"],
+            outputs["test_logits"],
+            outputs["test_labels"],
+            flops,
+        )
+        title = f"{trained.arch} on {Path(trained.data).name}, {trained.method}"
+        files.write_whole(folder / "evaluation.png", draw_evaluation(title, found))
+    files.write_json(folder / "evaluation.json", found)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_evaluation(title, found)
+        print(f"curves: {folder / 'evaluation.png'}, figures: {folder / 'evaluation.json'}")

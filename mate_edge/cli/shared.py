@@ -1,0 +1,73 @@
+"""What the commands share: the application, its errors and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from mate_edge import __version__
+from mate_edge.errors import MateEdgeError, UsageError
+
+app = typer.Typer(
+    help="Train multi-exit image classifiers and run them under a deadline.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ENGINE_HELP = "onnxruntime, tensorrt or tensorrt_rtx; default: the bundle's."
+
+
+def main() -> None:
+    """Run the command line: exit code 2 and one line on stderr for a mistake of the user."""
+    warnings.filterwarnings("error", message="Image size .* exceeds limit")
+    for stream in (sys.stdout, sys.stderr):  # a class or file name may not fit the terminal's code
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        sys.exit(app(prog_name="mate-edge", standalone_mode=False))
+    except MateEdgeError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's own usage errors
+            sys.exit(_complain(error.format_message()))
+        raise
+
+
+def _complain(message: str) -> int:
+    say(" ".join(message.split()))
+    return 2
+
+
+def say(message: str) -> None:
+    """Print a line for the user beside the answers."""
+    print(f"mate-edge: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Turn a missing optional dependency into a line that says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is missing: pip install 'mate-edge[{name}]'") from None
+
+
+@app.callback(invoke_without_command=True)
+def _global(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())

@@ -1,0 +1,90 @@
+"""`mate-edge tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mate_edge.cli.shared import ENGINE_HELP, app, say
+from mate_edge.errors import UsageError
+
+
+@app.command()
+def tune(
+    bundle: Annotated[Path | None, typer.Argument(help="Default: the newest.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Goal: points of accuracy below the last exit, at most.")
+    ] = None,
+    max_risk: Annotated[
+        str | None, typer.Option(help="Goal: a guaranteed share of lost answers: 0.01 or 1%.")
+    ] = None,
+    budget_flops: Annotated[
+        float | None, typer.Option(help="Goal: mean FLOPs of an image, at most, such as 5e6.")
+    ] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="Goal: mean ms of an image on this device, at most.")
+    ] = None,
+    delta: Annotated[
+        str | None,
+        typer.Option(help="With --max-risk: how often the guarantee may be wrong; 0.05 or 5%."),
+    ] = None,
+    mean_risk: Annotated[
+        bool, typer.Option("--mean-risk", help="With --max-risk: bound the mean only.")
+    ] = False,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="With --max-risk: worse (wrong where the last exit is right) or differs."
+        ),
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(help="With --max-risk: certify under this deadline too, ms.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="confidence, entropy, margin or ensemble.")
+    ] = "confidence",
+    name: Annotated[
+        str | None, typer.Option(help="For run --policy, on this device; default: tuned.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write it to this file too, FILE.json.")] = None,
+    engine: Annotated[str | None, typer.Option(help=f"To measure, for ms. {ENGINE_HELP}")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of the CPU engine.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find thresholds for one goal; stores an operating point and says what is guaranteed."""
+    import msgspec
+
+    from mate_edge.bundle import find_bundle, read_bundle
+    from mate_edge.report.tuned import print_tuned
+    from mate_edge.runtime.tune import Goal, tune
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be 1 or more, not {threads}")
+    goal = Goal(
+        max_drop=max_drop,
+        max_risk=_share("--max-risk", max_risk),
+        budget_flops=budget_flops,
+        budget_ms=budget_ms,
+        delta=_share("--delta", delta),
+        mean_risk=mean_risk,
+        loss=loss,
+        max_ms=max_ms,
+    )
+    opened = read_bundle(find_bundle(bundle))
+    found = tune(opened, goal, policy, name=name, out=out, engine=engine, threads=threads, say=say)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print_tuned(found, opened.manifest)
+
+
+def _share(option: str, given: str | None) -> float | None:
+    """Read a share, such as 0.01 or 1%."""
+    if given is None:
+        return None
+    try:
+        return float(given[:-1]) / 100 if given.endswith("%") else float(given)
+    except ValueError:
+        raise UsageError(f"{option} takes a share such as 0.01 or 1%, not {given!r}") from None
