@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.decide.policy import Deepest, Policy
+from mate_edge.decide.policy import CLOSE, Confidence, Deepest, Logits, Policy, largest
 from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import crop, normalize
 from mate_edge.runtime.deadline import (
@@ -101,7 +101,7 @@ class Predictor:
         self.measured: Latencies | None = None
         self.slow_down = SlowDown()
         self._tally = Tally(self.bundle)
-        self._first = np.empty((0, 0), np.float32)
+        self._first: list[float] = []
         self._busy = threading.Lock()
 
     @classmethod
@@ -364,7 +364,7 @@ class Predictor:
         for prediction in predictions:
             self._tally.add(prediction)
         if policy is self.policy:
-            self._tally.see(self._first, predictions)
+            self._tally.see(self._first)
         return predictions
 
     def _run(
@@ -387,32 +387,34 @@ class Predictor:
         passed = np.empty((n, num_segments, len(classes)), np.float32)
         rows = list(range(n))
         segment_ms: list[float] = []
+        simple = policy if n == 1 and type(policy) is Confidence else None
         for k in range(1, num_segments + 1):
             engine.open(k)
             began = clock()
             logits = engine.run(k)
             ms = (clock() - began) / 1e6
             segment_ms.append(ms)
-            if not (
-                isfinite(logits.item(logits.argmax())) and isfinite(logits.item(logits.argmin()))
-            ):
-                raise EngineError(
-                    f"segment {k} of {self.bundle.folder} returned a logit that is no number: "
-                    "the bundle or the device is damaged"
-                )
             passed[:, k - 1] = logits
+            goes_on = True
+            if latencies is not None and n == 1:
+                elapsed_ms = (clock() - started) / 1e6
+                goes_on = time_left(latencies, self.slow_down, k, ms, elapsed_ms, max_ms)
+            sure = simple.estimate(passed[:, :k]) if simple else None
+            if simple is None or sure is None:
+                self._check(logits, k)
+            elif goes_on and k < num_segments and sure < simple.thresholds[k - 1] - CLOSE:
+                if k == 1:
+                    self._first = [sure]
+                continue
             leave, probabilities = policy.decide(passed[:, :k])
             if k == 1:
-                self._first = probabilities
+                self._first = largest(probabilities).tolist()
             leaves: list[bool] = leave.tolist()
             halted_by: HaltedBy = "policy"
             if k == num_segments:
                 leaves, halted_by = [True] * len(rows), "last-exit"
-            if latencies is not None and n == 1:
-                elapsed_ms = (clock() - started) / 1e6
-                goes_on = time_left(latencies, self.slow_down, k, ms, elapsed_ms, max_ms)
-                if not goes_on and not leaves[0]:
-                    leaves, halted_by = [True], "deadline"
+            elif not goes_on and not leaves[0]:
+                leaves, halted_by = [True], "deadline"
             for row, left in enumerate(leaves):
                 if left:
                     answer = probabilities[row]
@@ -440,6 +442,14 @@ class Predictor:
                 passed = passed[stay]
                 engine.keep(np.array(stay))
         return predictions
+
+    def _check(self, logits: Logits, k: int) -> None:
+        """Refuse logits that are no numbers."""
+        if not (isfinite(logits.item(logits.argmax())) and isfinite(logits.item(logits.argmin()))):
+            raise EngineError(
+                f"segment {k} of {self.bundle.folder} returned a logit that is no number: "
+                "the bundle or the device is damaged"
+            )
 
     def _ms_since(self, then: int) -> float:
         return (self.clock() - then) / 1e6

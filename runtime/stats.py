@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mate_edge.decide.drift import FEWEST, FINE, Drift, compare, count_confidences, fine_bin
-from mate_edge.decide.policy import Logits, Policy
+from mate_edge.decide.policy import Policy
 from mate_edge.runtime.calibration import read_calibration
 
 if TYPE_CHECKING:
@@ -58,16 +58,10 @@ class Tally:
         self.misses += prediction.deadline_missed
         self.total_ms += prediction.elapsed_ms
 
-    def see(self, first: Logits, predictions: Sequence[Prediction]) -> None:
-        """Count how sure exit 1 was of images: its probabilities, float32 [n, C]."""
-        fine = self.fine
-        if len(predictions) == 1:
-            only = predictions[0]  # `max` takes three times as long as looking up one number
-            sure = only.confidence if only.exit == 1 else first.item(first.argmax())
-            fine[fine_bin(sure)] += 1
-            return
-        for confidence in first.max(axis=1).tolist():
-            fine[fine_bin(confidence)] += 1
+    def see(self, confidences: Sequence[float]) -> None:
+        """Count how sure exit 1 was of images."""
+        for confidence in confidences:
+            self.fine[fine_bin(confidence)] += 1
 
     def reset(self) -> None:
         """Count anew."""

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mate_edge.decide.policy import (
+    CLOSE,
+    LARGE,
     POLICIES,
     THRESHOLDS,
     Confidence,
@@ -74,6 +76,30 @@ def test_a_score_is_one_for_certainty_and_lowest_for_a_uniform_answer(name: str)
     certain, uniform = np.eye(5, dtype=np.float32)[:1], np.full((1, 5), 0.2, np.float32)
     assert score(certain)[0] == pytest.approx(1)
     assert score(uniform)[0] == pytest.approx(0 if name in ("entropy", "margin") else 0.2, abs=1e-6)
+
+
+@given(
+    values=st.lists(st.floats(-200, 200, width=32), min_size=2, max_size=32),
+    temperature=st.floats(0.1, 10),
+)
+def test_the_estimated_confidence_is_close_to_the_one_that_decides(
+    values: list[float], temperature: float
+) -> None:
+    policy = Confidence((0.5,), (temperature, 1.0))
+    logits = np.array([[values]], np.float32)
+    estimated = policy.estimate(logits)
+    if max(abs(value) for value in values) < LARGE * temperature:
+        assert estimated is not None
+    if estimated is not None:
+        assert abs(estimated - policy.answer(logits).max()) < CLOSE
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_no_confidence_is_estimated_of_what_is_no_number(odd: float, place: int) -> None:
+    logits = np.zeros((1, 1, 3), np.float32)
+    logits[0, 0, place] = odd
+    assert Confidence((0.5,), (1.0, 1.0)).estimate(logits) is None
 
 
 def test_entropy_and_margin_are_their_closed_forms() -> None:
