@@ -15,7 +15,7 @@ from statistics import fmean, median
 
 from PIL import Image
 
-from mate_edge.bundle import Bundle, Manifest, find_bundle, read_bundle
+from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.decide.policy import Deepest, FixedExit, Policy
 from mate_edge.errors import EngineError, UsageError
 from mate_edge.images import decode, read_image
@@ -29,7 +29,7 @@ from mate_edge.runtime.engines import ENGINES, NEEDS, Say, choose_engine, make_e
 from mate_edge.runtime.latencies import keep_latencies, read_latencies, record_latencies
 from mate_edge.runtime.load import CpuUse, busy_processes
 from mate_edge.runtime.paying import judge_exits
-from mate_edge.runtime.points import DEEPEST
+from mate_edge.runtime.points import DEEPEST, all_points
 from mate_edge.runtime.policy import DEFAULT_POLICY, resolve_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.rounds import Contender, Plan, Sample, run_rounds
@@ -188,9 +188,8 @@ def contenders_of(subject: Subject) -> list[Contender]:
         exit_name(k, last): FixedExit(k, temperatures) for k in range(1, last)
     }
     policies[DEEPEST] = Deepest(temperatures)
-    policies |= {
-        name: resolve_policy(subject.whole.bundle, name) for name in manifest.operating_points
-    }
+    bundle = subject.whole.bundle
+    policies |= {name: resolve_policy(bundle, name) for name in all_points(bundle)}
     ours = [
         Contender(f"{subject.name}/{name}", subject.whole, policy)
         for name, policy in policies.items()
@@ -291,7 +290,7 @@ def _judge_subject(
     contenders = {name: _contender(found, name, num_exits) for name, found in samples.items()}
     segments = [[sample.segment_ms[k] for sample in deepest] for k in range(num_exits)]
     unsplit_ms = [sample.segment_ms[0] for sample in samples[UNSPLIT]]
-    points = _points(manifest, contenders)
+    points = _points(subject.whole.bundle, contenders)
     judged = DEFAULT_POLICY if DEFAULT_POLICY in points else next(iter(points), None)
     shares = points[judged].exit_shares if judged is not None else ()
     up_to = [contenders[exit_name(k, num_exits)].times.median_ms for k in range(1, num_exits + 1)]
@@ -360,12 +359,12 @@ def _contender(samples: Sequence[Sample], name: str, num_exits: int) -> report.C
     )
 
 
-def _points(manifest: Manifest, contenders: dict[str, report.Contender]) -> dict[str, report.Point]:
+def _points(bundle: Bundle, contenders: dict[str, report.Contender]) -> dict[str, report.Point]:
     """Return what the operating points take if images leave as the validation images did."""
-    num_exits = len(manifest.exits)
+    num_exits = len(bundle.manifest.exits)
     medians = [contenders[exit_name(k, num_exits)].times.median_ms for k in range(1, num_exits + 1)]
     found = {}
-    for name, point in manifest.operating_points.items():
+    for name, point in all_points(bundle).items():
         if len(point.val_exit_shares) == num_exits:
             weighted = zip(point.val_exit_shares, medians, strict=True)
             expected = sum(share * ms for share, ms in weighted)

@@ -20,7 +20,7 @@ from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.classify import announce
 from mate_edge.runtime.deadline import check_max_ms, check_reachable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
-from mate_edge.runtime.points import DEEPEST
+from mate_edge.runtime.points import DEEPEST, all_points
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.predictor import Prediction, Predictor
 from mate_edge.runtime.sources import find_labelled, holds_images, shown
@@ -252,8 +252,8 @@ def _under_deadline(
 
 
 def _policies(bundle: Bundle) -> dict[str, Policy]:
-    """Return the bundle's operating points and the deepest policy, by name."""
-    names = [*bundle.manifest.operating_points, DEEPEST]
+    """Return the operating points, those stored here too, and the deepest policy, by name."""
+    names = [*all_points(bundle), DEEPEST]
     return {name: resolve_policy(bundle, name) for name in names}
 
 

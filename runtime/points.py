@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from mate_edge import files
-from mate_edge.bundle import Bundle
+from mate_edge.bundle import Bundle, OperatingPoint
 from mate_edge.errors import UsageError
 from mate_edge.report.tuned import SCHEMA, TunedPoint
 from mate_edge.runtime.state import read_state, state_folder, write_state
@@ -57,6 +57,12 @@ def keep_point(found: TunedPoint, out: Path | None) -> None:
         files.make_folder(out.parent)
         files.write_json(out, found)
     write_state(state_folder(found.bundle, POINTS), found.name, found)
+
+
+def all_points(bundle: Bundle) -> dict[str, OperatingPoint]:
+    """Return the bundle's own operating points, then those stored on this device, by name."""
+    kept = {name: found.point for name, found in kept_points(bundle).items()}
+    return bundle.manifest.operating_points | kept
 
 
 def kept_points(bundle: Bundle) -> dict[str, TunedPoint]:

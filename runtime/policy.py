@@ -9,7 +9,7 @@ from mate_edge.bundle import Bundle, Guarantee, OperatingPoint
 from mate_edge.decide.policy import Confidence, Deepest, Policy, make_policy
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
-from mate_edge.runtime.points import DEEPEST, NUMBERED, kept_points, read_point
+from mate_edge.runtime.points import DEEPEST, NUMBERED, all_points, read_point
 
 PolicyChoice = str | Path | Policy | float | None
 DEFAULT_POLICY = "balanced"
@@ -62,8 +62,8 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
         return Chosen(name, make_policy(kind, values))
     if isinstance(policy, Path) or name.endswith(".json"):
         return _fitting(_of_point(name, read_point(Path(name), bundle).point), len(temperatures))
-    points = own | {name: found.point for name, found in kept_points(bundle).items()}
-    point = look_up("policy", name, points | {DEEPEST: None, "exit-1": None, "patience-2": None})
+    others: dict[str, None] = dict.fromkeys((DEEPEST, "exit-1", "patience-2"))
+    point = look_up("policy", name, {**all_points(bundle), **others})
     assert point is not None  # the others were found above
     return _fitting(_of_point(name, point), len(temperatures))
 

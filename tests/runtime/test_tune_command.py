@@ -99,6 +99,8 @@ def test_run_takes_a_stored_name_and_a_file_and_says_what_holds(
     hurried = cli(*run, "--policy", "mine", "--max-ms", "500").stdout
     assert "policy mine carries a guarantee, which this deadline voids" in hurried
     assert "policy balanced carries no guarantee" in cli(*run).stdout
+    rows = cli("bench", bundle_folder, "--rounds", "2", "--json")
+    assert {"mine", "balanced"} <= set(json.loads(rows.stdout)["points"])
     exits = [json.loads(line)["exit"]
              for line in cli(*run, "--policy", "exit-2", "--json").stdout.splitlines()]  # fmt: skip
     assert exits == [2] * 8
