@@ -1,6 +1,6 @@
 """Train on Fashion-MNIST, export, and classify PNG files of the test set.
 
-    python benchmarks/fashion_mnist.py [--epochs 10] [--method mate] [--out FOLDER]
+    python benchmarks/fashion_mnist.py [--arch resnet8] [--exits 0.2,0.5] [--epochs 10] [--out DIR]
 
 Prints the speed of training, the accuracy of each exit on the test split, and whether the runtime
 gives the very predictions of training's evaluation (without early exits) and of the simulation
@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--method", default="mate")
     parser.add_argument("--arch", default="resnet8")
+    parser.add_argument("--exits", help="As in mate-edge train; default: the stages' ends.")
+    parser.add_argument("--train-images", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmark-fashion"))
     arguments = parser.parse_args()
@@ -50,6 +52,8 @@ def main() -> None:
         options = Options(
             data="fashion-mnist",
             arch=arguments.arch,
+            exits=arguments.exits,
+            train_images=arguments.train_images,
             method=arguments.method,
             epochs=arguments.epochs,
             seed=arguments.seed,
