@@ -65,7 +65,8 @@ class Summary:
                 f"{self.by_deadline} halted by it"
             )
         if dropped:
-            lines.append(f"{dropped} frames were dropped for newer ones (--every-frame keeps them)")
+            were = "1 frame was" if dropped == 1 else f"{dropped} frames were"
+            lines.append(f"{were} dropped for newer ones (--every-frame keeps them)")
         measured = self.predictor.measured
         device = None if measured is None else measured.fingerprint
         lines.append(

@@ -90,24 +90,26 @@ class Pipeline(Source):
         )
         os.close(theirs)
         assert process.stdout is not None
-        log = _Log(process.stdout)
+        log, seen = _Log(process.stdout), False
         try:
             with open(ours, "rb", buffering=0) as pipe:
-                yield from self._frames(pipe, log)
+                for item in self._frames(pipe, log):
+                    seen = True
+                    yield item
         finally:
             _end(process)
             log.join()
         if log.error is not None:
             yield ImageError(f"{self.name} stopped: {log.error}")
-        elif log.size is None:
+        elif not seen:
             yield ImageError(f"{self.name} ended without a frame")
 
     def _frames(self, pipe: IO[bytes], log: _Log) -> Iterator[Item]:
         number, began_ns = 0, 0
-        head = pipe.read(1)  # once there are frames, their size was printed
-        size = log.size
+        head = pipe.read(1)
         if not head:
             return
+        size = log.wait()  # it was printed before the first frame was written
         if size is None:
             yield ImageError(f"{self.name} does not say how large its frames are")
             return
@@ -167,8 +169,14 @@ class _Log:
         self.fps: float | None = None
         self.error: str | None = None
         self._lines = lines
+        self._known = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
+
+    def wait(self) -> tuple[int, int] | None:
+        """Return width and height of the frames, once they are known; None: they never are."""
+        self._known.wait(END_S)
+        return self.size
 
     def join(self) -> None:
         """Wait until all is read; the process has ended."""
@@ -187,14 +195,16 @@ class _Log:
             elif not complete and (found := REASON.match(line.strip())):
                 complete = True
                 self.error += f" ({found[0].rstrip('.')})"
+        self._known.set()  # or never will be
 
     def _take(self, caps: str) -> None:
-        width, height = (re.search(SIDE.format(side), caps) for side in ("width", "height"))
-        if width is not None and height is not None:
-            self.size = int(width[1]), int(height[1])
         rate = RATE.search(caps)
         if rate is not None and int(rate[1]):
             self.fps = int(rate[1]) / int(rate[2])
+        width, height = (re.search(SIDE.format(side), caps) for side in ("width", "height"))
+        if width is not None and height is not None:
+            self.size = int(width[1]), int(height[1])
+            self._known.set()
 
 
 def _returns(pixels: NDArray[np.uint8]) -> Callable[[], NDArray[np.uint8]]:

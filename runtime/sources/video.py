@@ -213,9 +213,8 @@ class Stream(Decoded):
     def _open(self) -> InputContainer:
         import av
 
-        options = {"fflags": "nobuffer"}
-        if self.name.startswith("rtsp"):
-            options["rtsp_transport"] = "tcp"  # over UDP, FFmpeg shows what it lost as gray blocks
+        # what is lost over UDP, FFmpeg shows as gray blocks
+        options = {"rtsp_transport": "tcp"} if self.name.startswith("rtsp") else {}
         container = av.open(self.name, options=options, timeout=(OPEN_S, STALL_S))
         # a server of RTSP paces what it recorded, too
         self.live = container.duration is None or not self.name.startswith("http")
