@@ -262,7 +262,7 @@ class _Loop:
         self.max_ms, self.sources, self.predictor = run.max_ms, sources, predictor
         classes, patient = predictor.manifest.classes, run.patience is not None
         width = max(source.width for source in sources.sources)
-        self.outputs = [JsonLines(patient) if run.json else Table(width, classes), *files]
+        self.outputs = [*files, JsonLines(patient) if run.json else Table(width, classes)]
         self.summary, self.metrics = summary, metrics
         self.model, self.dropped = predictor.manifest.name, 0
         self.live: LiveLine | None = None

@@ -54,7 +54,7 @@ class Summary:
     def print(self, file: TextIO, dropped: int = 0, remarks: Sequence[str] = ()) -> None:
         """Print shares, mean time, misses, drops, what is guaranteed, drift, and the remarks."""
         count = self.count
-        what = "frames" if self.frames == count else "images"
+        what = ("frame" if self.frames == count else "image") + "s" * (count != 1)
         lines = [f"{count} {what}: {self.shares()}; mean {self.total_ms / max(count, 1):.2f} ms"]
         if self.frames:
             passed = max(self._clock() - self._began, 1e-9)
