@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.errors import ImageError, MateEdgeError, UsageError
@@ -34,8 +35,7 @@ BROKEN_PIPE = 141
 """The shell's exit code of a process whose reader went away."""
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of `classify`.
 
     Attributes:

@@ -1,23 +1,28 @@
-"""What the user names to be classified. To add a kind of source: a class, and a line in `KINDS`."""
+"""What the user names to be classified. To add a kind of source: a class, and a line in `KINDS`.
+
+A kind is imported when it is named: one image shall not wait for cameras.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from mate_edge.errors import ImageError, UsageError
 from mate_edge.names import look_up
 from mate_edge.runtime.sources.files import StandardInput, open_path
 from mate_edge.runtime.sources.images import exists
-from mate_edge.runtime.sources.newest import Newest
 from mate_edge.runtime.sources.source import Item, Shot, Source
-from mate_edge.runtime.sources.video import Camera, Stream, VideoFile
+
+if TYPE_CHECKING:
+    from mate_edge.runtime.sources.newest import Newest
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """What is asked of cameras and live sources.
 
     Attributes:
@@ -36,6 +41,8 @@ Make = Callable[[str, str, Wanted], Source]
 
 
 def _stream(name: str, rest: str, wanted: Wanted) -> Source:
+    from mate_edge.runtime.sources.video import Stream
+
     return Stream(name)
 
 
@@ -53,16 +60,20 @@ def _camera(name: str, rest: str, wanted: Wanted) -> Source:
             f"camera: takes a number or a device, such as camera:0 or camera:/dev/video0, not "
             f"{rest!r}"
         )
+    from mate_edge.runtime.sources.video import Camera
+
     return Camera(name, rest, wanted.size, wanted.fps)
 
 
 def _pipeline(name: str, rest: str, wanted: Wanted) -> Source:
-    from mate_edge.runtime.sources.gstreamer import Pipeline  # it imports subprocess
+    from mate_edge.runtime.sources.gstreamer import Pipeline
 
     return Pipeline(name, rest)
 
 
 def _video(name: str, rest: str, wanted: Wanted) -> Source:
+    from mate_edge.runtime.sources.video import VideoFile
+
     return VideoFile(rest)
 
 
@@ -117,6 +128,8 @@ class Sources:
                 continue
             items = iter(source)
             if source.live and not self._every_frame:
+                from mate_edge.runtime.sources.newest import Newest
+
                 self._newest = Newest(items, source.name)
                 items = iter(self._newest)
             yield from items

@@ -10,9 +10,8 @@ from typing import BinaryIO
 
 from mate_edge.errors import ImageError, MateEdgeError, UsageError
 from mate_edge.images import SUFFIXES
-from mate_edge.runtime.sources.images import KINDS, is_folder, is_glob, match, walk
+from mate_edge.runtime.sources.images import KINDS, VIDEO_SUFFIXES, is_folder, is_glob, match, walk
 from mate_edge.runtime.sources.source import Item, Shot, Source
-from mate_edge.runtime.sources.video import VIDEO_SUFFIXES, VideoFile
 
 
 def open_path(name: str) -> Source:
@@ -36,6 +35,8 @@ def open_path(name: str) -> Source:
 def open_file(path: Path) -> Source:
     """Return the source that a file is."""
     if path.suffix.lower() in VIDEO_SUFFIXES:
+        from mate_edge.runtime.sources.video import VideoFile
+
         return VideoFile(str(path))
     return ImageFile(str(path))
 

@@ -12,6 +12,31 @@ from mate_edge.images import SUFFIXES
 from mate_edge.names import some
 
 KINDS = " ".join(sorted(SUFFIXES))
+VIDEO_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in [
+        "mp4",
+        "m4v",
+        "mov",
+        "mkv",
+        "webm",
+        "avi",
+        "ts",
+        "mts",
+        "m2ts",
+        "mpg",
+        "mpeg",
+        "wmv",
+        "flv",
+        "ogv",
+        "3gp",
+        "h264",
+        "h265",
+        "hevc",
+        "mjpeg",
+        "y4m",
+    ]
+)
 
 
 def find_images(sources: Iterable[str]) -> Iterator[Path]:

@@ -6,8 +6,7 @@ import threading
 from collections.abc import Iterator
 
 from mate_edge.errors import ImageError
-from mate_edge.runtime.sources.source import Item, Shot
-from mate_edge.runtime.sources.video import STALL_S
+from mate_edge.runtime.sources.source import STALL_S, Item, Shot
 
 
 class Newest:

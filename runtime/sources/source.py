@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.errors import ImageError
 
+STALL_S = 10.0
+"""A live source without a frame for so long has ended."""
 
-@dataclass(frozen=True)
-class Shot:
+
+class Shot(msgspec.Struct, frozen=True, weakref=True):
     """One image or frame, not read yet: so one that nobody looks at costs next to nothing.
 
     Attributes:

@@ -19,42 +19,15 @@ from numpy.typing import NDArray
 from mate_edge.errors import ImageError, UsageError
 from mate_edge.extras import extra
 from mate_edge.images import MAX_PIXELS, TOO_LARGE
-from mate_edge.runtime.sources.source import Item, Shot, Source
+from mate_edge.runtime.sources.source import STALL_S, Item, Shot, Source
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-VIDEO_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in [
-        "mp4",
-        "m4v",
-        "mov",
-        "mkv",
-        "webm",
-        "avi",
-        "ts",
-        "mts",
-        "m2ts",
-        "mpg",
-        "mpeg",
-        "wmv",
-        "flv",
-        "ogv",
-        "3gp",
-        "h264",
-        "h265",
-        "hevc",
-        "mjpeg",
-        "y4m",
-    ]
-)
 DEVICES = Path("/dev")
 OPEN_S = 15.0
-STALL_S = 10.0
-"""A stream without a frame for so long has ended."""
 MISSING_S = 0.5
 MISSING_SHARE = 0.02
 """A video that ends so much before its end is truncated; containers round their durations."""

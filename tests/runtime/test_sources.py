@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -189,8 +190,9 @@ def test_a_file_of_another_suffix_is_a_video_when_it_is_called_one(
     ],
 )
 def test_a_source_that_makes_no_sense_is_refused_before_anything_runs(
-    sources: list[str], wanted: Wanted | None, says: str
+    sources: list[str], wanted: Wanted | None, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "av", ModuleType("av"))  # nothing is opened
     with pytest.raises(UsageError, match=says):
         open_sources(sources, wanted)
 
