@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -100,6 +100,7 @@ def classify(names: Sequence[str], bundle: Path | None, run: Run) -> int:
         opened = read_bundle(find_bundle(bundle))
         predictor, results, notes = _load(opened, sources, run, stop)
         stack.enter_context(predictor)
+        stack.callback(results.close)
         summary = Summary(predictor, run.max_ms)
         loop = _Loop(run, sources, predictor, files, summary, metrics)
         with stop:
@@ -167,7 +168,7 @@ def _serve_metrics(port: int | None, stack: ExitStack) -> Metrics | None:
 
 def _load(
     opened: Bundle, sources: Sources, run: Run, stop: StopSignal
-) -> tuple[Predictor, Iterator[Result], list[str]]:
+) -> tuple[Predictor, Generator[Result], list[str]]:
     """Return a predictor that is ready, the results, and what is to be said before them."""
     engine = run.engine or choose_engine(opened, say)
     lazy = run.max_ms is None and [type(source) for source in sources.sources] == [ImageFile]
@@ -175,7 +176,7 @@ def _load(
     head: list[Item] = []
     notes: list[str] = []
 
-    def start() -> tuple[Predictor, Iterator[Result]]:
+    def start() -> tuple[Predictor, Generator[Result]]:
         made = make_engine(engine, opened, run.threads, True)
         with ExitStack() as when_it_fails:
             predictor = when_it_fails.enter_context(Predictor(made, run.policy))
@@ -193,10 +194,15 @@ def _load(
             # where segments are opened as they are reached, this opens them: they may not be built
             first = list(islice(results, 1)) if lazy else []
             when_it_fails.pop_all()
-        return predictor, chain(first, results)
+        return predictor, _after(first, results)
 
     predictor, results = build_if_needed(opened, start, say)
     return predictor, results, notes
+
+
+def _after(first: list[Result], results: Iterator[Result]) -> Generator[Result]:
+    yield from first
+    yield from results
 
 
 def _frame_ms(predictor: Predictor, items: Sequence[Item]) -> float:

@@ -126,13 +126,13 @@ class Sources:
             except ImageError as error:
                 yield error
                 continue
-            items = iter(source)
             if source.live and not self._every_frame:
                 from mate_edge.runtime.sources.newest import Newest
 
-                self._newest = Newest(items, source.name)
-                items = iter(self._newest)
-            yield from items
+                self._newest = Newest(source)
+                yield from self._newest
+            else:
+                yield from source
 
     def remarks(self) -> list[str]:
         """Return what is to be said of the sources at the end."""

@@ -57,6 +57,7 @@ class Pipeline(Source):
             self._elements = shlex.split(pipeline)
         except ValueError as error:
             raise UsageError(f"{name}: {str(error).lower()}") from None
+        self._process: subprocess.Popen[str] | None = None
         if not self._elements:
             raise UsageError(f"{name}: no pipeline, such as gst:'videotestsrc num-buffers=30'")
         if shutil.which(LAUNCH) is None:
@@ -64,6 +65,11 @@ class Pipeline(Source):
                 f"{LAUNCH} is missing, which {name.partition(':')[0]}: needs: apt-get install "
                 "gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
             )
+
+    def interrupt(self) -> None:
+        """End the pipeline: who reads from it finds its end."""
+        if self._process is not None:
+            _end(self._process)
 
     def command(self, descriptor: int) -> list[str]:
         """Return what is run; the frames are written to `descriptor`."""
@@ -88,6 +94,7 @@ class Pipeline(Source):
             env={**os.environ, "LC_ALL": "C", "LANGUAGE": "C"},
             start_new_session=True,  # ctrl-C is for us, and we end it
         )
+        self._process = process
         os.close(theirs)
         assert process.stdout is not None
         log, seen = _Log(process.stdout), False

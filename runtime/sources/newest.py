@@ -6,24 +6,26 @@ import threading
 from collections.abc import Iterator
 
 from mate_edge.errors import ImageError
-from mate_edge.runtime.sources.source import STALL_S, Item, Shot
+from mate_edge.runtime.sources.source import STALL_S, Item, Shot, Source
+
+END_S = 1.0
+"""How long the end of a run waits for the thread."""
 
 
 class Newest:
     """Reads a live source in a thread of its own, and keeps one frame: the last that came.
 
     Args:
-        items: of the source; read and closed in the thread.
-        name: of the source.
+        source: read and closed in the thread.
         stall_s: without anything for so long it counts as ended.
 
     Attributes:
         dropped: frames that a newer one replaced.
     """
 
-    def __init__(self, items: Iterator[Item], name: str, stall_s: float = STALL_S) -> None:
+    def __init__(self, source: Source, stall_s: float = STALL_S) -> None:
         self.dropped = 0
-        self._items, self._name, self._stall_s = items, name, stall_s
+        self._source, self._stall_s = source, stall_s
         self._slot: Shot | None = None
         self._errors: list[ImageError] = []
         self._bug: BaseException | None = None
@@ -35,7 +37,8 @@ class Newest:
 
         After the last frame come the source's errors.
         """
-        threading.Thread(target=self._read, daemon=True).start()
+        thread = threading.Thread(target=self._read, daemon=True)
+        thread.start()
         try:
             while True:
                 with self._changed:
@@ -50,14 +53,19 @@ class Newest:
                     raise self._bug
                 yield from self._errors
                 if not came:
-                    yield ImageError(f"{self._name} stopped: no frame came for {self._stall_s:g} s")
+                    yield ImageError(
+                        f"{self._source.name} stopped: no frame came for {self._stall_s:g} s"
+                    )
                 return
         finally:
             self._closed = True
+            self._source.interrupt()
+            thread.join(END_S)
 
     def _read(self) -> None:
+        items = iter(self._source)
         try:
-            for item in self._items:
+            for item in items:
                 if self._closed:
                     break
                 if isinstance(item, ImageError):
@@ -70,7 +78,7 @@ class Newest:
         except BaseException as bug:
             self._bug = bug
         finally:
-            close = getattr(self._items, "close", None)
+            close = getattr(items, "close", None)
             if close is not None:
                 close()
             with self._changed:

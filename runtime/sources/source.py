@@ -76,6 +76,9 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Item]:
         """Yield what there is to look at."""
 
+    def interrupt(self) -> None:  # noqa: B027 - most never block for long
+        """End whoever waits for the next frame in another thread, if that can be done."""
+
     def remarks(self) -> list[str]:
         """Return what is to be said of it at the end."""
         return []

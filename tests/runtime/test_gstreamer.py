@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,21 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return body
+
+
+def test_a_pipeline_that_is_stuck_is_ended_with_the_run(fake: Path) -> None:
+    fake.write_text(
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit())\n"
+        "caps(2, 2); put(bytes(16)); time.sleep(60)\n"
+    )
+    items = iter(open_sources(["gst:camera"]))  # read in a thread, which waits for frame 2
+    assert isinstance(next(items), Shot)
+    began = time.monotonic()
+    items.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 30
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_rows_begin_at_multiples_of_four_bytes(fake: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from mate_edge.runtime.sources import Wanted, open_sources
 from mate_edge.runtime.sources import video as video_module
 from mate_edge.runtime.sources.files import StandardInput
 from mate_edge.runtime.sources.newest import Newest
-from mate_edge.runtime.sources.source import Item, Shot
+from mate_edge.runtime.sources.source import Item, Shot, Source
 from mate_edge.runtime.sources.video import Camera
 
 
@@ -247,6 +247,19 @@ def test_an_rtsp_camera_plays_until_it_vanishes(clip: Path, tmp_path: Path) -> N
     assert look_at(server.url) == [f"{server.url} cannot be opened: Connection refused"]
 
 
+class Camera0(Source):
+    """Yields what the test's function does."""
+
+    alone = live = has_frames = True
+
+    def __init__(self, frames: Callable[[], Iterator[Item]]) -> None:
+        super().__init__("camera")
+        self._frames = frames
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._frames()
+
+
 def shot(number: int) -> Shot:
     return Shot("camera", lambda: np.zeros((1, 1, 3), np.uint8), number, number / 25, number)
 
@@ -262,7 +275,7 @@ def test_who_is_slow_gets_the_newest_frame_and_the_others_are_counted() -> None:
         yield ImageError("camera stopped: No such device")
         all_came.set()
 
-    newest = Newest(camera(), "camera")
+    newest = Newest(Camera0(camera))
     items = iter(newest)
     assert names(iter([next(items)])) == ["camera #1"]
     more.set()
@@ -278,7 +291,7 @@ def test_a_camera_that_gives_nothing_more_has_stopped() -> None:
         yield shot(1)
         forever.wait(60)
 
-    assert names(iter(Newest(camera(), "camera", stall_s=0.05))) == [
+    assert names(iter(Newest(Camera0(camera), stall_s=0.05))) == [
         "camera #1",
         "camera stopped: no frame came for 0.05 s",
     ]
@@ -291,7 +304,7 @@ def test_a_bug_in_the_readers_thread_is_no_silence() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(Newest(camera(), "camera"))
+        list(Newest(Camera0(camera)))
 
 
 def test_the_reader_stops_when_nobody_looks_any_more() -> None:
@@ -306,7 +319,7 @@ def test_the_reader_stops_when_nobody_looks_any_more() -> None:
         finally:
             closed.set()
 
-    items = iter(Newest(camera(), "camera"))
+    items = iter(Newest(Camera0(camera)))
     next(items)
     items.close()  # type: ignore[attr-defined]
     assert closed.wait(10)
