@@ -137,7 +137,7 @@ class Pipeline(Source):
                     return
                 filled += count
             head = b""
-            if log.size != size:
+            if log.changed:
                 yield ImageError(
                     f"{self.name} changed the size of its frames: fix it by videoscale"
                 )
@@ -173,6 +173,7 @@ class _Log:
 
     def __init__(self, lines: IO[str]) -> None:
         self.size: tuple[int, int] | None = None
+        self.changed = False
         self.fps: float | None = None
         self.error: str | None = None
         self._lines = lines
@@ -210,7 +211,9 @@ class _Log:
             self.fps = int(rate[1]) / int(rate[2])
         width, height = (re.search(SIDE.format(side), caps) for side in ("width", "height"))
         if width is not None and height is not None:
-            self.size = int(width[1]), int(height[1])
+            size = int(width[1]), int(height[1])
+            self.changed = self.size not in (None, size)
+            self.size = self.size or size
             self._known.set()
 
 

@@ -49,10 +49,15 @@ def turn(clip: Path, degrees: int) -> Path:
 
 
 class RtspServer:
-    """Plays a transport stream to one client, then hangs up, as a camera without power does."""
+    """Plays a video to one client, then hangs up, as a camera that loses its power does."""
 
-    def __init__(self, stream: bytes) -> None:
-        self._stream = stream
+    def __init__(self, clip: Path) -> None:
+        import av
+
+        with av.open(str(clip)) as container:  # MPEG-4 goes into RTP as it is, a packet a frame
+            self._config = bytes(container.streams.video[0].codec_context.extradata or b"").hex()
+            packets = [bytes(packet) for packet in container.demux(video=0)]
+        self._frames = [packet for packet in packets if packet]
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"rtsp://127.0.0.1:{self._socket.getsockname()[1]}/live"
         self.asked: list[str] = []
@@ -77,7 +82,8 @@ class RtspServer:
                 body, more = "", ""
                 if method == "DESCRIBE":
                     body = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\n"
-                    body += "m=video 0 RTP/AVP 33\r\n"
+                    body += "m=video 0 RTP/AVP 96\r\na=rtpmap:96 MP4V-ES/90000\r\n"
+                    body += f"a=fmtp:96 config={self._config}\r\n"
                     more = "Content-Type: application/sdp\r\n"
                 elif method == "SETUP":
                     more = "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n"
@@ -87,10 +93,9 @@ class RtspServer:
                 )
                 talk.flush()
                 if method == "PLAY":
-                    for number, start in enumerate(range(0, len(self._stream), 7 * 188)):
-                        payload = self._stream[start : start + 7 * 188]
-                        header = struct.pack(">BBHII", 0x80, 33, number, number * 3000, 1)
-                        packet = header + payload
+                    for number, frame in enumerate(self._frames):
+                        packet = struct.pack(">BBHII", 0x80, 128 + 96, number, number * 3600, 1)
+                        packet += frame
                         talk.write(b"$\0" + struct.pack(">H", len(packet)) + packet)
                     talk.flush()
                     return

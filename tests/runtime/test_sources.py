@@ -230,9 +230,9 @@ def test_a_camera_is_asked_for_the_size_and_rate_that_are_wanted(
         open_sources(["camera:3"])
 
 
-def test_an_rtsp_camera_plays_until_it_vanishes(clip: Path, tmp_path: Path) -> None:
-    stream = write_clip(tmp_path / "live.ts", 50, "mpeg4")
-    server = RtspServer(stream.read_bytes())
+def test_an_rtsp_camera_plays_until_it_vanishes(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    server = RtspServer(write_clip(tmp_path / "live.mp4", 50, "mpeg4"))
     try:
         found = list(open_sources([server.url], Wanted(every_frame=True)))
     finally:
