@@ -272,6 +272,7 @@ class _Loop:
         self.summary, self.metrics = summary, metrics
         self.model, self.dropped = predictor.manifest.name, 0
         self.live: LiveLine | None = None
+        self.rows_shown = sys.stdout.isatty()
         if sys.stderr.isatty():
             self.live = LiveLine(summary, lambda: sources.dropped)
         if metrics is not None:
@@ -287,7 +288,7 @@ class _Loop:
         """Go on to the end; return `BROKEN_PIPE` or 0, and what ended it before."""
         try:
             for result in results:
-                if self.live is not None:
+                if self.live is not None and (self.rows_shown or isinstance(result, ImageError)):
                     self.live.clear()
                 if isinstance(result, ImageError):
                     self._fail(result)

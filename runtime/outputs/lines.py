@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -115,7 +116,7 @@ class LiveLine:
         dropped: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.shown = ""
+        self.shown, self._visible = "", False
         self._summary, self._dropped, self._clock = summary, dropped, clock
         self._counted, self._since = 0, clock()
         self._rate = 0.0
@@ -133,11 +134,15 @@ class LiveLine:
                 parts.append(f"{100 * self._summary.misses / count:.1f} % missed")
             if dropped:
                 parts.append(f"{dropped} dropped")
-            self.shown = "; ".join(parts)
-        if self.shown:
+            # a line that wraps could not be cleared
+            self.shown = "; ".join(parts)[: shutil.get_terminal_size().columns - 1]
+            self._visible = False
+        if self.shown and not self._visible:
+            self._visible = True
             print(f"\r{self.shown}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Make room for other lines."""
-        if self.shown:
+        if self._visible:
+            self._visible = False
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -80,8 +80,9 @@ def test_a_file_without_rows_does_not_stay(tmp_path: Path) -> None:
 
 
 def test_the_live_line_says_how_fast_which_exits_and_how_many_misses(
-    bundle_folder: Path, capsys: pytest.CaptureFixture[str]
+    bundle_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     now = [100.0]
     with Predictor.load(bundle_folder, lazy=True) as predictor:
         summary = Summary(predictor, 5.0, lambda: now[0])
@@ -90,10 +91,17 @@ def test_the_live_line_says_how_fast_which_exits_and_how_many_misses(
             now[0] += 0.02
             summary.add(answer("a.png", exit_=1 + number % 2, late=number % 10 == 0))
             line.draw()
-    shown = capsys.readouterr().err.split("\r")
-    assert len(shown) == 50
+            if number < 48:
+                line.clear()
+    shown = [text for text in capsys.readouterr().err.split("\r") if text not in ("", "\x1b[K")]
+    assert len(shown) == 48  # the last two say the same: it is drawn once
     assert 4 <= len(set(shown)) <= 6  # it changes a few times a second
     told = r"50.0 a second; exit 1 5\d %, exit 2 \d\d %, exit 3 0 %; 1\d.\d % missed; 7 dropped"
     assert re.match(told, shown[-1])
+    monkeypatch.setenv("COLUMNS", "20")
+    now[0] += 1
+    line.draw()
+    assert re.fullmatch(r"\r.{19}\x1b\[K", capsys.readouterr().err)  # it must not wrap
     line.clear()
+    line.clear()  # there is nothing left to clear
     assert capsys.readouterr().err == "\r\x1b[K"
