@@ -118,7 +118,9 @@ class StandardInput(Source):
     def __iter__(self) -> Iterator[Item]:
         for line in self._lines or sys.stdin.buffer:
             path = os.fsdecode(line.rstrip(b"\r\n"))
-            if path:
+            if "\0" in path:
+                yield ImageError("a path on stdin holds a zero byte: give one a line (find -print)")
+            elif path:
                 yield from _of(Path(path))
 
 

@@ -95,6 +95,12 @@ def test_paths_on_stdin_are_looked_at_as_they_come(tree: Path) -> None:
     assert "holds no images" in rest[-1]  # and nothing was stopped by it
 
 
+def test_paths_that_end_with_zero_bytes_are_refused_and_the_next_lines_read() -> None:
+    first, second = names(iter(StandardInput("-", BytesIO(b"a.png\0b.png\0\nc.png\n"))))
+    assert "zero byte" in first
+    assert second == "c.png"
+
+
 def test_a_videos_frames_are_numbered_timed_and_dropped_as_soon_as_they_are_seen(
     clip: Path,
 ) -> None:
