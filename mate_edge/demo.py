@@ -12,13 +12,16 @@ from PIL import Image
 
 from mate_edge import files
 from mate_edge.bundle import read_bundle
-from mate_edge.errors import ImageError, UsageError
+from mate_edge.errors import UsageError
 from mate_edge.export.export import export_run
 from mate_edge.export.profile import profile_network
 from mate_edge.report.text import percent, print_profile, print_results, print_table
-from mate_edge.runtime.classify import Summary, Table
 from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.outputs.answer import Answer
+from mate_edge.runtime.outputs.lines import Table
+from mate_edge.runtime.outputs.summary import Summary
 from mate_edge.runtime.predictor import Prediction, Predictor
+from mate_edge.runtime.sources.source import Shot
 from mate_edge.train.data import load_dataset
 from mate_edge.train.network import load_network
 from mate_edge.train.options import Options
@@ -87,14 +90,13 @@ def _write_images(folder: Path) -> list[tuple[Path, int]]:
 def _classify(bundle: Path, images: list[tuple[Path, int]]) -> None:
     with Predictor.load(bundle) as predictor:
         summary = Summary(predictor, None)
-        shown = [path for path, _ in images[:SHOWN]]
-        table = Table(shown, predictor.manifest.classes)
-        for source, result in predictor.stream(path for path, _ in images):
-            if isinstance(result, ImageError):
-                raise result
+        table = Table(max(len(str(path)) for path, _ in images), predictor.manifest.classes)
+        for path, _ in images:
+            found = predictor.predict(path)
+            answer = Answer(Shot(str(path), path), path, found, found.label, found.confidence)
             if summary.count < SHOWN:
-                table.row(source, result)
-            summary.add(result)
+                table.add(answer)
+            summary.add(answer)
         print(f"... and {len(images) - SHOWN} more")
         summary.print(sys.stdout)
 

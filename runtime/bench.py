@@ -33,7 +33,7 @@ from mate_edge.runtime.points import DEEPEST, all_points
 from mate_edge.runtime.policy import DEFAULT_POLICY, resolve_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.rounds import Contender, Plan, Sample, run_rounds
-from mate_edge.runtime.sources import find_images
+from mate_edge.runtime.sources.images import find_images
 from mate_edge.runtime.verdict import exit_name, judge
 from mate_edge.times import Times
 

@@ -1,100 +1,125 @@
-"""`mate-edge run`: classify, print a line an image and a summary."""
+"""`mate-edge run`: classify images and frames as they come, and sum up."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from mate_edge.bundle import find_bundle, read_bundle
-from mate_edge.errors import BundleError, ImageError, MateEdgeError, UsageError
+from mate_edge.bundle import Bundle, find_bundle, read_bundle
+from mate_edge.errors import ImageError, MateEdgeError, UsageError
+from mate_edge.extras import extra
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms, check_reachable, samples_needed
 from mate_edge.runtime.engines import choose_engine, make_engine
-from mate_edge.runtime.predictor import Prediction, Predictor
-from mate_edge.runtime.sources import find_images, shown
-from mate_edge.runtime.standing import standing
+from mate_edge.runtime.outputs.answer import Answer, Output, Steady
+from mate_edge.runtime.outputs.lines import JsonLines, LiveLine, Table
+from mate_edge.runtime.outputs.summary import Summary
+from mate_edge.runtime.policy import PolicyChoice
+from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.sources import Sources, Wanted, open_sources
+from mate_edge.runtime.sources.files import ImageFile
+from mate_edge.runtime.sources.source import Item, Shot
+from mate_edge.stop import StopSignal
 
-LONGEST_SOURCE = 48  # characters of a path that the table shows
+if TYPE_CHECKING:
+    from mate_edge.runtime.metrics import Metrics
+
+BROKEN_PIPE = 141
+"""The shell's exit code of a process whose reader went away."""
 
 
-def classify(
-    sources: Sequence[str],
-    bundle: Path | None,
-    *,
-    policy: str | float | None,
-    max_ms: float | None,
-    engine: str | None,
-    threads: int | None,
-    json: bool,
-    strict: bool = False,
-) -> int:
-    """Classify all images that `sources` name.
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of `classify`.
+
+    Attributes:
+        policy: see `choose_policy`.
+        max_ms: the deadline of each image; None: none.
+        strict: refuse a deadline that exit 1 may miss.
+        engine: a name in `ENGINES`; None lets `choose_engine` choose.
+        threads: of the CPU engine.
+        wanted: of cameras and live sources; None: nothing.
+        patience: frames in a row that must agree before another label is shown; None: follow each.
+        json: print JSON lines, no table.
+        csv: write a row an answer into this file.
+        save_video: write the frames, with their answers, into this file.
+        metrics_port: serve Prometheus metrics there; None: nowhere.
+    """
+
+    policy: PolicyChoice = None
+    max_ms: float | None = None
+    strict: bool = False
+    engine: str | None = None
+    threads: int | None = None
+    wanted: Wanted | None = None
+    patience: int | None = None
+    json: bool = False
+    csv: Path | None = None
+    save_video: Path | None = None
+    metrics_port: int | None = None
+
+    def __post_init__(self) -> None:
+        check_max_ms(self.max_ms)
+        if self.strict and self.max_ms is None:
+            raise UsageError("--strict goes with --max-ms")
+        Steady(1 if self.patience is None else self.patience)
+
+
+Result = Answer | ImageError
+
+
+def classify(names: Sequence[str], bundle: Path | None, run: Run) -> int:
+    """Classify all that `names` mean, one after another, in constant memory.
 
     One image without a deadline opens each segment only when it is reached; otherwise all are
     opened and warmed up first, and under a deadline measured unless they were before. Engines that
-    are not built on this device are built first.
+    are not built on this device are built first. SIGINT and SIGTERM end it as the last image does:
+    what was answered is written, and summed up.
 
     Returns:
-        The exit code: 0, or 1 when some images could not be read, or 2 when none could.
+        The exit code: 0; 1 when something could not be read, 2 when nothing could; 130 after
+        SIGINT, 143 after SIGTERM, 141 when nobody reads stdout any longer.
 
     Raises:
-        MateEdgeError: as `find_images` and `Predictor.load`; or, when `strict`, exit 1 may need
-            longer than the deadline.
+        MateEdgeError: as `open_sources` and `Predictor.load`; exit 1 may need longer than a
+            strict deadline; or an output cannot be written.
     """
-    check_max_ms(max_ms)
-    if strict and max_ms is None:
-        raise UsageError("--strict goes with --max-ms")
-    images = list(find_images(sources))
-    opened = read_bundle(find_bundle(bundle))
-    engine = engine or choose_engine(opened, say)
-    lazy = len(images) == 1 and max_ms is None
-    notes: list[str] = []
-
-    def start() -> tuple[Predictor, Iterator[tuple[str, Prediction | ImageError]]]:
-        made = make_engine(engine, opened, threads, True)
-        with ExitStack() as when_it_fails:
-            predictor = when_it_fails.enter_context(Predictor(made, policy))
-            if max_ms is not None:
-                notes.clear()
-                table = predictor.know_latencies(notes.append)
-                frame_ms = _frame_ms(predictor, images)
-                check_reachable(table, max_ms, strict, notes.append, frame_ms)
-            elif not lazy:
-                predictor.warm_up()
-            predictor.reset_stats()
-            results = predictor.stream(images, max_ms=max_ms)
-            first = next(results)
-            when_it_fails.pop_all()
-        return predictor, chain([first], results)
-
-    predictor, results = build_if_needed(opened, start, say)
-    summary = Summary(predictor, max_ms)
-    with predictor:
-        table = None if json else Table(images, predictor.manifest.classes)
-        for path, result in results:
-            source = shown(path)
-            if isinstance(result, MateEdgeError):
-                summary.failures += 1
-                say(str(result))
-                continue
-            if summary.count == 0:
-                announce(predictor, max_ms)
-                for note in notes:
-                    say(note)
-            summary.add(result)
-            if table is None:
-                print(_json_line(source, result), flush=True)
-            else:
-                table.row(source, result)
-    if summary.count > 1 or (summary.count and max_ms is not None):
-        summary.print(sys.stderr if json else sys.stdout)
+    sources = open_sources(names, run.wanted)
+    stop = StopSignal()
+    with ExitStack() as stack:
+        files = _open_files(run, names, sources)
+        for output in files:
+            stack.callback(output.close)  # again, where something fails before the end
+        metrics = _serve_metrics(run.metrics_port, stack)
+        opened = read_bundle(find_bundle(bundle))
+        predictor, results, notes = _load(opened, sources, run, stop)
+        stack.enter_context(predictor)
+        stack.callback(results.close)
+        summary = Summary(predictor, run.max_ms)
+        loop = _Loop(run, sources, predictor, files, summary, metrics)
+        with stop:
+            code, failure = loop.go(results, notes)
+        code = code if stop.received is None else 128 + stop.received
+        for output in files:
+            try:
+                output.close()
+            except MateEdgeError as error:
+                failure = failure or error
+        if summary.count > 1 or (summary.count and run.max_ms is not None):
+            file = sys.stderr if run.json or code == BROKEN_PIPE else sys.stdout
+            summary.print(file, sources.dropped, sources.remarks())
+    if failure is not None:
+        raise failure
+    if code:
+        return code
+    if summary.count + summary.failures == 0:
+        raise UsageError(f"{' '.join(names)} named nothing to classify")
     if summary.failures == 0:
         return 0
     return 1 if summary.count else 2
@@ -105,14 +130,201 @@ def say(message: str) -> None:
     print(f"mate-edge: {message}", file=sys.stderr)
 
 
-def _frame_ms(predictor: Predictor, images: Sequence[Path]) -> float:
+def _open_files(run: Run, names: Sequence[str], sources: Sources) -> list[Output]:
+    """Open what is written beside stdout.
+
+    Raises:
+        UsageError: it cannot be written, or would overwrite what is read.
+    """
+    found: list[Output] = []
+    read = {Path(name).resolve() for name in names}
+    for path in (run.csv, run.save_video):
+        if path is not None and path.resolve() in read:
+            raise UsageError(f"{path} is what is classified: write to another file")
+    if run.csv is not None:
+        from mate_edge.runtime.outputs.csv_file import CsvFile
+
+        found.append(CsvFile(run.csv, run.patience is not None))
+    if run.save_video is not None:
+        if len(sources.sources) != 1 or not sources.sources[0].has_frames:
+            raise UsageError("--save-video goes with one video, camera or stream")
+        from mate_edge.runtime.outputs.video_file import SavedVideo
+
+        found.append(SavedVideo(run.save_video, sources.sources[0]))
+    return found
+
+
+def _serve_metrics(port: int | None, stack: ExitStack) -> Metrics | None:
+    if port is None:
+        return None
+    with extra("serve"):
+        from mate_edge.runtime.metrics import LOCALHOST, Metrics
+
+    metrics = Metrics()
+    port = stack.enter_context(metrics.served(port))
+    say(f"metrics: http://{LOCALHOST}:{port}/metrics")
+    return metrics
+
+
+def _load(
+    opened: Bundle, sources: Sources, run: Run, stop: StopSignal
+) -> tuple[Predictor, Generator[Result], list[str]]:
+    """Return a predictor that is ready, the results, and what is to be said before them."""
+    engine = run.engine or choose_engine(opened, say)
+    lazy = run.max_ms is None and [type(source) for source in sources.sources] == [ImageFile]
+    items = iter(sources)
+    head: list[Item] = []
+    notes: list[str] = []
+
+    def start() -> tuple[Predictor, Generator[Result]]:
+        made = make_engine(engine, opened, run.threads, True)
+        with ExitStack() as when_it_fails:
+            predictor = when_it_fails.enter_context(Predictor(made, run.policy))
+            if run.max_ms is not None:
+                notes.clear()
+                table = predictor.know_latencies(notes.append)
+                head[:] = head or islice(items, 1)
+                frame_ms = _frame_ms(predictor, head)
+                check_reachable(table, run.max_ms, run.strict, notes.append, frame_ms)
+                head[:] = [sources.newer(item, items) for item in head]
+            elif not lazy:
+                predictor.warm_up()
+            predictor.reset_stats()
+            results = _answers(predictor, chain(head, items), run, stop)
+            # where segments are opened as they are reached, this opens them: they may not be built
+            first = list(islice(results, 1)) if lazy else []
+            when_it_fails.pop_all()
+        return predictor, _after(first, results)
+
+    predictor, results = build_if_needed(opened, start, say)
+    return predictor, results, notes
+
+
+def _after(first: list[Result], results: Iterator[Result]) -> Generator[Result]:
+    yield from first
+    yield from results
+
+
+def _frame_ms(predictor: Predictor, items: Sequence[Item]) -> float:
     """Return what decoding and preprocessing the first image takes; 0 when it cannot be read."""
-    found: list[float] = []
-    with suppress(ImageError):  # the first time loads the decoder
-        for _ in range(2):
-            prediction = predictor.predict(images[0], policy=0.0)
-            found.append(prediction.decode_ms + prediction.preprocess_ms)
-    return found[-1] if found else 0.0
+    found = [0.0]
+    for item in items:
+        if isinstance(item, Shot):
+            with suppress(ImageError):  # the first time loads the decoder
+                for _ in range(2):
+                    began = predictor.clock()
+                    frame = item.read()
+                    read_ms = (predictor.clock() - began) / 1e6
+                    prediction = predictor.predict(frame, policy=0.0)
+                    found.append(read_ms + prediction.decode_ms + prediction.preprocess_ms)
+    return found[-1]
+
+
+def _answers(
+    predictor: Predictor, items: Iterator[Item], run: Run, stop: StopSignal
+) -> Iterator[Result]:
+    """Answer one item after another; a signal ends it between two, or while it waits for one."""
+    steady = Steady(1 if run.patience is None else run.patience)
+    classes = predictor.manifest.classes
+    while True:
+        try:
+            with stop.interrupts():
+                item = next(items, None)
+        except KeyboardInterrupt:
+            if stop.received is None:  # nobody notes signals yet
+                raise
+            return
+        if item is None:
+            return
+        if isinstance(item, ImageError):
+            yield item
+            continue
+        started_ns = item.arrived_ns
+        if started_ns is None and not isinstance(item.content, Path):
+            started_ns = predictor.clock()
+        try:
+            frame = item.read()
+            found = predictor.predict(frame, max_ms=run.max_ms, started_ns=started_ns)
+        except ImageError as error:
+            yield error
+            continue
+        index = steady.index(item, found.index)
+        confidence = found.confidence if index == found.index else float(found.probabilities[index])
+        yield Answer(item, frame, found, classes[index], confidence)
+
+
+class _Loop:
+    """Hands each result to whoever wants it."""
+
+    def __init__(
+        self,
+        run: Run,
+        sources: Sources,
+        predictor: Predictor,
+        files: Sequence[Output],
+        summary: Summary,
+        metrics: Metrics | None,
+    ) -> None:
+        self.max_ms, self.sources, self.predictor = run.max_ms, sources, predictor
+        classes, patient = predictor.manifest.classes, run.patience is not None
+        width = max(source.width for source in sources.sources)
+        self.outputs = [*files, JsonLines(patient) if run.json else Table(width, classes)]
+        self.summary, self.metrics = summary, metrics
+        self.model, self.dropped = predictor.manifest.name, 0
+        self.live: LiveLine | None = None
+        self.rows_shown = sys.stdout.isatty()
+        if sys.stderr.isatty():
+            self.live = LiveLine(summary, lambda: sources.dropped)
+        if metrics is not None:
+            metrics.watch(
+                self.model,
+                lambda: predictor.stats().drift,
+                lambda: predictor.slow_down.factor,
+            )
+
+    def go(
+        self, results: Iterator[Result], notes: Sequence[str]
+    ) -> tuple[int, MateEdgeError | None]:
+        """Go on to the end; return `BROKEN_PIPE` or 0, and what ended it before."""
+        try:
+            for result in results:
+                if self.live is not None and (self.rows_shown or isinstance(result, ImageError)):
+                    self.live.clear()
+                if isinstance(result, ImageError):
+                    self._fail(result)
+                else:
+                    if self.summary.count == 0:
+                        announce(self.predictor, self.max_ms)
+                        for note in notes:
+                            say(note)
+                    self._add(result)
+                if self.live is not None:
+                    self.live.draw()
+        except MateEdgeError as error:
+            return 0, error
+        except BrokenPipeError:
+            # what else is flushed must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE, None
+        finally:
+            if self.live is not None:
+                self.live.clear()
+        return 0, None
+
+    def _fail(self, error: ImageError) -> None:
+        self.summary.failures += 1
+        if self.metrics is not None:
+            self.metrics.add_failure(self.model)
+        say(str(error))
+
+    def _add(self, answer: Answer) -> None:
+        self.summary.add(answer)
+        if self.metrics is not None:
+            self.metrics.add(self.model, answer.prediction)
+            self.metrics.add_dropped(self.model, self.sources.dropped - self.dropped)
+            self.dropped = self.sources.dropped
+        for output in self.outputs:
+            output.add(answer)
 
 
 def announce(predictor: Predictor, max_ms: float | None) -> None:
@@ -132,110 +344,3 @@ def announce(predictor: Predictor, max_ms: float | None) -> None:
     if not table.exact:
         needed = samples_needed(len(table.quantile_ms))
         print(f"a quantile needs {needed} rounds: mate-edge bench measures them", file=sys.stderr)
-
-
-class Table:
-    """Lines of fixed columns, printed as they come."""
-
-    def __init__(self, sources: Sequence[Path], classes: Sequence[str]) -> None:
-        widest = max((len(str(source)) for source in sources), default=0)
-        self.source = max(6, min(widest, LONGEST_SOURCE))
-        self.label = max(5, min(max(len(name) for name in classes), 24))
-        self.headed = False
-
-    def row(self, source: str, prediction: Prediction) -> None:
-        """Print one prediction."""
-        if not self.headed:
-            self.headed = True
-            print(
-                f"{'source':<{self.source}}  {'label':<{self.label}}  confidence  exit  "
-                f"{'halted by':<9}        ms"
-            )
-        shown = source if len(source) <= self.source else "…" + source[1 - self.source :]
-        missed = "  missed" if prediction.deadline_missed else ""
-        print(
-            f"{shown:<{self.source}}  {prediction.label:<{self.label}}  "
-            f"{prediction.confidence:>10.3f}  {prediction.exit:>4}  {prediction.halted_by:<9}  "
-            f"{prediction.elapsed_ms:>8.2f}{missed}",
-            flush=True,
-        )
-
-
-class Summary:
-    """What to say at the end."""
-
-    def __init__(self, predictor: Predictor, max_ms: float | None) -> None:
-        self.predictor = predictor
-        self.num_exits = predictor.engine.num_segments
-        self.max_ms = max_ms
-        self.exits: Counter[int] = Counter()
-        self.failures = self.misses = self.by_deadline = 0
-        self.total_ms = 0.0
-
-    @property
-    def count(self) -> int:
-        """How many images were classified."""
-        return sum(self.exits.values())
-
-    def add(self, prediction: Prediction) -> None:
-        """Take in one prediction."""
-        self.exits[prediction.exit] += 1
-        self.misses += prediction.deadline_missed
-        self.by_deadline += prediction.halted_by == "deadline"
-        self.total_ms += prediction.elapsed_ms
-
-    def print(self, file: TextIO) -> None:
-        """Print the exits' shares, the mean time, the misses, what is guaranteed, and drift."""
-        count = max(self.count, 1)
-        shares = ", ".join(
-            f"exit {k} {100 * self.exits[k] / count:.0f} %" for k in range(1, self.num_exits + 1)
-        )
-        lines = [f"{self.count} images: {shares}; mean {self.total_ms / count:.2f} ms"]
-        if self.max_ms is not None:
-            lines.append(
-                f"deadline {self.max_ms:g} ms: {self.misses} missed, "
-                f"{self.by_deadline} halted by it"
-            )
-        measured = self.predictor.measured
-        device = None if measured is None else measured.fingerprint
-        lines.append(
-            standing(self.predictor.chosen, self.max_ms, device, self.count, self.by_deadline)
-        )
-        lines += self._drift()
-        if self.failures:
-            lines.append(f"{self.failures} could not be read")
-        print("\n".join(lines), file=file)
-
-    def _drift(self) -> list[str]:
-        try:
-            drift = self.predictor.stats().drift
-        except BundleError as error:  # what was answered stays answered
-            return [f"whether the images have drifted is unknown: {error}"]
-        if drift is None or not drift.warns:
-            return []
-        return [
-            f"the images have drifted: exit 1's confidence is not spread as on the validation "
-            f"images (PSI {drift.psi:.2f} on {drift.samples}, above {drift.limit:.2f}), so no "
-            "accuracy stated holds: label some of them and type mate-edge evaluate"
-        ]
-
-
-class _Line(msgspec.Struct):
-    source: str
-    label: str
-    index: int
-    confidence: float
-    exit: int
-    halted_by: str
-    elapsed_ms: float
-    decode_ms: float
-    preprocess_ms: float
-    segment_ms: tuple[float, ...]
-    deadline_missed: bool
-
-
-def _json_line(source: str, prediction: Prediction) -> str:
-    fields = {
-        name: getattr(prediction, name) for name in _Line.__struct_fields__ if name != "source"
-    }
-    return msgspec.json.encode(_Line(source=source, **fields)).decode()

@@ -1,4 +1,4 @@
-"""The examples of docs/api.md and docs/thresholds.md, run as they are written."""
+"""The examples of docs/api.md, docs/sources.md and docs/thresholds.md, run as written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from clips import write_clip
 from PIL import Image
 
 from mate_edge.decide.risk import samples_needed
+from mate_edge.runtime.sources import KINDS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -59,6 +61,26 @@ def test_the_commands_of_the_page_on_thresholds_run(workplace: Path) -> None:
     assert len(lines) == 7
     for line in lines:
         run(["bash", "-c", line], workplace)
+
+
+def test_the_commands_of_the_page_on_sources_run(workplace: Path) -> None:
+    write_clip(workplace / "clip.mp4", 10)
+    (workplace / "photos" / "inside").mkdir(parents=True)
+    for name in ("photos/1.png", "photos/inside/2.png"):
+        Image.new("RGB", (64, 64), (200, 20, 30)).save(workplace / name)
+    lines = [line for block in blocks("sources.md", "sh") for line in block.splitlines()]
+    assert len(lines) == 8
+    for line in lines:
+        run(["bash", "-c", line], workplace)
+    assert len((workplace / "answers.csv").read_text().splitlines()) == 11
+    assert len((workplace / "answers.jsonl").read_text().splitlines()) == 2
+    assert (workplace / "answers.mp4").exists()
+
+
+def test_the_page_on_sources_names_every_kind() -> None:
+    page = (DOCS / "sources.md").read_text(encoding="utf-8")
+    for kind in KINDS:
+        assert f"`{kind}:" in page, kind
 
 
 def test_the_page_on_thresholds_states_the_smallest_n_that_is_needed() -> None:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from mate_edge import files
 from mate_edge.errors import RunError, TrainingStopped, UsageError
 from mate_edge.runs import Results, Run, write_run
+from mate_edge.stop import StopSignal
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader, waiting_advice
 from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, spread
@@ -39,7 +40,6 @@ from mate_edge.train.state import (
     save_state,
     write_metrics,
 )
-from mate_edge.train.stop import StopSignal
 from mate_edge.train.sums import EpochSums
 
 SAMPLE_IMAGES = 64

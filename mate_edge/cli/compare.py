@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mate_edge.cli.shared import app, extra
+from mate_edge.cli.shared import app
 from mate_edge.cli.training_options import takes_training_options
+from mate_edge.extras import extra
 
 
 @app.command()

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mate_edge.cli.shared import app, extra
+from mate_edge.cli.shared import app
+from mate_edge.extras import extra
 
 
 @app.command()

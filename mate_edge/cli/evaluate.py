@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mate_edge.cli.shared import ENGINE_HELP, app, extra, say
+from mate_edge.cli.shared import ENGINE_HELP, app, say
 from mate_edge.errors import UsageError
+from mate_edge.extras import extra
 
 
 @app.command()

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from mate_edge.cli.shared import app, extra
+from mate_edge.cli.shared import app
 from mate_edge.errors import UsageError
+from mate_edge.extras import extra
 
 
 @app.command()

@@ -15,9 +15,17 @@ from mate_edge.errors import UsageError
 
 @app.command()
 def run(
-    sources: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, videos, folders, globs, - for paths on stdin, camera:0, csi:0, "
+            "rtsp://..., gst:PIPELINE."
+        ),
+    ],
     bundle: Annotated[Path | None, typer.Option(help="Default: the newest.")] = None,
-    max_ms: Annotated[float | None, typer.Option(help="The deadline of each image, ms.")] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(help="The deadline of each image or frame, ms.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a deadline that exit 1 may miss.")
     ] = False,
@@ -27,28 +35,70 @@ def run(
     threshold: Annotated[
         float | None, typer.Option(help="Leave at this confidence, 0 to 1, instead.")
     ] = None,
+    patience_frames: Annotated[
+        int | None,
+        typer.Option(help="Show another label only when so many frames in a row agree on it."),
+    ] = None,
+    every_frame: Annotated[
+        bool,
+        typer.Option("--every-frame", help="Of a live source: never drop one for a newer one."),
+    ] = False,
+    frame: Annotated[
+        str | None, typer.Option(help="Ask camera: or csi: for frames of this size: 1280x720.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Ask camera: or csi: for so many frames a second.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a row an answer into this file, as they come.")
+    ] = None,
+    save_video: Annotated[
+        Path | None, typer.Option(help="Write the frames with their answers drawn: FILE.mp4.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics there, on 127.0.0.1; 0: any.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU engine.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Classify images, stopping early under a deadline or a confidence."""
+    """Classify images, videos and cameras, stopping early under a deadline or a confidence.
+
+    Ctrl-C ends it with the summary and exit code 130; what was answered is written.
+    """
     if policy is not None and threshold is not None:
         raise UsageError("give --policy or --threshold, not both")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be 1 or more, not {threads}")
-    from mate_edge.runtime.classify import classify
+    from mate_edge.runtime.classify import Run, classify
+    from mate_edge.runtime.sources import Wanted
 
     code = classify(
         sources,
         bundle,
-        policy=policy if threshold is None else threshold,
-        max_ms=max_ms,
-        engine=engine,
-        threads=threads,
-        json=json,
-        strict=strict,
+        Run(
+            policy=policy if threshold is None else threshold,
+            max_ms=max_ms,
+            strict=strict,
+            engine=engine,
+            threads=threads,
+            wanted=Wanted(_size(frame), fps, every_frame),
+            patience=patience_frames,
+            json=json,
+            csv=csv,
+            save_video=save_video,
+            metrics_port=metrics_port,
+        ),
     )
     # nothing is left to do, and taking interpreter and engine apart in order costs 80 ms
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _size(frame: str | None) -> tuple[int, int] | None:
+    if frame is None:
+        return None
+    from mate_edge.runtime.frames import parse_frame
+
+    return parse_frame(frame)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from mate_edge import __version__
-from mate_edge.errors import MateEdgeError, UsageError
+from mate_edge.errors import MateEdgeError
 
 app = typer.Typer(
     help="Train multi-exit image classifiers and run them under a deadline.",
@@ -51,15 +49,6 @@ def _complain(message: str) -> int:
 def say(message: str) -> None:
     """Print a line for the user beside the answers."""
     print(f"mate-edge: {message}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Turn a missing optional dependency into a line that says how to get it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is missing: pip install 'mate-edge[{name}]'") from None
 
 
 @app.callback(invoke_without_command=True)

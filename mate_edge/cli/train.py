@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mate_edge.cli.shared import app, extra
+from mate_edge.cli.shared import app
 from mate_edge.cli.training_options import takes_training_options
 from mate_edge.errors import UsageError
+from mate_edge.extras import extra
 
 if TYPE_CHECKING:
     from mate_edge.runs import OptionValue

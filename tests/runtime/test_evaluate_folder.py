@@ -19,7 +19,7 @@ from mate_edge.errors import DataError, UsageError
 from mate_edge.report.labelled import LabelledFigures
 from mate_edge.runtime.evaluate import choose_sources, evaluate_folder
 from mate_edge.runtime.policy import resolve_policy
-from mate_edge.runtime.sources import find_labelled
+from mate_edge.runtime.sources.images import find_labelled
 
 POLICIES = ("fast", "balanced", "accurate", "deepest")
 Golden = dict[str, np.ndarray]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -20,6 +22,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._waiting = False
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
@@ -30,6 +33,23 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """Let a signal break off the block, which may wait for ever.
+
+        Raises:
+            KeyboardInterrupt: a signal came, in the block or before.
+        """
+        self._waiting = True
+        try:
+            if self.received is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._waiting = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, self._before[number])
+        if self._waiting:
+            raise KeyboardInterrupt

@@ -1,15 +1,42 @@
-"""What the user names to be classified: images, folders and globs."""
+"""Image files: of folders, of globs, and of labelled folders."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
-from mate_edge.errors import DataError, UsageError
+from mate_edge.errors import DataError, ImageError, UsageError
 from mate_edge.images import SUFFIXES
 from mate_edge.names import some
+
+KINDS = " ".join(sorted(SUFFIXES))
+VIDEO_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in [
+        "mp4",
+        "m4v",
+        "mov",
+        "mkv",
+        "webm",
+        "avi",
+        "ts",
+        "mts",
+        "m2ts",
+        "mpg",
+        "mpeg",
+        "wmv",
+        "flv",
+        "ogv",
+        "3gp",
+        "h264",
+        "h265",
+        "hevc",
+        "mjpeg",
+        "y4m",
+    ]
+)
 
 
 def find_images(sources: Iterable[str]) -> Iterator[Path]:
@@ -23,20 +50,58 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
     """
     for source in sources:
         path = Path(source)
-        if _is_folder(path):
-            found = _images_in(path)
+        if is_folder(path):
+            found = list(images_in(path))
             if not found:
-                kinds = " ".join(sorted(SUFFIXES))
-                raise UsageError(f"the folder {source} holds no images ({kinds})")
+                raise UsageError(f"the folder {source} holds no images ({KINDS})")
             yield from found
-        elif not glob.has_magic(source) or _exists(path):
+        elif not is_glob(source):
             yield path
         else:
-            matches = [Path(match) for match in sorted(glob.glob(source, recursive=True))]
+            matches = match(source)
             if not matches:
                 raise UsageError(f"nothing matches {source!r}")
-            for match in matches:
-                yield from _images_in(match) if match.is_dir() else [match]
+            for file in matches:
+                yield from images_in(file) if file.is_dir() else [file]
+
+
+def walk(folder: Path, suffixes: Set[str]) -> Iterator[Path | ImageError]:
+    """Yield the files of such suffixes in a folder and those in it, sorted.
+
+    The names of one folder at a time are in memory. A folder that cannot be read yields its error.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if os.path.splitext(entry.name)[1].lower() in suffixes
+                or entry.is_dir(follow_symlinks=False)
+            )
+    except OSError as error:
+        yield ImageError(f"cannot read the folder {folder}: {error.strerror}")
+        return
+    for name, is_dir in found:
+        path = folder / name
+        if is_dir:
+            yield from walk(path, suffixes)
+        elif path.is_file():
+            yield path
+
+
+def images_in(folder: Path) -> Iterator[Path]:
+    """Yield the images in a folder and those in it, sorted; what cannot be read is left out."""
+    return (found for found in walk(folder, SUFFIXES) if isinstance(found, Path))
+
+
+def is_glob(source: str) -> bool:
+    """Say whether it is a pattern, and no file of that very name."""
+    return glob.has_magic(source) and not exists(Path(source))
+
+
+def match(pattern: str) -> list[Path]:
+    """Return what a pattern matches, sorted; `**` is any number of folders."""
+    return [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]
 
 
 def find_labelled(
@@ -61,7 +126,7 @@ def find_labelled(
     labelled, missing = [], []
     for number, name in enumerate(classes):
         entry = found.pop(name.replace("/", "_"), None)
-        images = [] if entry is None else _images_in(entry)
+        images = [] if entry is None else list(images_in(entry))
         labelled += [(image, number) for image in images]
         if not images:
             missing.append(name)
@@ -80,7 +145,7 @@ def find_labelled(
 
 def holds_images(folder: Path) -> bool:
     """Say whether a folder holds folders with images."""
-    if not _is_folder(folder):
+    if not is_folder(folder):
         return False
     return any(file.suffix.lower() in SUFFIXES for file in folder.glob("*/**/*"))
 
@@ -90,21 +155,17 @@ def shown(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Say whether it is a folder that can be looked at."""
     try:
         return path.is_dir()
     except OSError:  # a name that is too long, or a folder that may not be searched
         return False
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Say whether a path leads anywhere; a name that is too long does not."""
     try:
         return path.exists()
     except OSError:
         return False
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-    )

@@ -1,0 +1,21 @@
+"""Optional dependencies: a missing one becomes a line that says how to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mate_edge.errors import UsageError
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Turn a package that cannot be imported into a line about the extra `name`.
+
+    Raises:
+        UsageError: a module is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is missing: pip install 'mate-edge[{name}]'") from None

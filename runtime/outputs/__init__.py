@@ -1,0 +1,1 @@
+"""Where answers go: the terminal, a CSV file, a video, the summary."""
