@@ -13,6 +13,7 @@ from mkdocs.structure.files import File
 from typer.cli import get_docs_for_click
 
 from mate_edge.cli import app
+from mate_edge.cli.groups import GROUPS
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]*\)")
 """A link to a file of the checkout, which the site does not hold."""
@@ -21,26 +22,45 @@ HEAD = """# Command reference
 
 Made from the commands themselves: `mate-edge COMMAND --help` prints the same.
 
+{commands}
+
+`mate-edge --install-completion` teaches your shell the commands, their options, and the names of
+architectures, data sets, methods, targets, engines and policies. `mate-edge --version` prints the
+version.
+
 | exit code | |
 |---|---|
 | 0 | done |
-| 1 | the answer is no (`verify` refused, `doctor` lacks a piece, an image could not be read), or a bug, with its traceback |
+| 1 | the answer is no (`verify` refused, `doctor` lacks a piece, an image could not be read), \
+or a bug, with its traceback |
 | 2 | a mistake in what was typed, or in a file: one line on stderr says which, and what to do |
 | 130, 143 | stopped by Ctrl-C or SIGTERM |
-
-`mate-edge --install-completion` teaches your shell the commands, options and names.
-"""  # noqa: E501 - a table row is a line
+"""
 
 
 def command_reference() -> str:
     """Return the page: every command with its arguments and options."""
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
+    rows = ["| command | |", "|---|---|"]
+    made = []
     with typer.Context(group, info_name="mate-edge") as context:
-        made = get_docs_for_click(obj=group, ctx=context, name="mate-edge")
+        for title, names in GROUPS.items():
+            rows.append(f"| **{title}** | |")
+            for name in names:
+                rows.append(f"| [`{name}`](#mate-edge-{name}) | {group.summary(name)} |")
+                made.append(
+                    get_docs_for_click(
+                        obj=group.commands[name],
+                        ctx=context,
+                        indent=1,
+                        name=name,
+                        call_prefix="mate-edge",
+                        title=f"mate-edge {name}",
+                    )
+                )
     # an example in a help text is a line of its own; a page shows it as code
-    made = re.sub(r"^Example: (.+)$", r"Example: `\1`", made, flags=re.MULTILINE)
-    made = re.sub(r"^#+ `mate-edge( \w+)?`$", r"## mate-edge\1", made, flags=re.MULTILINE)
-    return f"{HEAD}\n{made}"
+    text = re.sub(r"^Example: (.+)$", r"Example: `\1`", "\n".join(made), flags=re.MULTILINE)
+    return HEAD.format(commands="\n".join(rows)) + "\n" + text
 
 
 def on_files(files: Any, config: Any) -> Any:
