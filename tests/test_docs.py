@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 from warm import Warm
 
+import mate_edge
 from mate_edge import bundle, runs
 from mate_edge.decide.risk import samples_needed
 from mate_edge.report.tuned import TunedPoint
@@ -188,3 +189,22 @@ def test_kserves_manifests_are_what_kserve_reads() -> None:
     assert str(port) == container["args"][container["args"].index("--port") + 1]
     probes = (container["readinessProbe"], container["livenessProbe"])
     assert {probe["httpGet"]["port"] for probe in probes} == {port}
+
+
+def test_contributing_names_tables_that_are_there() -> None:
+    text = read(CHECKOUT / "CONTRIBUTING.md")
+    rows = re.findall(r"^\| an? [^|]+\|([^|]+)\|([^|]+)\|$", text, re.MULTILINE)
+    assert len(rows) >= 10
+    last = ""
+    for write, enter in rows:
+        paths = re.findall(r"`([\w/]+(?:/|\.\w+))`", write + enter)
+        assert all((CHECKOUT / path).exists() for path in paths), paths
+        last = next((path for path in reversed(paths) if path.endswith(".py")), last)
+        for table in re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", enter):
+            assert re.search(rf"^{table}\b", (CHECKOUT / last).read_text(), re.MULTILINE), table
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    version = re.search(r"^## (\d+\.\d+\.\d+) - ", read(CHECKOUT / "CHANGELOG.md"), re.MULTILINE)
+    assert version is not None
+    assert version[1] == mate_edge.__version__
