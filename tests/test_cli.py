@@ -117,6 +117,17 @@ def test_bash_completes_commands_and_names_and_waits_for_neither_torch_nor_numpy
     assert complete_in_bash("mate-edge train --arch resnet5") == ["resnet50", "resnet56"]
 
 
+def test_completion_installs_itself_for_bash(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", "mate-edge --install-completion; . ~/.bashrc; complete -p mate-edge"],
+        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "_mate_edge_completion" in done.stdout
+
+
 def test_the_version_is_the_packages() -> None:
     done = subprocess.run(
         [BIN / "mate-edge", "--version"], capture_output=True, text=True, check=True

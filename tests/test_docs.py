@@ -130,9 +130,16 @@ def test_every_block_of_a_page_is_run_or_says_why_not_or_is_no_command(page: Pat
     assert "<!-- slow" not in text
     for block in found:
         if block.language not in ("sh", "python"):
-            assert block.language in ("", "yaml"), f"{block.language} is not run by these tests"
+            assert block.language not in ("bash", "shell", "console", "py"), "write sh or python"
             commands = re.findall(r"^(?:\$ )?(?:mate-edge|pip|torchrun) .*", block.code, re.M)
             assert not commands, f"mark this block as sh: {commands}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_and_to_the_checkout_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", read(page)):
+        made = link == "commands.md"  # by docs/site.py, of the commands themselves
+        assert made or (DOCS / link).exists(), link
 
 
 def test_the_page_on_thresholds_states_the_smallest_n_that_is_needed() -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from mate_edge.runtime.diagnoses import DIAGNOSES
 
 CHECKOUT = Path(__file__).parents[1]
 QUOTING = {"troubleshooting.md": 80, "jetson.md": 14}
@@ -17,25 +22,28 @@ QUOTING = {"troubleshooting.md": 80, "jetson.md": 14}
 @cache
 def templates() -> tuple[str, ...]:
     """Return every text of the code, with what is filled in as NUL."""
-    found = []
-    for folder in ("mate_edge", "train", "export", "runtime"):
-        for file in (CHECKOUT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.JoinedStr):
-                    found.append("".join(
-                        str(part.value) if isinstance(part, ast.Constant) else "\0"
-                        for part in node.values
-                    ))  # fmt: skip
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.append(node.value)
-    return tuple(found)
+    return tuple(
+        text
+        for folder in ("mate_edge", "train", "export", "runtime")
+        for file in (CHECKOUT / folder).rglob("*.py")
+        for text in texts_of(ast.parse(file.read_text(encoding="utf-8")))
+    )
 
 
-def is_said(quote: str) -> bool:
+def texts_of(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            yield "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def is_said(quote: str, texts: Iterable[str] | None = None) -> bool:
     """Whether the pieces of a quote, between its ellipses, stand in this order in one text."""
     pieces = [re.escape(piece) for piece in re.split(r"…", quote) if piece.strip(" ,.:")]
     pattern = re.compile(".*?".join(pieces), re.DOTALL)
-    return any(pattern.search(template) for template in templates())
+    return any(pattern.search(text) for text in (templates() if texts is None else texts))
 
 
 def quotes(page: str) -> list[str]:
@@ -60,6 +68,12 @@ def test_every_message_that_a_page_quotes_is_in_the_code(page: str) -> None:
     assert len(found) >= QUOTING[page]
     unknown = [quote for quote in found if not is_said(quote)]
     assert not unknown
+
+
+@pytest.mark.parametrize("look", DIAGNOSES, ids=lambda look: look.__name__)
+def test_every_diagnosis_of_bench_is_explained(look: Callable[..., str | None]) -> None:
+    said = list(texts_of(ast.parse(textwrap.dedent(inspect.getsource(look)))))
+    assert any(is_said(quote, said) for quote in quotes("troubleshooting.md"))
 
 
 def test_a_message_that_is_not_in_the_code_would_be_found() -> None:
