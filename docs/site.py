@@ -1,22 +1,46 @@
-"""What MkDocs does beside rendering: the command reference, and links that leave `docs/`.
+"""What MkDocs does beside rendering: pages made of the code, and links that leave `docs/`.
 
-`commands.md` is made of the commands themselves each time the site is built, so it cannot be stale.
+The command reference and the list of messages are made each time the site is built, so they cannot
+be stale.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
 from mkdocs.structure.files import File
 from typer.cli import get_docs_for_click
 
+from mate_edge import errors
 from mate_edge.cli import app
 from mate_edge.cli.groups import GROUPS
 
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./[^)]*\)")
 """A link to a file of the checkout, which the site does not hold."""
+
+CHECKOUT = Path(__file__).parents[1]
+PARTS = {
+    "Files, images and the command line": ("mate_edge",),
+    "Training": ("train",),
+    "Export": ("export",),
+    "Running": ("runtime",),
+}
+ERRORS = {name for name in dir(errors) if name.endswith("Error")} | {
+    "EngineNotBuilt",
+    "error",  # the class is the caller's choice
+}
+
+MESSAGES = """# Every message
+
+The errors that mate-edge raises for its users, read off the code when this page was built; `…`
+stands for what is filled in. Each says what to do. [Troubleshooting](troubleshooting.md) says more
+about those that need it.
+"""
 
 HEAD = """# Command reference
 
@@ -63,10 +87,47 @@ def command_reference() -> str:
     return HEAD.format(commands="\n".join(rows)) + "\n" + text
 
 
+def message_list() -> str:
+    """Return the page of every error that the code raises for users."""
+    parts = [MESSAGES]
+    for title, folders in PARTS.items():
+        found = {said for folder in folders for said in messages(CHECKOUT / folder)}
+        listed = sorted(found, key=lambda said: said.lstrip("… ").lower())
+        parts.append(f"## {title}\n\n" + "\n".join(f"* `{said}`" for said in listed))
+    return "\n\n".join(parts) + "\n"
+
+
+def messages(folder: Path) -> Iterator[str]:
+    """Yield the messages of the errors for users under a folder, with … for what is filled in."""
+    for file in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            raised = node.exc if isinstance(node, ast.Raise) else None
+            if not (isinstance(raised, ast.Call) and isinstance(raised.func, ast.Name)):
+                continue
+            if raised.func.id in ERRORS and raised.args:
+                said = _as_shown(raised.args[0])
+                if said.strip(" …:"):
+                    yield said
+
+
+def _as_shown(message: ast.expr) -> str:
+    if isinstance(message, ast.Constant):
+        return str(message.value)
+    if isinstance(message, ast.JoinedStr):
+        values = message.values
+        return "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in values)
+    return "…"
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """Add the page that no file holds."""
-    files.append(File.generated(config, "commands.md", content=command_reference()))
+    """Add the pages that no file holds."""
+    for name, content in MADE.items():
+        files.append(File.generated(config, name, content=content()))
     return files
+
+
+MADE = {"commands.md": command_reference, "messages.md": message_list}
+"""The pages that are made of the code."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import os
 import re
 import shutil
@@ -119,6 +120,19 @@ def test_the_command_reference_has_every_command_and_option(site: Path) -> None:
         for option in options:
             assert option in section, f"{name} {option}"
         assert f"Example: <code>mate-edge {name}" in section
+
+
+def test_the_list_of_messages_has_those_of_every_part(site: Path) -> None:
+    text = html.unescape((site / "messages.html").read_text(encoding="utf-8"))
+    assert text.count("<code>") > 180
+    for said in (
+        "there is no run under runs/ yet: type mate-edge train, or name a run folder",
+        "… is damaged: …",
+        "--lr must be positive, not …",
+        "--exits must keep the last exit, …",
+        "this predictor is busy in another thread: use clone() for each",
+    ):
+        assert f"<code>{said}</code>" in text
 
 
 def test_files_of_the_checkout_are_named_and_not_linked(site: Path) -> None:
