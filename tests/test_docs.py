@@ -64,7 +64,13 @@ def to_run(page: Path) -> list[Block]:
     return programs
 
 
-RUNNABLE = [page for page in PAGES if to_run(page)]
+ELSEWHERE = {
+    "reports": "tests/report/conftest.py",  # its report is then looked at in a browser
+    "serving": "tests/serve/test_serving_page.py",  # its first command serves until it is stopped
+}
+"""Pages whose blocks another test runs."""
+
+RUNNABLE = [page for page in PAGES if to_run(page) and page.stem not in ELSEWHERE]
 
 
 @pytest.fixture
@@ -124,6 +130,8 @@ def test_the_commands_and_programs_of_a_page_run_as_written(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_is_run_or_says_why_not_or_is_no_command(page: Path) -> None:
     text, found = read(page), blocks(page)
+    if page.stem in ELSEWHERE:
+        assert page.name in read(CHECKOUT / ELSEWHERE[page.stem])
     fences = re.findall(r"^ *```", text, re.MULTILINE)
     assert len(fences) == 2 * len(found), "a fence that the tests do not see"
     assert text.count("<!-- not run:") == sum(block.reason is not None for block in found)
