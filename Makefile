@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # two test processes of one thread each: more threads than cores only get in each other's way
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all lint site install clean
 
 demo: $(INSTALLED)
 	$(BIN)/mate-edge demo
@@ -22,6 +22,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+site: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
@@ -34,4 +37,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from warm import Warm
 
 from mate_edge.bundle import (
     Build,
@@ -62,9 +63,17 @@ def _own_device_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Cli:
+def warm() -> Iterator[Warm]:
+    """Processes of `mate-edge` that need not import torch first; see `warm.py`."""
+    server = Warm()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def cli(warm: Warm) -> Cli:
     """Run `mate-edge ARGUMENTS` in a process of its own."""
-    return run_cli
+    return warm.run
 
 
 @pytest.fixture

@@ -35,6 +35,18 @@ def test_the_wheel_and_the_sdist_hold_every_module(built: Path) -> None:
     assert {"LICENSE", "README.md", "pyproject.toml"} <= inside
 
 
+def test_the_package_index_would_take_both_without_a_warning(built: Path) -> None:
+    files = sorted(built.iterdir())
+    assert len(files) == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *files],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+
+
 def test_the_installed_wheel_imports_every_module_away_from_the_checkout(
     built: Path, tmp_path: Path
 ) -> None:

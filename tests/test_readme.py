@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from warm import Warm
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SETUP = ("make ", "git ", "cd ", "pip ", "apt-get ", "python3 -m venv")
@@ -29,13 +30,13 @@ def commands(*, slow: bool) -> list[str]:
     return found
 
 
-def run_all(lines: list[str], folder: Path) -> None:
+def run_all(lines: list[str], folder: Path, warm: Warm) -> None:
     """Run each line in a shell that finds this environment's commands first."""
     Image.new("RGB", (320, 240), (90, 160, 30)).save(folder / "image.jpg")
     for images in (folder / "photos", folder / "labelled" / "3"):
         images.mkdir(parents=True)
         Image.new("RGB", (64, 64), (200, 20, 30)).save(images / "one.png")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([str(warm.folder), str(Path(sys.executable).parent), os.environ["PATH"]])
     for line in lines:
         done = subprocess.run(
             ["bash", "-c", line],
@@ -53,13 +54,13 @@ def test_there_are_commands_and_every_stage_is_shown() -> None:
         assert f"mate-edge {command}" in shown
 
 
-def test_the_readmes_commands_work_as_written(tmp_path: Path) -> None:
-    run_all(commands(slow=False), tmp_path)
+def test_the_readmes_commands_work_as_written(warm: Warm, tmp_path: Path) -> None:
+    run_all(commands(slow=False), tmp_path, warm)
 
 
 @pytest.mark.slow
-def test_the_readmes_long_commands_work_as_written(tmp_path: Path) -> None:
-    run_all(commands(slow=True), tmp_path)
+def test_the_readmes_long_commands_work_as_written(warm: Warm, tmp_path: Path) -> None:
+    run_all(commands(slow=True), tmp_path, warm)
 
 
 def test_the_readmes_python_examples_work_as_written(bundle_folder: Path, tmp_path: Path) -> None:

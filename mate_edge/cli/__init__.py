@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from mate_edge.cli.groups import GROUPS
 from mate_edge.cli.shared import app, main
 
 __all__ = ["app", "main"]
 
-COMMANDS = (  # in the order of --help
-    "train",
-    "compare",
-    "evaluate",
-    "profile",
-    "export",
-    "build",
-    "verify",
-    "tune",
-    "run",
-    "bench",
-    "doctor",
-    "demo",
-)
-
-for _command in COMMANDS:
+for _command in [name for names in GROUPS.values() for name in names]:
     import_module(f"mate_edge.cli.{_command}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mate_edge.cli.complete import words
 from mate_edge.cli.shared import app
 
 
@@ -22,13 +23,21 @@ def build(
     frame: Annotated[
         str | None, typer.Option(help="Preprocess frames of this size on the GPU: 1280x720.")
     ] = None,
-    color: Annotated[str, typer.Option(help="With --frame: rgb or bgr.")] = "rgb",
+    color: Annotated[
+        str, typer.Option(help="With --frame: rgb or bgr.", autocompletion=words("rgb", "bgr"))
+    ] = "rgb",
     force: Annotated[
         bool, typer.Option("--force", help="Build what is built already, too.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Compile a bundle's segments for this device's GPU; what is built already stays."""
+    """Compile a bundle's segments for this device.
+
+    Example: mate-edge build NAME-jetson.mate --max-batch 8
+
+    What is built already stays. For --target cpu there is nothing to compile: it measures which
+    of the installed CPU engines is the faster one here.
+    """
     from mate_edge.runtime.build_command import build_bundle
 
     build_bundle(bundle, max_batch, compute_capability, frame, color, force, json)

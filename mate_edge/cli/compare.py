@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mate_edge.cli.complete import some_of, words
 from mate_edge.cli.shared import app
 from mate_edge.cli.training_options import takes_training_options
 from mate_edge.extras import extra
@@ -19,20 +20,33 @@ from mate_edge.extras import extra
 def compare(
     options: dict[str, Any],
     methods: Annotated[
-        str, typer.Option(help="Such as ce,mate,mate+alpha=2: options of a method after +.")
+        str,
+        typer.Option(
+            help="Such as ce,mate,mate+alpha=2: options of a method after +.",
+            autocompletion=some_of("method"),
+        ),
     ] = "ce,byot,dbt,eed,beed,okddip,mate",
     seeds: Annotated[str, typer.Option(help="How many, or which, such as 0,1,2.")] = "3",
     workers: Annotated[
         int | None, typer.Option(help="Processes that prepare images; default: chosen.")
     ] = None,
     split: Annotated[
-        str, typer.Option(help="Show test, or val while you still choose options by it.")
+        str,
+        typer.Option(
+            help="Show test, or val while you still choose options by it.",
+            autocompletion=words("test", "val"),
+        ),
     ] = "test",
     out: Annotated[
         Path | None, typer.Option(help="The comparison's folder; what is done there stays.")
     ] = None,
 ) -> None:
-    """Train several methods with several seeds and print paired differences; resumable."""
+    """Train methods with several seeds; print paired differences.
+
+    Example: mate-edge compare --data digits --methods ce,mate --seeds 2
+
+    What is finished is never trained again: type the same to go on, or name more methods or seeds.
+    """
     with extra("train"):
         from mate_edge.report import comparison
         from mate_edge.report.text import print_table

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mate_edge.cli.complete import one_of
 from mate_edge.cli.shared import ENGINE_HELP, app, say
 from mate_edge.errors import UsageError
 from mate_edge.extras import extra
@@ -28,10 +29,19 @@ def evaluate(
     save: Annotated[
         Path | None, typer.Option(help="With DIR: write a CSV row for each image.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help=f"With DIR: {ENGINE_HELP}")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help=f"With DIR: {ENGINE_HELP}", autocompletion=one_of("engine"))
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Evaluate a run from its cached logits, or a bundle on this device with labelled images."""
+    """Count accuracy: of a run, or of a bundle on labelled images.
+
+    Example: mate-edge evaluate
+
+    Of a run: each exit, calibration and budgets, from the logits that training kept. Of a bundle:
+    each exit and policy on this device, as in mate-edge evaluate BUNDLE DIR, with
+    DIR/CLASS/*.jpg.
+    """
     import msgspec
 
     from mate_edge.report.labelled import print_labelled

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mate_edge.cli.complete import one_of, words
 from mate_edge.cli.shared import app
 from mate_edge.errors import UsageError
 from mate_edge.extras import extra
@@ -17,9 +18,15 @@ from mate_edge.extras import extra
 @app.command()
 def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
-    target: Annotated[str, typer.Option(help="cpu, cuda, jetson or rtx.")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="cpu, cuda, jetson or rtx.", autocompletion=one_of("target"))
+    ] = "cpu",
     precision: Annotated[
-        str | None, typer.Option(help="fp16, fp32 or int8 on NVIDIA, fp32 or int8 on a cpu.")
+        str | None,
+        typer.Option(
+            help="fp16, fp32 or int8 on NVIDIA, fp32 or int8 on a cpu.",
+            autocompletion=words("fp32", "fp16", "int8"),
+        ),
     ] = None,
     exits: Annotated[str | None, typer.Option(help="Keep these, such as 1,3.")] = None,
     out: Annotated[Path | None, typer.Option(help="The bundle folder, NAME.mate.")] = None,
@@ -31,7 +38,13 @@ def export(
     ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cuts.")] = False,
 ) -> None:
-    """Export a run: one engine file a segment, in a bundle."""
+    """Export a run: one engine file a segment, in a bundle.
+
+    Example: mate-edge export --target jetson --precision fp16
+
+    Checks each file against the trained network on real images, and chooses three operating points:
+    fast, balanced and accurate.
+    """
     with extra("train"):
         from mate_edge.export.export import check_exits, export_run
         from mate_edge.export.measure import check_max_drop

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mate_edge.cli.complete import one_of
 from mate_edge.cli.shared import app
 from mate_edge.cli.training_options import EXITS_HELP
 from mate_edge.errors import UsageError
@@ -16,15 +17,25 @@ from mate_edge.extras import extra
 @app.command()
 def profile(
     run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest.")] = None,
-    arch: Annotated[str | None, typer.Option(help="A backbone, untrained, instead.")] = None,
-    head: Annotated[str | None, typer.Option(help="With --arch; sepconv.")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="A backbone, untrained, instead.", autocompletion=one_of("arch")),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="With --arch; sepconv.", autocompletion=one_of("head"))
+    ] = None,
     exits: Annotated[str | None, typer.Option(help=f"With --arch. {EXITS_HELP}")] = None,
     size: Annotated[int | None, typer.Option(help="With --arch: input pixels; 224.")] = None,
     channels: Annotated[int | None, typer.Option(help="With --arch: 1 or 3; 3.")] = None,
     classes: Annotated[int | None, typer.Option(help="With --arch; 1000.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count FLOPs, parameters and border bytes of each exit."""
+    """Count FLOPs, parameters and border bytes of each exit.
+
+    Example: mate-edge profile --arch resnet18 --exits 0.25,0.5,0.75
+
+    Of a run, or of a network that is not trained yet. FLOPs: fvcore's, one multiply-add = 1.
+    """
     if arch is not None and run is not None:
         raise UsageError("give a run or --arch, not both")
     if arch is None and (head, exits, size, channels, classes) != (None,) * 5:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mate_edge.cli.complete import one_of, policies
 from mate_edge.cli.shared import ENGINE_HELP, app
 from mate_edge.errors import UsageError
 
@@ -30,7 +31,10 @@ def run(
         bool, typer.Option("--strict", help="Refuse a deadline that exit 1 may miss.")
     ] = False,
     policy: Annotated[
-        str | None, typer.Option(help="A name, a file of tune, deepest, exit-1 or patience-2.")
+        str | None,
+        typer.Option(
+            help="A name, a file of tune, deepest, exit-1 or patience-2.", autocompletion=policies
+        ),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Leave at this confidence, 0 to 1, instead.")
@@ -58,11 +62,15 @@ def run(
     metrics_port: Annotated[
         int | None, typer.Option(help="Serve Prometheus metrics there, on 127.0.0.1; 0: any.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
+    engine: Annotated[
+        str | None, typer.Option(help=ENGINE_HELP, autocompletion=one_of("engine"))
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU engine.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Classify images, videos and cameras, stopping early under a deadline or a confidence.
+
+    Example: mate-edge run --max-ms 5 image.jpg
 
     Ctrl-C ends it with the summary and exit code 130; what was answered is written.
     """

@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from mate_edge import __version__
+from mate_edge.cli.groups import HELP, InOrder
 from mate_edge.errors import MateEdgeError
 
 app = typer.Typer(
-    help="Train multi-exit image classifiers and run them under a deadline.",
+    cls=InOrder,
+    help=HELP,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mate_edge.cli.complete import one_of
 from mate_edge.cli.shared import app
 from mate_edge.cli.training_options import takes_training_options
 from mate_edge.errors import UsageError
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 @takes_training_options
 def train(
     options: dict[str, Any],
-    method: Annotated[str | None, typer.Option(help="mate, ce or a baseline.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="mate, ce or a baseline.", autocompletion=one_of("method"))
+    ] = None,
     method_option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, such as beta=0.6; repeatable.")
     ] = None,
@@ -31,7 +34,13 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the newest run, or --out.")] = False,
 ) -> None:
-    """Train a multi-exit network; writes a run folder."""
+    """Train a multi-exit network; writes a run folder.
+
+    Example: mate-edge train --data digits --arch resnet8 --epochs 3
+
+    --data takes a folder too: DIR/train/CLASS/*.jpg. What is left out has a default for the data
+    set; a run that was stopped goes on with --resume.
+    """
     with extra("train"):
         from mate_edge.report.text import print_results
         from mate_edge.train.options import Options

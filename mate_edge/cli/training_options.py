@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mate_edge.cli.complete import one_of, words
+
 EXITS_HELP = (
     "How many (as many as the backbone has stages: at their ends), or at which fractions of its "
     "FLOPs, such as 0.25,0.5,0.75."
@@ -18,12 +20,21 @@ EXITS_HELP = (
 
 def training_options(
     data: Annotated[
-        str | None, typer.Option(help="A data set's name or a folder of images.")
+        str | None,
+        typer.Option(
+            help="A data set's name or a folder of images.", autocompletion=one_of("data")
+        ),
     ] = None,
     arch: Annotated[
-        str | None, typer.Option(help="The backbone, or your own: package.module:name.")
+        str | None,
+        typer.Option(
+            help="The backbone, or your own: package.module:name.", autocompletion=one_of("arch")
+        ),
     ] = None,
-    head: Annotated[str | None, typer.Option(help="sepconv, bottleneck or linear.")] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="sepconv, bottleneck or linear.", autocompletion=one_of("head")),
+    ] = None,
     exits: Annotated[str | None, typer.Option(help=EXITS_HELP)] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Start from torchvision's ImageNet weights.")
@@ -43,7 +54,10 @@ def training_options(
         int | None, typer.Option(help="Split each batch into so many, one after another.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="The first learning rate.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16 or fp16.", autocompletion=words("fp32", "bf16", "fp16")),
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Input pixels, for sets in files.")] = None,
     train_images: Annotated[
         int | None, typer.Option(help="Train on this many of the training images.")

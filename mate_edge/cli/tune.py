@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mate_edge.cli.complete import one_of, words
 from mate_edge.cli.shared import ENGINE_HELP, app, say
 from mate_edge.errors import UsageError
 
@@ -36,24 +37,37 @@ def tune(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="With --max-risk: worse (wrong where the last exit is right) or differs."
+            help="With --max-risk: worse (wrong where the last exit is right) or differs.",
+            autocompletion=words("worse", "differs"),
         ),
     ] = None,
     max_ms: Annotated[
         float | None, typer.Option(help="With --max-risk: certify under this deadline too, ms.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="confidence, entropy, margin or ensemble.")
+        str,
+        typer.Option(
+            help="confidence, entropy, margin or ensemble.", autocompletion=one_of("thresholds")
+        ),
     ] = "confidence",
     name: Annotated[
         str | None, typer.Option(help="For run --policy, on this device; default: tuned.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write it to this file too, FILE.json.")] = None,
-    engine: Annotated[str | None, typer.Option(help=f"To measure, for ms. {ENGINE_HELP}")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help=f"To measure, for ms. {ENGINE_HELP}", autocompletion=one_of("engine")),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU engine.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Find thresholds for one goal; stores an operating point and says what is guaranteed."""
+    """Find thresholds for one goal; say what is guaranteed.
+
+    Example: mate-edge tune --max-risk 5% --name certified
+
+    Give one goal: --max-drop, --max-risk, --budget-flops or --budget-ms. The operating point is
+    stored on this device under --name, for run --policy, and in a file with --out.
+    """
     import msgspec
 
     from mate_edge.bundle import find_bundle, read_bundle

@@ -1,0 +1,139 @@
+"""What the command line says of itself: help, examples, completion, version."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import mate_edge
+from mate_edge.cli import app, complete
+from mate_edge.cli.groups import GROUPS
+from mate_edge.names import look_up
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+BIN = Path(sys.executable).parent
+
+
+def example_of(name: str) -> str:
+    """Return the example of a command's help."""
+    _, example = COMMANDS[name].help.split("\n\n")[:2]
+    assert example.startswith("Example: ")
+    return str(example.removeprefix("Example: "))
+
+
+def test_help_lists_every_command_once_under_a_heading_and_cuts_no_summary(
+    typed: Any, tmp_path: Path
+) -> None:
+    shown = typed("--help", cwd=tmp_path).stdout
+    assert "..." not in shown.replace("[ARGS]...", "")
+    for title, names in GROUPS.items():
+        section = shown.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
+        listed = re.findall(r"^  (\S+)", section, re.MULTILINE)  # a long summary goes on below
+        assert listed == list(names)
+    assert typed(cwd=tmp_path).stdout == shown, "no command at all is a call for help"
+
+
+def test_every_file_that_registers_a_command_is_listed() -> None:
+    folder = Path(mate_edge.__file__).parent / "cli"
+    files = {file.stem for file in folder.glob("*.py") if "@app.command()" in file.read_text()}
+    assert files == set(COMMANDS) == {name for names in GROUPS.values() for name in names}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_help_begins_with_what_it_does_and_an_example_of_real_options(
+    name: str,
+) -> None:
+    program, command, *rest = shlex.split(example_of(name))
+    assert (program, command) == ("mate-edge", name)
+    known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    assert {word for word in rest if word.startswith("--")} <= known
+    assert len(example_of(name)) < 70, "it must fit a line of 80 columns, indented"
+
+
+def test_completion_knows_the_names_that_the_commands_know() -> None:
+    from mate_edge.decide.policy import THRESHOLDS
+    from mate_edge.export.targets import TARGETS
+    from mate_edge.runtime.engines import ENGINES
+    from mate_edge.train.backbones import BACKBONES
+    from mate_edge.train.data import DATASETS
+    from mate_edge.train.heads import HEADS
+    from mate_edge.train.losses import METHODS
+
+    tables = {"arch": BACKBONES, "data": DATASETS, "head": HEADS, "method": METHODS,
+              "target": TARGETS, "engine": ENGINES, "thresholds": THRESHOLDS}  # fmt: skip
+    assert set(tables) == set(complete.TABLES)
+    for kind, table in tables.items():
+        assert sorted(complete.names(kind)) == sorted(table), kind
+
+
+def test_completion_of_a_policy_names_the_newest_bundles_operating_points(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    assert complete.policies("") == ["fast", "balanced", "accurate", "deepest", "exit-1",
+                                     "patience-2"]  # fmt: skip
+    assert complete.policies("ba") == ["balanced"]
+    monkeypatch.chdir(tmp_path)
+    assert complete.policies("d") == ["deepest"]
+
+
+def test_the_last_of_several_names_is_completed() -> None:
+    assert complete.some_of("method")("ce,ma") == ["ce,mate"]
+    assert look_up("--method", "ce", dict.fromkeys(complete.names("method"))) is None
+
+
+def test_bash_completes_commands_and_names_and_waits_for_neither_torch_nor_numpy(
+    tmp_path: Path,
+) -> None:
+    def complete_in_bash(line: str) -> list[str]:
+        words = shlex.split(line)
+        script = (
+            'eval "$(mate-edge --show-completion)"\n'
+            f"COMP_WORDS=({line})\nCOMP_CWORD={len(words) - 1}\n"
+            "_mate_edge_completion mate-edge\n"
+            'printf "%s\\n" "${COMPREPLY[@]}"\n'
+        )
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+                 "PYTHONPROFILEIMPORTTIME": "1"},
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        loaded = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
+        assert "mate_edge.cli" in loaded
+        assert not loaded & {"torch", "numpy"}
+        return done.stdout.split()
+
+    assert {"profile"} == set(complete_in_bash("mate-edge prof"))
+    assert complete_in_bash("mate-edge train --arch resnet5") == ["resnet50", "resnet56"]
+
+
+def test_completion_installs_itself_for_bash(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", "mate-edge --install-completion; . ~/.bashrc; complete -p mate-edge"],
+        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "_mate_edge_completion" in done.stdout
+
+
+def test_the_version_is_the_packages() -> None:
+    done = subprocess.run(
+        [BIN / "mate-edge", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == mate_edge.__version__
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{mate_edge.__version__}"\n' in project

@@ -1,0 +1,161 @@
+"""Processes that find the libraries imported: importing torch takes seconds, in each process anew.
+
+A server imports what others wrote, and nothing of mate_edge. For each command it forks a process,
+which gets the caller's arguments, folder, environment and streams, imports mate_edge and runs its
+`main`: what `python -m mate_edge` does, without the wait. `Warm.folder` has an executable
+`mate-edge`, for shells.
+
+As a script: `warm.py serve SOCKET`, and `warm.py ask SOCKET ARGUMENTS...`.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LIBRARIES = (
+    "numpy", "PIL.Image", "msgspec", "typer", "platformdirs", "onnxruntime",
+    "torch", "torch._dynamo", "torch.export", "torch.onnx", "torchvision", "onnxscript", "onnx",
+    "accelerate", "fvcore.nn", "safetensors.torch", "scipy.stats", "scipy.optimize",
+    "sklearn.datasets", "matplotlib.figure", "rich.progress",
+)  # fmt: skip
+"""What takes long to import; those that are not installed are left out, as on a device."""
+
+
+class Warm:
+    """The server of one test session, and how to ask it; it ends with the session in any case."""
+
+    def __init__(self) -> None:
+        self._place = tempfile.TemporaryDirectory(prefix="warm-")  # a socket's path must be short
+        self._socket = Path(self._place.name) / "socket"
+        self.folder = Path(self._place.name) / "bin"
+        self.folder.mkdir()
+        shim = self.folder / "mate-edge"
+        shim.write_text(
+            f'#!/bin/sh\nexec {sys.executable} -S -E {__file__} ask {self._socket} "$@"\n'
+        )
+        shim.chmod(0o755)
+        command = [sys.executable, __file__, "serve", str(self._socket)]
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        while not self._socket.exists():
+            assert self._server.poll() is None, "the server of warm processes did not start"
+            time.sleep(0.02)
+
+    def run(
+        self, *arguments: str | Path, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `mate-edge ARGUMENTS`; returns exit code, stdout and stderr."""
+        return subprocess.run(
+            [self.folder / "mate-edge", *map(str, arguments)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.kill()
+        self._server.wait()
+        self._place.cleanup()
+
+
+def ask(path: str, arguments: list[str]) -> int:
+    """Have the server run `arguments` here, with these streams; returns the exit code."""
+    request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(path)
+        streams = array.array("i", [0, 1, 2])
+        asking.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        asking.sendall(request)
+        asking.shutdown(socket.SHUT_WR)
+        answer = asking.recv(16)
+    return int(answer)
+
+
+def serve(path: str) -> None:
+    """Import the libraries, then fork a process for each request."""
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        _export_once()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that answer
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path + ".new")
+    listening.listen()
+    os.rename(path + ".new", path)
+    while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
+        asking, _ = listening.accept()
+        if os.fork() == 0:
+            listening.close()
+            _answer(asking)
+        asking.close()
+
+
+def _export_once() -> None:
+    """Let torch's exporter fill its tables: 4 of the 9 seconds of a first export."""
+    import torch
+
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1)).eval()
+        torch.onnx.export(network, (torch.zeros(1, 1, 1, 1),), dynamo=True)
+
+
+def _answer(asking: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    streams = array.array("i")
+    _, ancillary, _, _ = asking.recvmsg(1, socket.CMSG_LEN(3 * streams.itemsize))
+    streams.frombytes(ancillary[0][2])
+    request = b"".join(iter(lambda: asking.recv(65536), b""))
+    arguments, cwd, environment = json.loads(request)
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        asking.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        os._exit(0)
+    asking.close()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    _run_main(arguments)
+
+
+def _run_main(arguments: list[str]) -> None:
+    """Do as `python -m mate_edge` does, and leave with its exit code."""
+    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 - for as long as it lives
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    sys.argv = ["mate-edge", *arguments]
+    sys.path[0] = os.getcwd()
+    code: object = 0
+    try:
+        from mate_edge.cli import main
+
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "ask":
+        sys.exit(ask(sys.argv[2], sys.argv[3:]))
+    serve(sys.argv[2])
