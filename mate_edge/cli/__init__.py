@@ -18,6 +18,7 @@ COMMANDS = (  # in the order of --help
     "verify",
     "tune",
     "run",
+    "serve",
     "bench",
     "doctor",
     "demo",
