@@ -42,6 +42,7 @@ PAGE_POLICY = (
 )
 MAX_ACTIVE = 1024
 """Requests in the server, being read, waiting or computed."""
+TOO_SLOW = 408
 MAX_CONTROL_BYTES = 64 * 1024
 
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -318,6 +319,7 @@ def _told(error: HTTPException) -> Answer:
 async def _send(answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
     """Send an answer; one that comes before the body was read ends the connection."""
     early = has_body(scope)
+    goes_on = early and answer.status != TOO_SLOW
     headers = [
         (b"content-type", answer.content_type.encode()),
         (b"content-length", str(len(answer.body)).encode()),
@@ -327,8 +329,8 @@ async def _send(answer: Answer, scope: Scope, receive: Receive, send: Send) -> N
     if early:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body, "more_body": early})
-    if early:
+    await send({"type": "http.response.body", "body": answer.body, "more_body": goes_on})
+    if goes_on:
         await drain(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

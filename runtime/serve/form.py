@@ -8,6 +8,8 @@ from python_multipart.multipart import FormParser, parse_options_header
 from mate_edge.runtime.serve.answer import Refusal
 
 FORM = "multipart/form-data"
+RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""The last is what `curl --data-binary` says of any file; no image comes as one."""
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 4096
 
@@ -27,7 +29,7 @@ def take_image(body: bytes, content_type: str | None) -> tuple[bytes, dict[str, 
     name = kind.decode("latin-1").lower()
     if name == FORM:
         return _take_form(body, options.get(b"boundary"))
-    if name not in ("", "application/octet-stream") and not name.startswith("image/"):
+    if name not in RAW and not name.startswith("image/"):
         raise Refusal(
             415,
             f"the content type {name[:60]!r} is no image: send image/..., application/octet-stream "
