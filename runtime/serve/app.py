@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route, Router
@@ -71,6 +72,12 @@ class App:
         self.metrics, self.intake = metrics, intake
         self._token = None if token is None else f"Bearer {token}".encode()
         self._active = 0
+        self._requests = Counter(
+            "mate_edge_requests",
+            "Requests answered, by HTTP status.",
+            ["status"],
+            registry=metrics.registry,
+        )
         one = "/v2/models/{name}"
         version = one + "/versions/{version}"
         self._router = Router(
@@ -113,9 +120,9 @@ class App:
         except GoneError:
             pass
         except HTTPException as error:
-            await _send(_told(error), scope, receive, send)
+            await self._send(_told(error), scope, receive, send)
         except Exception as error:
-            await _send(refuse(error), scope, receive, send)
+            await self._send(refuse(error), scope, receive, send)
         finally:
             self._active -= 1
 
@@ -141,7 +148,7 @@ class App:
 
     def _routes(self, method: str, handler: Handler, *paths: str) -> list[Route]:
         async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
-            await _send(await handler(Request(scope, receive)), scope, receive, send)
+            await self._send(await handler(Request(scope, receive)), scope, receive, send)
 
         wrapped: Any = _Endpoint(endpoint)
         return [Route(path, wrapped, methods=[method]) for path in paths]
@@ -155,6 +162,10 @@ class App:
                 return to_json(describe(model))
 
         return handler
+
+    async def _send(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        self._requests.labels(answer.status).inc()
+        await _send(answer, scope, receive, send)
 
     async def infer(self, request: Request) -> Answer:
         """Answer an `infer` request of the protocol."""

@@ -100,6 +100,6 @@ def summary(model: Model) -> dict[str, Any]:
         "val_accuracy": [exit_.val_accuracy for exit_ in model.manifest.exits],
         "segment_median_ms": table.median_ms if table else [],
         "policies": model.policies(),
-        "policy": first.chosen.name,
+        "policy": model.default,
         "max_ms": model.max_ms,
     }

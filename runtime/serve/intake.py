@@ -39,9 +39,12 @@ class Intake:
 
         Raises:
             Refusal: 400, a length that is none; 408, it came too slowly; 413, it is too large;
-                503, too much is in memory already.
+                415, it is compressed; 503, too much is in memory already.
             GoneError: the client hung up.
         """
+        packed = header(scope, b"content-encoding")
+        if packed not in (None, "identity"):
+            raise Refusal(415, "send the body as it is, without Content-Encoding")
         declared = header(scope, b"content-length")
         if declared is not None:
             if not declared.isdigit():

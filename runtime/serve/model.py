@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,9 @@ class Model:
         self.inputs = own | {FRAMES: "UINT8", ENCODED: BYTES} | own
         """The datatype of each input that a request may give: one of them."""
         self.figures = [Figures() for _ in predictors]
-        self._policies: dict[str | float, Policy] = {first.chosen.name: first.policy}
+        self.default = Path(first.chosen.name).name
+        """The policy of a request that names none; of a file without its folder."""
+        self._policies: dict[str | float, Policy] = {self.default: first.policy}
 
     def close(self) -> None:
         """Release the engines."""
@@ -150,7 +153,8 @@ class Model:
     def policies(self) -> list[str]:
         """Return the names that a request may give, one of each numbered kind."""
         own = [*self.manifest.operating_points, *kept_points(self.bundle)]
-        return [*own, DEEPEST, "exit-1", "patience-2"]
+        names = [*own, DEEPEST, "exit-1", "patience-2"]
+        return names if self.default in names else [self.default, *names]
 
     def drift(self) -> Drift | None:
         """Return the drift of all workers' images together; see `Stats.drift`.

@@ -19,7 +19,7 @@ ERRORS = {
     404: "no such model or version",
     408: "the body came too slowly",
     413: "the body is too large",
-    415: "a content type that is no image",
+    415: "a content type that is no image, or a compressed body",
     500: "the server failed; its log says why",
     503: "the queue is full; Retry-After says when to try again",
 }

@@ -301,12 +301,12 @@ def take_parameters(
             raise Refusal(400, f"unknown parameter {_quoted(name)}: choose from {', '.join(valid)}")
     max_ms, policy = parameters.get("max_ms"), parameters.get("policy")
     if max_ms is not None:
-        max_ms = _number(max_ms)
+        max_ms = number_of(max_ms)
         if max_ms is None or not 0 < max_ms < math.inf:
             given = parameters["max_ms"]
             raise Refusal(400, f"max_ms must be a positive number of ms, not {given!r:.40}")
     if policy is not None:
-        threshold = _number(policy)
+        threshold = number_of(policy)
         if threshold is not None:
             policy = threshold
         elif not isinstance(policy, str):
@@ -314,8 +314,8 @@ def take_parameters(
     return max_ms, policy
 
 
-def _number(value: object) -> float | None:
-    """Read a number, or a text that is one."""
+def number_of(value: object) -> float | None:
+    """Read a number, or a text that is one; return None of anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -23,6 +23,7 @@ from mate_edge.runtime.serve.app import App
 from mate_edge.runtime.serve.catalog import Catalog
 from mate_edge.runtime.serve.intake import Intake
 from mate_edge.runtime.serve.loading import Options, choose_workers, is_on_gpu
+from mate_edge.runtime.serve.protocol import number_of
 from mate_edge.runtime.serve.repository import Repository
 from mate_edge.runtime.serve.transport import PatientProtocol
 from mate_edge.runtime.serve.workers import Workers
@@ -33,6 +34,7 @@ KEEP_ALIVE_S = 65
 """Longer than what load balancers keep a connection, so that they are the ones to close it."""
 MB = 2**20
 LARGEST_PORT = 65535
+BACKLOG = 512
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ServeOptions:
     max_mb: float
     read_timeout_s: float
     max_ms: float | None
-    policy: str | float | None
+    policy: str | None
     engine: str | None
     threads: int
     workers: int | None
@@ -69,10 +71,12 @@ def serve(options: ServeOptions, say: Say) -> None:
     catalog = Catalog(bundles, options.repository)
     listener = _bind(options.host, options.port)
     with listener:
-        found = [folder for versions in catalog.models().values() for folder in versions.values()]
-        on_gpu = any(is_on_gpu(folder, options.engine) for folder in found)
+        newest = [versions[max(versions)] for versions in catalog.models().values()]
+        on_gpu = any(is_on_gpu(folder, options.engine) for folder in newest)
         count = options.workers or choose_workers(options.threads, on_gpu)
-        run = Options(count, options.threads, options.engine, options.max_ms, options.policy)
+        threshold = number_of(options.policy)
+        policy = options.policy if threshold is None else threshold
+        run = Options(count, options.threads, options.engine, options.max_ms, policy)
         metrics = Metrics()
         repository = Repository(catalog, run, metrics, say)
         repository.load_all()
@@ -83,6 +87,7 @@ def serve(options: ServeOptions, say: Say) -> None:
         host, port = listener.getsockname()[:2]
         if token is None and not options.host.startswith(LOOPBACK):
             say(f"anybody who reaches {host} may use, load and unload models: give --token-file")
+        _listen(listener)
         shown = f"[{host}]" if ":" in host else host
         say(f"serving at http://{shown}:{port}")
         _run(app, listener, options.read_timeout_s)
@@ -150,6 +155,18 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _listen(listener: socket.socket) -> None:
+    """Let clients connect; the loop that answers them starts at once.
+
+    Raises:
+        UsageError: somebody else began to listen while the models were loaded.
+    """
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise UsageError(f"cannot listen: {error.strerror}; choose another --port") from None
+
+
 def _run(app: App, listener: socket.socket, read_timeout_s: float) -> None:
     """Answer until a signal; uvicorn raises it again afterwards, when nothing is left to end."""
 
@@ -166,13 +183,12 @@ def _run(app: App, listener: socket.socket, read_timeout_s: float) -> None:
         server_header=False,
         date_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=BACKLOG,
     )
     before = {number: signal.signal(number, lambda *_: None)
               for number in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
     try:
         uvicorn.Server(config).run(sockets=[listener])
-    except OSError as error:  # somebody else began to listen while the models were loaded
-        raise UsageError(f"cannot listen: {error.strerror}; choose another --port") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -209,6 +209,12 @@ def test_who_sends_too_slowly_is_cut_off_and_nobody_else_waits(server: Any) -> N
             link.close()
 
 
+def test_a_compressed_body_is_refused(server: Any) -> None:
+    reply = server.ask("POST", INFER, compress(b"{}"), {"content-encoding": "deflate"})
+    assert reply.status == 415
+    assert "Content-Encoding" in reply.error
+
+
 def test_headers_without_end_are_cut_off(server: Any) -> None:
     with socket.create_connection(("127.0.0.1", server.port), 10) as link:
         link.sendall(b"GET / HTTP/1.1\r\n" + b"x: yyyyyyyyyyyyyy\r\n" * 8000)

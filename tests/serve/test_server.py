@@ -206,6 +206,7 @@ def test_statistics_and_metrics_count_what_was_answered(
     assert float(lines['mate_edge_deadline_misses_total{exit="1",model="other"}']) >= 1
     assert float(lines['mate_edge_slow_down{model="other"}']) >= 1
     assert float(lines["mate_edge_queue_waiting"]) == 0
+    assert float(lines['mate_edge_requests_total{status="200"}']) >= 2
     assert float(lines["mate_edge_queue_limit"]) == 2
 
 
