@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-for package in ("starlette", "uvicorn", "httptools", "prometheus_client", "python_multipart"):
-    pytest.importorskip(package, reason="the extra serve is not installed")
+PACKAGES = ("starlette", "uvicorn", "httptools", "prometheus_client", "python_multipart")
 
 
 @dataclass
@@ -113,6 +112,8 @@ def started(folder: Path, state: Path, *options: str | Path, **variables: str) -
 @pytest.fixture(scope="session")
 def start() -> Callable[..., AbstractContextManager[Server]]:
     """Run a server of one's own; see `started`."""
+    for package in PACKAGES:
+        pytest.importorskip(package, reason="the extra serve is not installed")
     return started
 
 
@@ -132,10 +133,10 @@ def repository(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def server(repository: Path, state: Path) -> Iterator[Server]:
+def server(start: Any, repository: Path, state: Path) -> Iterator[Server]:
     """One worker, two may wait: what is refused is refused soon."""
     limits = ("--workers", "1", "--max-queue", "2", "--max-mb", "1", "--read-timeout", "1")
-    with started(repository.parent, state, "--repository", repository, *limits) as running:
+    with start(repository.parent, state, "--repository", repository, *limits) as running:
         yield running
 
 

@@ -110,7 +110,7 @@ def metrics(server: Any) -> bytes:
     ],
 )
 def test_a_mistake_at_the_start_is_one_line(
-    typed: Any, own_bundle: Path, tmp_path: Path, options: list[str], said: str
+    start: Any, typed: Any, own_bundle: Path, tmp_path: Path, options: list[str], said: str
 ) -> None:
     (tmp_path / "empty").touch()
     own_bundle.rename(tmp_path / "own")  # no model of a repository
