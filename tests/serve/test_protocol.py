@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -62,6 +62,7 @@ def refused(body: bytes, length: str | None = None) -> str:
     return str(error.value)
 
 
+@settings(max_examples=50)
 @given(data=FLOATS | FRAMES, binary=st.booleans())
 def test_numbers_that_the_public_client_writes_are_read_as_they_were(
     data: np.ndarray, binary: bool
@@ -98,6 +99,7 @@ def test_any_bytes_are_refused_and_nothing_else_happens(body: bytes, length: str
     refused(body, length)
 
 
+@settings(max_examples=50)
 @given(
     inputs=JSON,
     name=JSON,
@@ -209,6 +211,7 @@ def test_parameters_are_read_from_json_and_from_texts() -> None:
         take_parameters({"deadline": 5}, valid)
 
 
+@settings(max_examples=50)
 @given(JSON)
 def test_any_value_of_a_parameter_is_taken_or_refused(value: Any) -> None:
     for name in ("max_ms", "policy"):
