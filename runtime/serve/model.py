@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.drift import Drift
+from mate_edge.decide.drift import FINE, Drift
 from mate_edge.decide.policy import Policy
 from mate_edge.errors import EngineError, ImageError
 from mate_edge.images import crop, decode, from_array, normalize
@@ -33,6 +33,7 @@ MAX_IMAGES = 128
 MOST_POLICIES = 256
 """That are kept at hand: any threshold is one."""
 LARGEST_NAME = 64
+DRIFT_WINDOW = 5000
 LARGEST_INPUT = 1e4
 """No preprocessing makes more of a pixel: a network that overflows beyond it is not damaged."""
 
@@ -88,6 +89,7 @@ class Model:
         own = {self.input.name: "FP32"}
         self.inputs = own | {FRAMES: "UINT8", ENCODED: BYTES} | own
         """The datatype of each input that a request may give: one of them."""
+        self._marks = [0] * FINE, [0] * FINE
         self.figures = [Figures() for _ in predictors]
         self.default = Path(first.chosen.name).name
         """The policy of a request that names none; of a file without its folder."""
@@ -157,12 +159,20 @@ class Model:
         return names if self.default in names else [self.default, *names]
 
     def drift(self) -> Drift | None:
-        """Return the drift of all workers' images together; see `Stats.drift`.
+        """Return the drift of all workers' latest images together; see `Stats.drift`.
+
+        A server runs for months: asked now and then, as Prometheus does, this looks at the last
+        `DRIFT_WINDOW` images or up to twice as many, and not at what came before.
 
         Raises:
             BundleError: `calibration.npz` is damaged.
         """
         tally = Tally.joined([predictor.tally for predictor in self.predictors])
+        older, newer = self._marks
+        if sum(tally.fine) - sum(newer) >= DRIFT_WINDOW:
+            older, newer = newer, tally.fine
+            self._marks = older, newer
+        tally.fine = [now - then for now, then in zip(tally.fine, older, strict=True)]
         return tally.stats(self.predictors[0].policy).drift
 
     def slow_down(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
 
+from mate_edge.decide.drift import fine_bin
 from mate_edge.runtime import verify as verifying
+from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.metrics import Metrics
 from mate_edge.runtime.serve.describe import summary
 from mate_edge.runtime.serve.loading import Options, choose_workers, load_model
@@ -62,6 +65,31 @@ def test_a_policys_file_is_told_without_its_folder(
     assert told["policy"] == "mine.json"
     assert "mine.json" in told["policies"]
     assert str(tmp_path) not in str(told)
+
+
+def test_drift_is_of_the_latest_images_and_not_of_all(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    model, _ = load(bundle_folder, Options(workers=2))
+    with contextlib.closing(model):
+        calm, unsure = (one.tally.fine for one in model.predictors)
+        for confidence in calibration_confidences(model):
+            calm[fine_bin(confidence)] += 100
+        drift = model.drift()
+        assert drift.samples >= 5000
+        assert not drift.warns
+        unsure[fine_bin(0.11)] += 6000
+        drift = model.drift()
+        assert drift.samples == 6000
+        assert drift.warns
+
+
+def calibration_confidences(model: Any) -> list[float]:
+    logits, _ = read_calibration(model.bundle)
+    policy = model.predictors[0].policy
+    found: list[float] = policy.decide(logits[:, :1])[1].max(axis=-1).tolist()
+    return found
 
 
 def test_workers_fill_the_cores_and_a_gpu_has_one() -> None:

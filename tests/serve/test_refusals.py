@@ -260,6 +260,22 @@ def test_when_the_queue_is_full_clients_are_told_to_come_again(server: Any) -> N
     assert len({reply.json["index"] for reply in answered}) == 1
 
 
+def test_the_time_in_the_queue_counts_and_exit_1_answers_all_the_same(server: Any) -> None:
+    slow = threading.Thread(
+        target=server.ask,
+        args=("POST", "/v1/classify?model=digits", png(9000, 9000), {"content-type": "image/png"}),
+    )
+    slow.start()
+    until = time.monotonic() + 10
+    while b"mate_edge_queue_accepted 1.0" not in server.ask("GET", "/metrics").body:
+        assert time.monotonic() < until
+    options = "model=digits&policy=deepest&max_ms=20"
+    found = server.ask("POST", f"/v1/classify?{options}", png(32, 32)).json
+    slow.join()
+    assert (found["exit"], found["halted_by"], found["deadline_missed"]) == (1, "deadline", True)
+    assert 20 < found["queue_ms"] < found["elapsed_ms"]
+
+
 def test_clients_that_hang_up_take_nothing_along(server: Any) -> None:
     body = json.dumps({"inputs": [FRAME]}).encode()
     head = f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n".encode()
