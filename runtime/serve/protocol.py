@@ -179,7 +179,8 @@ def _from_binary(given: InputTensor, raw: memoryview) -> NDArray[Any] | list[byt
             f"input {_quoted(given.name)}: {len(raw)} bytes, but {given.datatype} "
             f"{list(given.shape)} has {count * dtype.itemsize}",
         )
-    return np.frombuffer(raw, dtype).reshape(given.shape)
+    # where it begins depends on the JSON before it; engines want whole words
+    return np.require(np.frombuffer(raw, dtype), requirements="A").reshape(given.shape)
 
 
 def _from_json(given: InputTensor) -> NDArray[Any] | list[bytes]:

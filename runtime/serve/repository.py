@@ -137,15 +137,24 @@ class Repository:
             if found is not None:
                 self._take(found)
 
-    def _prepare(self, name: str, version: str | None) -> Model | None:
-        """Load a model in the loader's thread; None when that very bundle serves already."""
+    def _read_catalog(self) -> dict[str, Versions]:
+        """Return what is on disk; what is wrong there is the owner's to read, in the log.
+
+        Raises:
+            Refusal: 500, it cannot be read.
+        """
         try:
-            versions = self.catalog.models().get(name)
+            return self.catalog.models()
         except MateEdgeError as error:
             log.error("%s", error)
             raise Refusal(500, "the repository cannot be read: the server's log says why") from None
+
+    def _prepare(self, name: str, version: str | None) -> Model | None:
+        """Load a model in the loader's thread; None when that very bundle serves already."""
+        models = self._read_catalog()
+        versions = models.get(name)
         if versions is None:
-            names = ", ".join(sorted(self.catalog.models()))
+            names = ", ".join(sorted(models))
             raise Refusal(404, f"there is no model {name[:128]!r}: choose from {names}")
         if version is None:
             number = max(versions)
@@ -202,9 +211,13 @@ class Repository:
         serving.close_if_done()
 
     def index(self) -> list[dict[str, Any]]:
-        """Return what the model repository extension calls the index: every version on disk."""
+        """Return what the model repository extension calls the index: every version on disk.
+
+        Raises:
+            Refusal: 500, the repository cannot be read.
+        """
         found = []
-        for name, versions in sorted(self.catalog.models().items()):
+        for name, versions in sorted(self._read_catalog().items()):
             serving = self._serving.get(name)
             reason = "not loaded" if serving is None else "another version serves"
             for number in sorted(versions):

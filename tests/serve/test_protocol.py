@@ -72,6 +72,7 @@ def test_numbers_that_the_public_client_writes_are_read_as_they_were(
     assert (found.name, found.datatype, found.shape) == ("x", datatype, data.shape)
     assert isinstance(found.data, np.ndarray)
     assert found.data.dtype == data.dtype
+    assert found.data.flags.aligned
     np.testing.assert_array_equal(found.data, data)
 
 

@@ -114,3 +114,19 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded(client: Any) -> None:
     client.load_model("other")
     assert client.is_model_ready("other")
     label(client)
+
+
+def test_a_repository_that_makes_no_sense_is_told_to_its_owner_alone(
+    client: Any, server: Any, repository: Path
+) -> None:
+    strange = repository / "my cats.mate"
+    strange.mkdir()
+    try:
+        for path in ("index", "models/other/load"):
+            reply = server.ask("POST", f"/v2/repository/{path}", b"")
+            assert reply.status == 500
+            assert reply.error == "the repository cannot be read: the server's log says why"
+    finally:
+        strange.rmdir()
+    assert f"{strange} has no name for a model" in server.log.read_text()
+    assert index(client)
