@@ -315,6 +315,50 @@ class Predictor:
                 found += self._count(self._run(len(batch), chosen, began, None, *times), chosen)
             return found
 
+    def predict_inputs(
+        self,
+        inputs: NDArray[np.float32],
+        *,
+        max_ms: float | None = None,
+        started_ns: int | None = None,
+        policy: PolicyChoice = None,
+    ) -> list[Prediction]:
+        """Classify images that somebody has preprocessed already, such as a server's client.
+
+        Args:
+            inputs: float32 [n, C, H, W], as the bundle's `preprocessing` makes them.
+            max_ms: the deadline of a single image, see `predict`; several have none.
+            started_ns: see `predict`.
+            policy: see `predict`.
+
+        Raises:
+            ImageError: another shape or dtype.
+            UsageError: a deadline for several images, or as `predict`.
+            EngineError: the engine failed.
+        """
+        check_max_ms(max_ms)
+        pre = self.manifest.preprocessing
+        shape = (pre.channels, pre.size, pre.size)
+        if inputs.dtype != np.float32 or inputs.shape[1:] != shape or not inputs.size:
+            raise ImageError(
+                f"preprocessed images must be float32 [n, {', '.join(map(str, shape))}], not "
+                f"{inputs.dtype} {list(inputs.shape)}"
+            )
+        if max_ms is not None and len(inputs) > 1:
+            raise UsageError("a deadline is one image's: give them one by one")
+        chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
+        with self._alone():
+            if max_ms is not None and self.latencies is None:
+                self.know_latencies()
+            started = self.clock() if started_ns is None else started_ns
+            size = len(inputs) if self.engine.takes_any_batch else self.engine.max_batch
+            found = []
+            for first in range(0, len(inputs), size):
+                batch = inputs[first : first + size]
+                self.engine.load(batch)
+                found += self._count(self._run(len(batch), chosen, started, max_ms), chosen)
+            return found
+
     def stream(
         self, sources: Iterable[str | Path], *, max_ms: float | None = None
     ) -> Iterator[tuple[str, Prediction | ImageError]]:
@@ -324,6 +368,11 @@ class Predictor:
                 yield str(source), self.predict(source, max_ms=max_ms)
             except ImageError as error:
                 yield str(source), error
+
+    @property
+    def tally(self) -> Tally:
+        """The counts that `stats` sums up, to be joined with those of clones."""
+        return self._tally
 
     def set_policy(self, policy: PolicyChoice) -> None:
         """Change the policy; see `choose_policy`."""

@@ -50,7 +50,7 @@ class Tally:
         self.misses = 0
         self.total_ms = 0.0
         self.fine = [0] * FINE
-        self._reference: tuple[Policy, list[int]] | None = None
+        self._reference: dict[str, tuple[Policy, list[int]]] = {}
 
     def add(self, prediction: Prediction) -> None:
         """Count a prediction."""
@@ -62,6 +62,18 @@ class Tally:
         """Count how sure exit 1 was of images."""
         for confidence in confidences:
             self.fine[fine_bin(confidence)] += 1
+
+    @staticmethod
+    def joined(tallies: Sequence[Tally]) -> Tally:
+        """Return the sum of what clones counted; they may go on counting in other threads."""
+        whole = Tally(tallies[0].bundle)
+        whole._reference = tallies[0]._reference  # reading it again takes long
+        for tally in tallies:
+            whole.left.update(tally.left.copy())
+            whole.misses += tally.misses
+            whole.total_ms += tally.total_ms
+            whole.fine = [a + b for a, b in zip(whole.fine, tally.fine, strict=True)]
+        return whole
 
     def reset(self) -> None:
         """Count anew."""
@@ -97,8 +109,10 @@ class Tally:
     def _drift(self, policy: Policy) -> Drift | None:
         if sum(self.fine) < FEWEST:
             return None
-        if self._reference is None or self._reference[0] is not policy:
+        known = self._reference.get("calibration")
+        if known is None or known[0] is not policy:
             logits, _ = read_calibration(self.bundle)
             confidences = policy.decide(logits[:, :1])[1].max(axis=-1)
-            self._reference = policy, count_confidences(confidences)
-        return compare(self._reference[1], self.fine)
+            known = policy, count_confidences(confidences)
+            self._reference["calibration"] = known
+        return compare(known[1], self.fine)

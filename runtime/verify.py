@@ -26,7 +26,7 @@ from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.golden import Golden, Reference, read_golden, run_reference
 from mate_edge.runtime.policy import resolve_policy
-from mate_edge.runtime.state import state_folder, write_state
+from mate_edge.runtime.state import read_state, state_folder, write_state
 from mate_edge.times import Times
 
 Logits = NDArray[np.float32]
@@ -92,6 +92,17 @@ def verify(
     return found
 
 
+def verified_before(engine: Engine) -> bool:
+    """Say whether this bundle was accepted on this device, with the versions of now."""
+    found = read_state(state_folder(engine.bundle.id, engine.device_key), STATE, Verification)
+    return (
+        found is not None
+        and found.accepted
+        and found.bundle_id == engine.bundle.id
+        and found.versions == package_versions()
+    )
+
+
 def verify_engine(whole: Engine, unsplit: Engine, golden: Golden, name: str) -> Verification:
     """Judge an engine, all its segments open, by the golden inputs of its bundle.
 
@@ -120,7 +131,7 @@ def verify_engine(whole: Engine, unsplit: Engine, golden: Golden, name: str) -> 
         engine=name,
         device=whole.device,
         device_key=whole.device_key,
-        versions=_versions(),
+        versions=package_versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         max_batch=whole.max_batch,
         **figures,
@@ -358,7 +369,8 @@ def _judge_times(
             )
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions that a verification holds for."""
     found = {"python": platform.python_version(), "mate-edge": __version__}
     for package in PACKAGES:
         try:

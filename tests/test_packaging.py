@@ -25,7 +25,7 @@ def test_the_wheel_and_the_sdist_hold_every_module(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert sources() <= names
-    assert {"mate_edge/py.typed"} <= names
+    assert {"mate_edge/py.typed", "mate_edge/runtime/serve/page.html"} <= names
     assert not any(name.startswith(("train/", "export/", "runtime/", "tests/")) for name in names)
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -13,7 +13,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "doctor"),
     "Train a network": ("train", "compare", "evaluate", "profile"),
     "Make a bundle of it": ("export", "tune"),
-    "Run the bundle on a device": ("build", "verify", "run", "bench"),
+    "Run the bundle on a device": ("build", "verify", "run", "serve", "bench"),
 }
 
 HELP = """Train multi-exit image classifiers and run them under a deadline.

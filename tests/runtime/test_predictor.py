@@ -112,6 +112,22 @@ def test_a_batch_answers_as_its_images_do_alone(
     assert predictor.predict_batch([]) == []
 
 
+def test_preprocessed_images_are_answered_like_frames_and_others_refused(
+    predictor: Predictor, frames: list[np.ndarray]
+) -> None:
+    inputs = normalize(np.stack(frames), predictor.manifest.preprocessing)
+    expected = predictor.predict_batch(frames)
+    found = predictor.predict_inputs(inputs)
+    assert [(p.index, p.exit) for p in found] == [(p.index, p.exit) for p in expected]
+    (single,) = predictor.predict_inputs(inputs[:1], max_ms=0.001, policy="deepest")
+    assert (single.exit, single.halted_by, single.deadline_missed) == (1, "deadline", True)
+    with pytest.raises(UsageError, match="one image's"):
+        predictor.predict_inputs(inputs, max_ms=5)
+    for wrong in (inputs[:0], inputs[:, :, 1:], inputs.astype(np.float64), inputs[0]):
+        with pytest.raises(ImageError, match=r"float32 \[n, 1, 32, 32\]"):
+            predictor.predict_inputs(wrong)
+
+
 def test_a_segment_computes_only_the_images_that_have_not_left(
     predictor: Predictor, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from mate_edge.runtime.latencies import record_latencies
 from mate_edge.runtime.policy import Chosen, choose_policy, resolve_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.standing import standing
+from mate_edge.runtime.stats import Tally
 
 TEMPERATURES = (1.3, 0.8, 1.1)
 
@@ -254,3 +255,23 @@ def test_a_guarantee_that_makes_no_sense_is_not_read(wrong: dict[str, Any]) -> N
     assert msgspec.convert(fields, Guarantee).n == 1000
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(fields | wrong, Guarantee)
+
+
+def test_the_counts_of_clones_are_joined(
+    bundle_folder: Path, golden: dict[str, np.ndarray]
+) -> None:
+    with Predictor.load(bundle_folder) as one, one.clone() as other, one.clone() as alone:
+        frames = list(golden["images"]) * 20
+        for frame in frames[:110]:
+            one.predict(frame, max_ms=0.001)
+            alone.predict(frame, max_ms=0.001)
+        for frame in frames[110:]:
+            other.predict(frame)
+            alone.predict(frame)
+        joined = Tally.joined([one.tally, other.tally]).stats(one.policy)
+        whole = alone.stats()
+        assert joined.predictions == whole.predictions == len(frames)
+        assert joined.misses == whole.misses == 110
+        assert joined.drift is not None
+        assert joined.drift == whole.drift
+        assert one.stats().predictions == 110

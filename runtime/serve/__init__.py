@@ -1,0 +1,1 @@
+"""`mate-edge serve`: bundles behind HTTP, as the Open Inference Protocol v2 says."""

@@ -1,0 +1,78 @@
+"""Which models there are: names, versions and the folders of their bundles.
+
+A repository is a folder: `NAME/VERSION/` holds a bundle, VERSION a number from 1, so that a new one
+is put beside the old ones; or `NAME.mate` is a bundle, its version 1. It is read again whenever
+somebody asks, since versions come while the server runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mate_edge.bundle import MANIFEST
+from mate_edge.errors import UsageError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+VERSION = re.compile(r"[1-9]\d{0,17}")
+SUFFIX = ".mate"
+Versions = dict[int, Path]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What may be loaded.
+
+    Args:
+        bundles: folders that were named outright; each is version 1 of a model of its name.
+        repository: a folder of models; None: no other models.
+    """
+
+    bundles: Sequence[Path]
+    repository: Path | None = None
+
+    def models(self) -> dict[str, Versions]:
+        """Return each model's versions and their folders, as they are on disk now.
+
+        Raises:
+            UsageError: two bundles of one name and version, a bundle whose name cannot be a
+                model's, or a repository that cannot be read.
+        """
+        found: dict[str, Versions] = {}
+
+        def add(name: str, version: int, folder: Path) -> None:
+            if not NAME.fullmatch(name):
+                raise UsageError(
+                    f"{folder} has no name for a model: use letters, digits, -, _ and ."
+                )
+            versions = found.setdefault(name, {})
+            if version in versions:
+                raise UsageError(
+                    f"{versions[version]} and {folder} are both version {version} of {name}: "
+                    "rename one"
+                )
+            versions[version] = folder
+
+        for folder in self.bundles:
+            add(folder.resolve().name.removesuffix(SUFFIX), 1, folder)
+        if self.repository is not None:
+            for folder in _folders(self.repository):
+                if folder.name.endswith(SUFFIX):
+                    add(folder.name.removesuffix(SUFFIX), 1, folder)
+                    continue
+                for inner in _folders(folder):
+                    if VERSION.fullmatch(inner.name) and (inner / MANIFEST).is_file():
+                        add(folder.name, int(inner.name), inner)
+        return found
+
+
+def _folders(path: Path) -> list[Path]:
+    """Return the folders in `path`, sorted, without hidden ones."""
+    try:
+        return sorted(
+            one for one in path.iterdir() if not one.name.startswith(".") and one.is_dir()
+        )
+    except OSError as error:
+        raise UsageError(f"cannot read the repository {path}: {error.strerror}") from None

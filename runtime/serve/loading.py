@@ -1,0 +1,118 @@
+"""From a bundle to a model that serves: built, verified, warmed up, its latencies known."""
+
+from __future__ import annotations
+
+import io
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from mate_edge.bundle import Bundle, read_bundle
+from mate_edge.errors import BundleError
+from mate_edge.machine import cpu_count
+from mate_edge.runtime.build_command import build_if_needed
+from mate_edge.runtime.deadline import check_reachable
+from mate_edge.runtime.engines import ON_CPU, Say, choose_engine, make_engine
+from mate_edge.runtime.metrics import Metrics
+from mate_edge.runtime.policy import choose_policy
+from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.serve.model import Model
+from mate_edge.runtime.verify import verified_before, verify
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models are run.
+
+    Attributes:
+        workers: threads that predict, each with a predictor of its own.
+        threads: of a segment on the CPU.
+        engine: a name in `ENGINES`; None chooses.
+        max_ms: the deadline of a request that names none.
+        policy: of a request that names none; see `choose_policy`.
+    """
+
+    workers: int
+    threads: int = 1
+    engine: str | None = None
+    max_ms: float | None = None
+    policy: str | float | None = None
+
+
+def choose_workers(threads: int, on_gpu: bool) -> int:
+    """Return how many threads predict: as many as fill the cores, or one on a GPU.
+
+    More than one at a time on a GPU would make the times that deadlines rest on wrong.
+    """
+    return 1 if on_gpu else max(1, cpu_count() // threads)
+
+
+def is_on_gpu(folder: Path, engine: str | None) -> bool:
+    """Say whether a bundle would run on a GPU here.
+
+    Raises:
+        MateEdgeError: as `read_bundle` and `choose_engine`.
+    """
+    return (engine or choose_engine(read_bundle(folder), lambda line: None)) not in ON_CPU
+
+
+def load_model(
+    folder: Path, name: str, version: str, options: Options, metrics: Metrics, say: Say
+) -> Model:
+    """Make a model that serves; takes seconds, and touches none that serves already.
+
+    What was accepted by `mate-edge verify` on this device with these versions is not verified
+    again.
+
+    Raises:
+        BundleError: damaged, or refused by its golden inputs.
+        EngineError: the engine cannot be had, built or run.
+        UsageError: an unknown policy or engine.
+    """
+    bundle = read_bundle(folder)
+    choose_policy(bundle, options.policy)
+    engine = options.engine or choose_engine(bundle, say)
+    with ExitStack() as when_it_fails:
+        predictor = build_if_needed(bundle, partial(_start, bundle, engine, options), say)
+        when_it_fails.enter_context(predictor)
+        if not verified_before(predictor.engine):
+            say(f"{name} version {version}: verifying with its golden inputs")
+            _verify(folder, bundle, engine, options, say)
+        table = predictor.know_latencies(say)
+        if options.max_ms is not None:
+            check_reachable(table, options.max_ms, False, say)
+        for kind in ("JPEG", "PNG"):  # the first of each loads its decoder
+            predictor.predict(_picture(kind))
+        predictor.reset_stats()
+        predictors = [predictor]
+        for _ in range(options.workers - 1):
+            predictors.append(when_it_fails.enter_context(predictor.clone()))
+            predictors[-1].warm_up()
+        when_it_fails.pop_all()
+    return Model(name, version, predictors, engine, metrics, options.max_ms)
+
+
+def _start(bundle: Bundle, engine: str, options: Options) -> Predictor:
+    made = make_engine(engine, bundle, options.threads, shared_pool=True)
+    with ExitStack() as when_it_fails:
+        predictor = when_it_fails.enter_context(Predictor(made, options.policy))
+        predictor.warm_up()
+        when_it_fails.pop_all()
+    return predictor
+
+
+def _picture(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _verify(folder: Path, bundle: Bundle, engine: str, options: Options, say: Say) -> None:
+    found = verify(folder, engine, say, options.threads)
+    if found.bundle_id != bundle.id:
+        raise BundleError(f"{folder} was replaced while it was loaded: load it again")
+    if not found.accepted:
+        raise BundleError(f"{folder} is refused on this device: {'; '.join(found.refusals)}")

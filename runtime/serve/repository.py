@@ -1,0 +1,240 @@
+"""The models that serve: loaded, switched and unloaded while requests come in.
+
+One version of a model serves at a time. Another is loaded beside it and takes its place in one
+step; requests that the old one has accepted are finished by it, then it is closed. All methods run
+in the event loop's thread but what loads, which has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mate_edge.bundle import read_bundle
+from mate_edge.errors import MateEdgeError, UsageError
+from mate_edge.names import look_up
+from mate_edge.runtime.engines import Say
+from mate_edge.runtime.metrics import Metrics
+from mate_edge.runtime.serve.answer import Refusal, log
+from mate_edge.runtime.serve.catalog import Catalog, Versions
+from mate_edge.runtime.serve.loading import Options, load_model
+from mate_edge.runtime.serve.model import Model
+
+
+@dataclass
+class _Serving:
+    """A model's loaded version, and how many requests it has accepted and not answered."""
+
+    model: Model
+    busy: int = 0
+    retired: bool = False
+
+    def close_if_done(self) -> None:
+        if self.retired and self.busy == 0:
+            self.model.close()
+
+
+class Repository:
+    """The loaded models by name.
+
+    Args:
+        catalog: what may be loaded.
+        options: how models are run.
+        metrics: watches them.
+        say: told what is loaded.
+    """
+
+    def __init__(self, catalog: Catalog, options: Options, metrics: Metrics, say: Say) -> None:
+        self.catalog, self.options, self.metrics, self._say = catalog, options, metrics, say
+        self._serving: dict[str, _Serving] = {}
+        self._unloaded: set[str] = set()
+        self._loading = asyncio.Lock()
+        self._loader = ThreadPoolExecutor(1, "loader")
+
+    def load_all(self) -> None:
+        """Load the newest version of every model, before the server listens.
+
+        Raises:
+            MateEdgeError: one cannot be loaded, or there is none.
+        """
+        models = self.catalog.models()
+        if not models:
+            raise UsageError(
+                f"there is no bundle in {self.catalog.repository}: it takes NAME/1/ or NAME.mate"
+            )
+        for name, versions in models.items():
+            self._take(self._load(name, max(versions), versions))
+
+    def loaded(self) -> list[Model]:
+        """Return the models that serve."""
+        return [one.model for one in self._serving.values()]
+
+    @property
+    def ready(self) -> bool:
+        """Whether any model serves."""
+        return bool(self._serving)
+
+    @contextmanager
+    def model(self, name: str, version: str | None = None) -> Iterator[Model]:
+        """Yield the model that serves under a name; it stays open until the block ends.
+
+        Raises:
+            Refusal: 404, there is none of that name and version.
+        """
+        serving = self._find(name, version)
+        serving.busy += 1
+        try:
+            yield serving.model
+        finally:
+            serving.busy -= 1
+            serving.close_if_done()
+
+    def only(self, name: str | None) -> str:
+        """Return `name`, or where it is None the one model that there is.
+
+        Raises:
+            Refusal: 400, there are several.
+        """
+        if name is not None:
+            return name
+        if len(self._serving) != 1:
+            names = ", ".join(sorted(self._serving)) or "none is loaded"
+            raise Refusal(400, f"say which model, such as ?model=NAME: {names}")
+        return next(iter(self._serving))
+
+    def _find(self, name: str, version: str | None) -> _Serving:
+        serving = self._serving.get(name)
+        if serving is None:
+            if name in self._unloaded:
+                raise Refusal(404, f"model {name} is not loaded: load it first")
+            try:
+                look_up("model", name[:128], self._serving)
+            except UsageError as error:
+                raise Refusal(404, str(error)) from None
+        assert serving is not None
+        if version not in (None, "", serving.model.version):
+            raise Refusal(
+                404,
+                f"version {version[:20]!r} of {name} does not serve: {serving.model.version} does",
+            )
+        return serving
+
+    async def load(self, name: str, version: str | None) -> None:
+        """Load a version, the newest when None, and let it serve in place of the one that does.
+
+        Raises:
+            Refusal: 404, there is no such version; 400, it cannot be loaded or is refused by its
+                golden inputs, and the one before goes on serving.
+        """
+        async with self._loading:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._loader, partial(self._prepare, name, version))
+            if found is not None:
+                self._take(found)
+
+    def _read_catalog(self) -> dict[str, Versions]:
+        """Return what is on disk; what is wrong there is the owner's to read, in the log.
+
+        Raises:
+            Refusal: 500, it cannot be read.
+        """
+        try:
+            return self.catalog.models()
+        except MateEdgeError as error:
+            log.error("%s", error)
+            raise Refusal(500, "the repository cannot be read: the server's log says why") from None
+
+    def _prepare(self, name: str, version: str | None) -> Model | None:
+        """Load a model in the loader's thread; None when that very bundle serves already."""
+        models = self._read_catalog()
+        versions = models.get(name)
+        if versions is None:
+            names = ", ".join(sorted(models))
+            raise Refusal(404, f"there is no model {name[:128]!r}: choose from {names}")
+        if version is None:
+            number = max(versions)
+        elif version.isascii() and version.isdigit() and int(version[:20]) in versions:
+            number = int(version[:20])
+        else:
+            known = ", ".join(map(str, sorted(versions)))
+            raise Refusal(404, f"{name} has no version {version[:20]!r}: choose from {known}")
+        serving = self._serving.get(name)
+        try:
+            if (
+                serving is not None
+                and serving.model.version == str(number)
+                and serving.model.bundle.id == read_bundle(versions[number]).id
+            ):
+                return None
+            return self._load(name, number, versions)
+        except MateEdgeError as error:
+            log.error("%s version %s cannot be loaded: %s", name, number, error)
+            raise Refusal(
+                400,
+                f"{name} version {number} cannot be loaded: {_without(error, versions[number])}",
+            ) from None
+
+    def _load(self, name: str, number: int, versions: Versions) -> Model:
+        model = load_model(
+            versions[number], name, str(number), self.options, self.metrics, self._say
+        )
+        device = model.predictors[0].engine.device
+        self._say(f"{name} version {number}: {device}, {self.options.workers} workers")
+        return model
+
+    def _take(self, model: Model) -> None:
+        """Let a model serve from now on."""
+        before = self._serving.get(model.name)
+        self._serving[model.name] = _Serving(model)
+        self._unloaded.discard(model.name)
+        self.metrics.watch(model.name, model.drift, model.slow_down)
+        if before is not None:
+            before.retired = True
+            before.close_if_done()
+
+    def unload(self, name: str) -> None:
+        """Let a model serve no longer; what it has accepted is answered.
+
+        Raises:
+            Refusal: 404, it is not loaded.
+        """
+        serving = self._find(name, None)
+        del self._serving[name]
+        self._unloaded.add(name)
+        self.metrics.forget(name)
+        serving.retired = True
+        serving.close_if_done()
+
+    def index(self) -> list[dict[str, Any]]:
+        """Return what the model repository extension calls the index: every version on disk.
+
+        Raises:
+            Refusal: 500, the repository cannot be read.
+        """
+        found = []
+        for name, versions in sorted(self._read_catalog().items()):
+            serving = self._serving.get(name)
+            reason = "not loaded" if serving is None else "another version serves"
+            for number in sorted(versions):
+                ready = serving is not None and serving.model.version == str(number)
+                state = {"state": "READY"} if ready else {"state": "UNAVAILABLE", "reason": reason}
+                found.append({"name": name, "version": str(number), **state})
+        return found
+
+    def close(self) -> None:
+        """Close all models; nothing may be running any more."""
+        self._loader.shutdown()
+        for serving in self._serving.values():
+            serving.model.close()
+        self._serving.clear()
+
+
+def _without(error: Exception, folder: Any) -> str:
+    """Return the text of an error without the server's folders."""
+    text = str(error).replace(f"{folder}/", "").replace(str(folder), "the bundle")
+    return text if "/" not in text.replace("segments/", "") else "the server's log says why"

@@ -1,0 +1,212 @@
+"""`mate-edge serve`: load the models, take the port, and answer until a signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from mate_edge import files
+from mate_edge.bundle import find_bundle
+from mate_edge.errors import UsageError
+from mate_edge.runtime.deadline import check_max_ms
+from mate_edge.runtime.engines import Say
+from mate_edge.runtime.metrics import Metrics
+from mate_edge.runtime.serve.app import App
+from mate_edge.runtime.serve.catalog import Catalog
+from mate_edge.runtime.serve.intake import Intake
+from mate_edge.runtime.serve.loading import Options, choose_workers, is_on_gpu
+from mate_edge.runtime.serve.protocol import number_of
+from mate_edge.runtime.serve.repository import Repository
+from mate_edge.runtime.serve.transport import PatientProtocol
+from mate_edge.runtime.serve.workers import Workers
+
+TOKEN_VARIABLE = "MATE_EDGE_TOKEN"  # noqa: S105 - its name, not its value
+LOOPBACK = ("127.", "::1", "localhost")
+KEEP_ALIVE_S = 65
+"""Longer than what load balancers keep a connection, so that they are the ones to close it."""
+MB = 2**20
+LARGEST_PORT = 65535
+BACKLOG = 512
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What the command line says; see `mate-edge serve --help`."""
+
+    bundles: Sequence[Path]
+    repository: Path | None
+    host: str
+    port: int
+    token_file: Path | None
+    max_queue: int
+    max_mb: float
+    read_timeout_s: float
+    max_ms: float | None
+    policy: str | None
+    engine: str | None
+    threads: int
+    workers: int | None
+
+
+def serve(options: ServeOptions, say: Say) -> None:
+    """Serve until SIGTERM or SIGINT; what was accepted before is answered.
+
+    Raises:
+        UsageError: an option that makes no sense, or a port that cannot be had.
+        MateEdgeError: a model cannot be loaded.
+    """
+    _check(options)
+    token = read_token(options.token_file)
+    bundles = list(options.bundles)
+    if not bundles and options.repository is None:
+        bundles = [find_bundle(None)]
+    catalog = Catalog(bundles, options.repository)
+    listener = _bind(options.host, options.port)
+    with listener:
+        newest = [versions[max(versions)] for versions in catalog.models().values()]
+        on_gpu = any(is_on_gpu(folder, options.engine) for folder in newest)
+        count = options.workers or choose_workers(options.threads, on_gpu)
+        threshold = number_of(options.policy)
+        policy = options.policy if threshold is None else threshold
+        run = Options(count, options.threads, options.engine, options.max_ms, policy)
+        metrics = Metrics()
+        repository = Repository(catalog, run, metrics, say)
+        repository.load_all()
+        workers = Workers(count, options.max_queue)
+        metrics.registry.register(_Queue(workers))
+        intake = Intake(int(options.max_mb * MB), options.read_timeout_s)
+        app = App(repository, workers, metrics, intake, token)
+        host, port = listener.getsockname()[:2]
+        if token is None and not options.host.startswith(LOOPBACK):
+            say(f"anybody who reaches {host} may use, load and unload models: give --token-file")
+        _listen(listener)
+        shown = f"[{host}]" if ":" in host else host
+        say(f"serving at http://{shown}:{port}")
+        _run(app, listener, options.read_timeout_s)
+        workers.stop()
+        repository.close()
+    say("ended: all that was accepted is answered")
+
+
+def read_token(path: Path | None) -> str | None:
+    """Return the token of a file, or of the environment variable; None: there is none.
+
+    Raises:
+        UsageError: it is empty, or not of one line of plain characters.
+    """
+    if path is not None:
+        where = str(path)
+        data = files.read_bytes(path, 4096, UsageError)
+        text = data.decode("latin-1").strip()
+    else:
+        where, text = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE, "").strip()
+        if TOKEN_VARIABLE not in os.environ:
+            return None
+    if not (text and text.isascii() and text.isprintable() and " " not in text):
+        raise UsageError(f"{where} must hold a token: one line of letters, digits and signs")
+    return text
+
+
+def _check(options: ServeOptions) -> None:
+    check_max_ms(options.max_ms)
+    if not 0 <= options.port <= LARGEST_PORT:
+        raise UsageError(f"--port must lie between 0 and {LARGEST_PORT}, not {options.port}")
+    for name, value, least in (
+        ("--max-queue", options.max_queue, 0),
+        ("--threads", options.threads, 1),
+        ("--workers", options.workers, 1),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{name} must be {least} or more, not {value}")
+    for name, number in (("--max-mb", options.max_mb), ("--read-timeout", options.read_timeout_s)):
+        if not 0 < number < float("inf"):
+            raise UsageError(f"{name} must be a positive number, not {number:g}")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port at once: what cannot be had is said before models are loaded.
+
+    Raises:
+        UsageError: it is in use or not allowed, or there is no such host.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UsageError(f"there is no address {host}: {error.strerror}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"cannot serve at {host}:{port}: {error.strerror}; choose another --port"
+        ) from None
+    return listener
+
+
+def _listen(listener: socket.socket) -> None:
+    """Let clients connect; the loop that answers them starts at once.
+
+    Raises:
+        UsageError: somebody else began to listen while the models were loaded.
+    """
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise UsageError(f"cannot listen: {error.strerror}; choose another --port") from None
+
+
+def _run(app: App, listener: socket.socket, read_timeout_s: float) -> None:
+    """Answer until a signal; uvicorn raises it again afterwards, when nothing is left to end."""
+
+    class Protocol(PatientProtocol):
+        head_s = read_timeout_s
+
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=BACKLOG,
+    )
+    before = {number: signal.signal(number, lambda *_: None)
+              for number in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Queue(Collector):
+    """How much there is to do, when the metrics are read."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        texts = {
+            "waiting": ("Requests that wait for a worker.", self._workers.waiting),
+            "accepted": ("Requests that wait or are computed.", self._workers.accepted),
+            "limit": ("Requests that may wait.", self._workers.max_queue),
+        }
+        return [
+            GaugeMetricFamily(f"mate_edge_queue_{name}", text, value=value)
+            for name, (text, value) in texts.items()
+        ]

@@ -1,0 +1,103 @@
+"""Threads that predict, behind one bounded queue.
+
+The event loop admits, the workers compute: decoding a request, an image, and running the segments
+all happen here. Only the event loop's thread calls `submit`, so what it counts needs no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TypeVar
+
+from mate_edge.runtime.serve.answer import Refusal
+
+T = TypeVar("T")
+Work = Callable[[int], T]
+RETRY_AFTER_S = "1"
+
+
+class Workers:
+    """`count` threads and a queue of at most `max_queue` waiting jobs.
+
+    Args:
+        count: of threads; a job is told which one it is in, from 0.
+        max_queue: jobs that may wait beside those that run.
+    """
+
+    def __init__(self, count: int, max_queue: int) -> None:
+        self.count, self.max_queue = count, max_queue
+        self.accepted = 0
+        """Jobs that wait or run."""
+        self._queue: SimpleQueue[Callable[[int], None] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), name=f"worker {number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return self._queue.qsize()
+
+    def check_room(self) -> None:
+        """Refuse when the queue is full.
+
+        Raises:
+            Refusal: 503 with Retry-After.
+        """
+        if self.accepted >= self.count + self.max_queue:
+            raise Refusal(
+                503,
+                f"the server is busy: {self.max_queue} requests wait already; try again",
+                {"retry-after": RETRY_AFTER_S},
+            )
+
+    async def submit(self, work: Work[T]) -> T:
+        """Do `work` in a worker; return what it returns, or raise what it raises.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        self.check_room()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]
+
+        def job(worker: int) -> None:
+            result, failed = None, None
+            try:
+                if not done.cancelled():
+                    result = work(worker)
+            except BaseException as error:
+                failed = error
+            loop.call_soon_threadsafe(settle, result, failed)
+
+        self.accepted += 1
+        try:
+            self._queue.put(job)
+            return await done
+        finally:
+            self.accepted -= 1
+
+    def stop(self) -> None:
+        """Do what was accepted, then end the threads."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        while (job := self._queue.get()) is not None:
+            job(number)

@@ -1,0 +1,132 @@
+"""From the start to the end of a server: its token, its port, and what it has accepted."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mate_edge.runtime.serve.catalog import Catalog
+
+TOKEN = "a-token-of-the-tests"  # noqa: S105
+
+
+@pytest.fixture(scope="module")
+def guarded(start: Any, bundle_folder: Path, state: Path, tmp_path_factory: Any) -> Iterator[Any]:
+    """A server with a token, of one bundle."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "token").write_text(f"{TOKEN}\n")
+    options = (bundle_folder, "--token-file", "token", "--workers", "2", "--max-queue", "50")
+    with start(folder, state, *options) as running:
+        yield running
+
+
+def test_a_token_guards_everything_but_probes_and_pages(guarded: Any) -> None:
+    name = guarded.ask("GET", "/v1/models", headers=bearer(TOKEN)).json[0]["name"]
+    asked = [
+        ("GET", "/v2"), ("GET", "/v1/models"), ("GET", "/metrics"), ("GET", f"/v2/models/{name}"),
+        ("POST", f"/v2/models/{name}/infer"), ("POST", "/v1/classify"),
+        ("POST", f"/v2/repository/models/{name}/unload"), ("GET", "/nothing"),
+    ]  # fmt: skip
+    for method, path in asked:
+        for headers in ({}, bearer("wrong"), bearer(TOKEN + "x"), {"authorization": TOKEN}):
+            reply = guarded.ask(method, path, b"", headers)
+            assert reply.status == 401, path
+            assert reply.headers["www-authenticate"] == "Bearer"
+            assert "Authorization: Bearer" in reply.error
+            assert TOKEN not in reply.error
+    for path in ("/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json"):
+        assert guarded.ask("GET", path).status == 200
+    assert guarded.ask("GET", "/v2", headers=bearer(TOKEN)).status == 200
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_a_port_in_use_is_said_before_any_model_is_loaded(
+    cli: Any, guarded: Any, bundle_folder: Path
+) -> None:
+    done = cli("serve", bundle_folder, "--port", str(guarded.port))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"mate-edge: cannot serve at 127.0.0.1:{guarded.port}: Address already in use; choose "
+        "another --port\n"
+    )
+
+
+def test_what_was_accepted_is_answered_after_sigterm(guarded: Any) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (6000, 6000)).save(buffer, "PNG")
+    replies: list[Any] = []
+
+    def ask() -> None:
+        replies.append(guarded.ask("POST", "/v1/classify", buffer.getvalue(), bearer(TOKEN)))
+
+    idle = socket.create_connection(("127.0.0.1", guarded.port))
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 20
+    while b"mate_edge_queue_accepted 6.0" not in metrics(guarded) and not replies:
+        assert time.monotonic() < until
+    code = guarded.end()
+    for thread in threads:
+        thread.join()
+    idle.close()
+    assert code == 0
+    assert [reply.status for reply in replies] == [200] * 6
+    assert guarded.log.read_text().endswith("ended: all that was accepted is answered\n")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", guarded.port))
+
+
+def metrics(server: Any) -> bytes:
+    found: bytes = server.ask("GET", "/metrics", headers=bearer(TOKEN)).body
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--port", "70000"], "--port must lie between 0 and 65535, not 70000"),
+        (["--host", "no.such.host.invalid"], "no address no.such.host.invalid"),
+        (["--max-ms", "0"], "the deadline must be a positive number of ms, not 0"),
+        (["--workers", "0"], "--workers must be 1 or more, not 0"),
+        (["--max-mb", "nan"], "--max-mb must be a positive number, not nan"),
+        (["--token-file", "missing"], "missing is missing"),
+        (["--token-file", "empty"], "empty must hold a token"),
+        (["--repository", "missing"], "cannot read the repository missing"),
+        (["--repository", "."], "takes NAME/1/ or NAME.mate"),
+        (["--policy", "ballanced"], "Did you mean balanced?"),
+        (["missing.mate"], "there is no bundle folder missing.mate"),
+    ],
+)
+def test_a_mistake_at_the_start_is_one_line(
+    start: Any, typed: Any, own_bundle: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    (tmp_path / "empty").touch()
+    own_bundle.rename(tmp_path / "own")  # no model of a repository
+    named = any(option in ("--repository", "missing.mate") for option in options)
+    done = typed("serve", *([] if named else ["own"]), "--port", "0", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_repository_is_read_as_documented(tmp_path: Path) -> None:
+    for folder in ("cats.mate", "dogs/1", "dogs/12", "dogs/next", "dogs/0", ".hidden/1", "empty"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "manifest.json").touch()
+    (tmp_path / "dogs" / "3").mkdir()  # being copied: without its manifest yet
+    assert Catalog([], tmp_path).models() == {
+        "cats": {1: tmp_path / "cats.mate"},
+        "dogs": {1: tmp_path / "dogs" / "1", 12: tmp_path / "dogs" / "12"},
+    }

@@ -1,0 +1,100 @@
+"""From a bundle to a model that serves, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
+
+from mate_edge.decide.drift import fine_bin
+from mate_edge.runtime import verify as verifying
+from mate_edge.runtime.calibration import read_calibration
+from mate_edge.runtime.metrics import Metrics
+from mate_edge.runtime.serve.describe import summary
+from mate_edge.runtime.serve.loading import Options, choose_workers, load_model
+
+
+def load(folder: Path, options: Options) -> tuple[Any, list[str]]:
+    said: list[str] = []
+    return load_model(
+        folder, "digits", "1", options, Metrics(), lambda line: said.append(line)
+    ), said
+
+
+def test_engines_that_are_not_built_are_built_first_and_it_is_said(
+    bundle_folder: Path, builder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    model, said = load(bundle_folder, Options(workers=2, engine="tensorrt"))
+    assert len(model.predictors) == 2
+    assert len(builder.done) == 1
+    assert any("are not built on this device: building them" in line for line in said)
+    model.close()
+
+
+def test_what_this_device_has_accepted_is_not_verified_again(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    said = []
+    for _ in range(2):
+        model, lines = load(bundle_folder, Options(workers=1, policy=0.9))
+        model.close()
+        said.append(any("verifying" in line for line in lines))
+    assert said == [True, False]
+    monkeypatch.setattr(verifying, "package_versions", lambda: {"onnxruntime": "0.1"})
+    model, lines = load(bundle_folder, Options(workers=1))
+    model.close()
+    assert any("verifying" in line for line in lines)
+
+
+def test_a_policys_file_is_told_without_its_folder(
+    typed: Any, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    file = tmp_path / "mine.json"
+    done = typed("tune", bundle_folder, "--max-drop", "5", "--out", file, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    model, _ = load(bundle_folder, Options(workers=1, policy=str(file)))
+    told = summary(model)
+    model.close()
+    assert told["policy"] == "mine.json"
+    assert "mine.json" in told["policies"]
+    assert str(tmp_path) not in str(told)
+
+
+def test_drift_is_of_the_latest_images_and_not_of_all(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    model, _ = load(bundle_folder, Options(workers=2))
+    with contextlib.closing(model):
+        calm, unsure = (one.tally.fine for one in model.predictors)
+        for confidence in calibration_confidences(model):
+            calm[fine_bin(confidence)] += 100
+        drift = model.drift()
+        assert drift.samples >= 5000
+        assert not drift.warns
+        unsure[fine_bin(0.11)] += 6000
+        drift = model.drift()
+        assert drift.samples == 6000
+        assert drift.warns
+
+
+def calibration_confidences(model: Any) -> list[float]:
+    logits, _ = read_calibration(model.bundle)
+    policy = model.predictors[0].policy
+    found: list[float] = policy.decide(logits[:, :1])[1].max(axis=-1).tolist()
+    return found
+
+
+def test_workers_fill_the_cores_and_a_gpu_has_one() -> None:
+    cores = choose_workers(1, on_gpu=False)
+    assert cores >= 1
+    assert choose_workers(cores, on_gpu=False) == 1
+    assert choose_workers(10 * cores, on_gpu=False) == 1
+    assert choose_workers(1, on_gpu=True) == 1

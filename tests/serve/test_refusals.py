@@ -1,0 +1,288 @@
+"""What the server refuses: with the protocol's status, a text that helps, and nothing secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import struct
+import threading
+import time
+from typing import Any
+from zlib import compress, crc32
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FRAME: dict[str, Any] = {
+    "name": "frames", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": [0] * 12,
+}  # fmt: skip
+INFER = "/v2/models/digits/infer"
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _still_serves(server: Any) -> Any:
+    """Whatever was refused, the next request is answered."""
+    yield
+    assert server.infer("digits", {"inputs": [FRAME]}).status == 200
+    assert server.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("document", "status", "said"),
+    [
+        ({}, 400, "inputs"),
+        ({"inputs": []}, 400, "no inputs"),
+        ({"inputs": [FRAME, FRAME]}, 400, "takes one input"),
+        ({"inputs": [{**FRAME, "name": "cat"}]}, 400, "images (FP32), frames (UINT8), encoded"),
+        ({"inputs": [{**FRAME, "datatype": "FP32"}]}, 400, "frames is UINT8, not FP32"),
+        ({"inputs": [{**FRAME, "datatype": "FP99"}]}, 400, "choose from FP32, UINT8, BYTES"),
+        ({"inputs": [{**FRAME, "shape": [12]}]}, 400, "not [n, H, W, 3]"),
+        ({"inputs": [{**FRAME, "shape": [1, 3, 2, 2]}]}, 400, "not [n, H, W, 3]"),
+        ({"inputs": [{**FRAME, "shape": [129, 1, 1, 3], "data": [0] * 387}]}, 400, "129 images"),
+        (
+            {"inputs": [{**FRAME, "name": "images", "datatype": "FP32"}]},
+            400,
+            "not [n, 1, 32, 32]",
+        ),
+        (
+            {"inputs": [{"name": "encoded", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}]},
+            400,
+            "not an image",
+        ),
+        (
+            {
+                "inputs": [
+                    {"name": "encoded", "datatype": "BYTES", "shape": [2], "data": ["AAAA"] * 2}
+                ]
+            },
+            400,
+            "image 1 of 2",
+        ),
+        ({"inputs": [FRAME], "parameters": {"deadline": 5}}, 400, "choose from max_ms, policy"),
+        ({"inputs": [FRAME], "parameters": {"max_ms": -1}}, 400, "positive number of ms"),
+        ({"inputs": [FRAME], "parameters": {"policy": "ballanced"}}, 400, "Did you mean balanced"),
+        ({"inputs": [FRAME], "parameters": {"policy": 7}}, 400, "between 0 and 1"),
+        ({"inputs": [FRAME], "parameters": {"policy": "exit-9"}}, 400, "between 1 and 3"),
+        ({"inputs": [FRAME], "parameters": {"policy": "/etc/a.json"}}, 400, "unknown policy"),
+        ({"inputs": [FRAME], "parameters": {"policy": "../" * 90}}, 400, "unknown policy"),
+        ({"inputs": [FRAME], "outputs": [{"name": "logits"}]}, 400, "choose from probabilities"),
+        (
+            {"inputs": [FRAME], "outputs": [{"name": "label", "parameters": {"top": 1}}]},
+            400,
+            "choose from binary_data, classification",
+        ),
+        (
+            {
+                "inputs": [FRAME],
+                "outputs": [{"name": "label", "parameters": {"classification": 1}}],
+            },
+            400,
+            "goes with the output probabilities",
+        ),
+        (
+            {"inputs": [FRAME], "parameters": {"binary_data_output": "yes"}},
+            400,
+            "true or false",
+        ),
+    ],
+)  # fmt: skip
+def test_a_request_that_makes_no_sense_is_told_what_would(
+    server: Any, document: Any, status: int, said: str
+) -> None:
+    reply = server.infer("digits", document)
+    assert reply.status == status
+    assert said in reply.error
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_no_network_survives_are_the_clients_fault(server: Any, value: float) -> None:
+    data = np.full((1, 1, 32, 32), value, "<f4").tobytes()
+    tensor = {
+        "name": "images", "datatype": "FP32", "shape": [1, 1, 32, 32],
+        "parameters": {"binary_data_size": len(data)},
+    }  # fmt: skip
+    document = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(document))}
+    reply = server.ask("POST", INFER, document + data, headers)
+    assert reply.status == 400
+    assert "no image is preprocessed to" in reply.error
+
+
+def test_unknown_models_versions_and_paths_are_not_found(server: Any) -> None:
+    assert "Did you mean digits?" in server.infer("digit", {"inputs": [FRAME]}).error
+    for path, status in (
+        ("/v2/models/cats", 404),
+        ("/v2/models/digits/versions/9", 404),
+        ("/v2/models/digits/versions/9/ready", 404),
+        ("/v2/models/%2e%2e%2fetc/config", 404),
+        ("/v2/models/" + "a" * 3000, 404),
+        ("/v3", 404),
+        (INFER, 405),
+    ):
+        reply = server.ask("GET", path)
+        assert reply.status == status, path
+        assert len(reply.error) < 400
+    for path in ("load?version=9", "load?version=../1", "load?version=-1"):
+        reply = server.ask("POST", f"/v2/repository/models/digits/{path}", b"")
+        assert reply.status == 404
+        assert "choose from 1" in reply.error
+    for name in ("cats", "..", "%2e%2e"):
+        reply = server.ask("POST", f"/v2/repository/models/{name}/load", b"")
+        assert reply.status == 404
+        assert reply.error
+    reply = server.ask(
+        "POST", "/v2/repository/models/digits/load", b'{"parameters": {"config": "{}"}}'
+    )
+    assert reply.status == 400
+    assert "choose from version" in reply.error
+
+
+def test_an_image_file_that_is_none_or_of_another_type_is_refused(server: Any) -> None:
+    def classify(body: bytes, kind: str, query: str = "model=digits") -> Any:
+        return server.ask("POST", f"/v1/classify?{query}", body, {"content-type": kind})
+
+    assert "is not an image" in classify(b"no image", "image/png").error
+    assert "is empty" in classify(b"", "image/png").error
+    assert "say which model" in classify(png(4, 4), "image/png", "").error
+    assert "unknown parameter 'top'" in classify(png(4, 4), "image/png", "model=digits&top=1").error
+    unsupported = classify(b"{}", "application/json")
+    assert unsupported.status == 415
+    assert "multipart/form-data" in unsupported.error
+    boundless = classify(b"", "multipart/form-data")
+    assert (boundless.status, "no boundary" in boundless.error) == (400, True)
+    for form in (b"", b"--x", b"--x\r\n\r\n", b"--x--\r\n", b"\xff" * 500):
+        assert classify(form, "multipart/form-data; boundary=x").status == 400
+
+
+def test_an_image_bomb_is_refused_without_being_unpacked(server: Any) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    data = chunk(b"IDAT", compress(bytes(90_001)))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + data + chunk(b"IEND", b"")
+    reply = server.ask("POST", "/v1/classify?model=digits", bomb, {"content-type": "image/png"})
+    assert reply.status == 400
+    assert "pixels" in reply.error
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Any) -> None:
+    declared = server.ask("POST", INFER, bytes(2 * 2**20))
+    assert declared.status == 413
+    assert "1048576 bytes" in declared.error
+    chunked = server.ask("POST", INFER, iter([bytes(2**20)] * 2))
+    assert chunked.status == 413
+    with socket.create_connection(("127.0.0.1", server.port)) as link:
+        link.sendall(
+            f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: 9{'9' * 18}\r\n\r\n".encode()
+        )
+        assert link.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_who_sends_too_slowly_is_cut_off_and_nobody_else_waits(server: Any) -> None:
+    heads = (b"", b"POST /v2 HTTP/1.1\r\nhost: a\r\n", b"GET / HTTP/1.1\r\nx: " + b"y" * 200)
+    body = f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: 500\r\n\r\n{{".encode()
+    links = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(len(heads) + 1)]
+    try:
+        began = time.monotonic()
+        for link, sent in zip(links, (*heads, body), strict=True):
+            link.sendall(sent)
+            link.settimeout(10)
+        assert server.ask("GET", "/v2/health/live").status == 200
+        assert [link.recv(4096) for link in links[:3]] == [b""] * 3
+        with links[3].makefile("rb") as answer:
+            text = answer.read()
+        assert text.startswith(b"HTTP/1.1 408")
+        assert b"did not arrive within 1 s" in text
+        assert time.monotonic() - began < 20
+    finally:
+        for link in links:
+            link.close()
+
+
+def test_a_compressed_body_is_refused(server: Any) -> None:
+    reply = server.ask("POST", INFER, compress(b"{}"), {"content-encoding": "deflate"})
+    assert reply.status == 415
+    assert "Content-Encoding" in reply.error
+
+
+def test_headers_without_end_are_cut_off(server: Any) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 10) as link:
+        link.sendall(b"GET / HTTP/1.1\r\n" + b"x: yyyyyyyyyyyyyy\r\n" * 8000)
+        assert link.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+def test_what_is_no_http_is_refused_as_json(server: Any) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 10) as link:
+        link.sendall(b"\x16\x03\x01 no http\r\n\r\n")
+        with link.makefile("rb") as reader:
+            answer = reader.read()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b'{"error"' in answer
+
+
+def test_a_page_of_another_site_may_not_use_the_server(server: Any) -> None:
+    for path in (INFER, "/v1/classify", "/v2/repository/models/digits/unload"):
+        reply = server.ask("POST", path, b"{}", {"origin": "http://evil.example"})
+        assert reply.status == 403
+        assert "other sites" in reply.error
+    own = {"origin": f"http://127.0.0.1:{server.port}"}
+    assert server.ask("POST", INFER, json.dumps({"inputs": [FRAME]}), own).status == 200
+
+
+def test_when_the_queue_is_full_clients_are_told_to_come_again(server: Any) -> None:
+    slow, replies = png(7000, 7000), []
+
+    def ask() -> None:
+        kind = {"content-type": "image/png"}
+        replies.append(server.ask("POST", "/v1/classify?model=digits", slow, kind))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [reply for reply in replies if reply.status == 503]
+    answered = [reply for reply in replies if reply.status == 200]
+    assert len(refused) + len(answered) == 8
+    assert len(answered) >= 3
+    assert refused
+    assert all(reply.headers["retry-after"] == "1" for reply in refused)
+    assert all("2 requests wait already" in reply.error for reply in refused)
+    assert len({reply.json["index"] for reply in answered}) == 1
+
+
+def test_the_time_in_the_queue_counts_and_exit_1_answers_all_the_same(server: Any) -> None:
+    slow = threading.Thread(
+        target=server.ask,
+        args=("POST", "/v1/classify?model=digits", png(9000, 9000), {"content-type": "image/png"}),
+    )
+    slow.start()
+    until = time.monotonic() + 10
+    while b"mate_edge_queue_accepted 1.0" not in server.ask("GET", "/metrics").body:
+        assert time.monotonic() < until
+    options = "model=digits&policy=deepest&max_ms=20"
+    found = server.ask("POST", f"/v1/classify?{options}", png(32, 32)).json
+    slow.join()
+    assert (found["exit"], found["halted_by"], found["deadline_missed"]) == (1, "deadline", True)
+    assert 20 < found["queue_ms"] < found["elapsed_ms"]
+
+
+def test_clients_that_hang_up_take_nothing_along(server: Any) -> None:
+    body = json.dumps({"inputs": [FRAME]}).encode()
+    head = f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    for sent in (head, head + body[:20], head + body):
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", server.port)) as link:
+                link.sendall(sent)
+    deadline = time.monotonic() + 10
+    while b"mate_edge_queue_accepted 0.0" not in server.ask("GET", "/metrics").body:
+        assert time.monotonic() < deadline
