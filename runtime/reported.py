@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle, OperatingPoint
 from mate_edge.decide.policy import Deepest, Logits
+from mate_edge.decide.tune import MAX_DROPS
 from mate_edge.errors import DataError, EngineError, ImageError
 from mate_edge.images import crop, decode
 from mate_edge.report.bench import UNSPLIT, Bench
@@ -28,6 +29,7 @@ from mate_edge.report.subject import (
     Subject,
 )
 from mate_edge.report.tuned import promise
+from mate_edge.report.words import drop_goal
 from mate_edge.runtime.benched import read_bench
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.calibration import read_calibration
@@ -45,11 +47,6 @@ from mate_edge.runtime.verdict import exit_name
 DEADLINES = 48
 """How many deadlines the curves are made of."""
 UNMEASURED = "mate-edge bench measures it, and the report then shows milliseconds and deadlines."
-DEFAULT_GOALS = {
-    "fast": "at most 2 points below the last exit on the validation images",
-    "balanced": "at most 0.5 points below the last exit on the validation images",
-    "accurate": "not below the last exit on the validation images",
-}
 
 
 def gather_bundle(
@@ -129,7 +126,9 @@ def _points(opened: Bundle) -> dict[str, NamedPolicy]:
     """Return the bundle's operating points and those tuned on this device; at least `deepest`."""
     own = {
         name: NamedPolicy(
-            resolve_policy(opened, name), DEFAULT_GOALS.get(name, ""), _promise(point)
+            resolve_policy(opened, name),
+            drop_goal(MAX_DROPS[name]) if name in MAX_DROPS else "",
+            _promise(point),
         )
         for name, point in opened.manifest.operating_points.items()
     }
@@ -288,12 +287,14 @@ def _provenance(opened: Bundle) -> tuple[tuple[str, str], ...]:
     return tuple(pairs.items())
 
 
-def text(value: object) -> str:
+def text(value: object, depth: int = 3) -> str:
     """Return a value of a manifest's provenance, which may be anything, as plain text."""
     if value is None:
         return "unknown"
+    if isinstance(value, dict | list | tuple) and not depth:
+        return "..."
     if isinstance(value, dict):
-        return ", ".join(f"{key} {text(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key} {text(entry, depth - 1)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(text(entry) for entry in value)
+        return ", ".join(text(entry, depth - 1) for entry in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

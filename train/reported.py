@@ -15,6 +15,7 @@ from mate_edge.decide.temperature import fit_temperature
 from mate_edge.decide.tune import MAX_DROPS, search_thresholds
 from mate_edge.errors import MateEdgeError, RunError
 from mate_edge.report.subject import ExitCost, NamedPolicy, Subject, Training
+from mate_edge.report.words import drop_goal
 from mate_edge.runs import Run
 from mate_edge.train.data.again import load_again
 
@@ -46,7 +47,7 @@ def gather_run(
     points = {
         name: NamedPolicy(
             search_thresholds(val_logits, val_labels, temperatures, flops, drop),
-            goal=f"at most {100 * drop:g} points below the last exit on the validation images",
+            goal=drop_goal(drop),
         )
         for name, drop in MAX_DROPS.items()
     }

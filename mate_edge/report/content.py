@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from mate_edge import __version__
-from mate_edge.report.drawing import Plot
+from mate_edge.report.drawing import Plot, plain
 from mate_edge.report.figures import Figures, count_figures
 from mate_edge.report.gallery import Row, choose_rows
 from mate_edge.report.plots import MOST_CONFUSED, draw_all
 from mate_edge.report.subject import Subject
 from mate_edge.report.text import count
 from mate_edge.report.tuned import threshold
-from mate_edge.report.words import Verdict, confusion_rows, give_verdict
+from mate_edge.report.words import Verdict, capital, confusion_rows, give_verdict, percent
 
-MOST_CONFUSIONS = 12
-FLOPS_NOTE = "FLOPs as fvcore counts them: one multiply-add = 1; at batch 1."
+LONGEST_NAME, LONGEST_TEXT = 60, 600
+"""Characters of a name, and of a value of the provenance: a manifest may hold anything."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Content:
         name: its.
         about: what it is, in a few words.
         verdict: to be read first.
+        lead: the plot to stand beside it; None: there is one exit only.
         parts: in their order; the first ones matter most.
         provenance: names and values.
         created: when, ISO 8601 in UTC.
@@ -71,6 +72,7 @@ class Content:
     name: str
     about: str
     verdict: Verdict
+    lead: Plot | None
     parts: tuple[Part, ...]
     provenance: tuple[tuple[str, str], ...]
     created: str
@@ -79,7 +81,8 @@ class Content:
     @property
     def plots(self) -> tuple[Plot, ...]:
         """All of them, in their order."""
-        return tuple(plot for part in self.parts for plot in part.plots)
+        lead = () if self.lead is None else (self.lead,)
+        return lead + tuple(plot for part in self.parts for plot in part.plots)
 
 
 def make_content(subject: Subject) -> tuple[Content, Figures]:
@@ -91,6 +94,7 @@ def make_content(subject: Subject) -> tuple[Content, Figures]:
     Raises:
         ImageError: one of the pictures cannot be read.
     """
+    subject = readable(subject)
     found = count_figures(subject)
     plots = {part: tuple(drawn) for part, drawn in draw_all(subject, found).items()}
     content = Content(
@@ -98,11 +102,11 @@ def make_content(subject: Subject) -> tuple[Content, Figures]:
         name=subject.name,
         about=subject.about,
         verdict=give_verdict(subject, found),
+        lead=plots["cost"][-1] if plots["cost"] else None,
         parts=(
-            _cost(subject, found, plots["cost"]),
+            _points(subject, found, plots["cost"][:-1] + plots["points"]),
             _exits(subject, found),
-            _points(subject, found, plots["points"]),
-            _deadlines(subject, plots["deadlines"]),
+            _device(subject, plots["deadlines"]),
             _calibration(subject, found, plots["calibration"]),
             _classes(subject, found, plots["classes"]),
             _confusions(subject, found, plots["confusions"]),
@@ -116,16 +120,23 @@ def make_content(subject: Subject) -> tuple[Content, Figures]:
     return content, found
 
 
+def readable(subject: Subject) -> Subject:
+    """Return the subject with names that can be shown: one line each, and not without end."""
+    return replace(
+        subject,
+        name=plain(subject.name, LONGEST_NAME),
+        about=plain(subject.about, LONGEST_TEXT),
+        classes=tuple(plain(name, LONGEST_NAME) for name in subject.classes),
+        provenance=tuple(
+            (plain(name, LONGEST_NAME), plain(value, LONGEST_TEXT))
+            for name, value in subject.provenance
+        ),
+    )
+
+
 def figure(share: float) -> str:
     """Format a share as a figure of a table, in %: `91.34`."""
     return f"{100 * share:.2f}"
-
-
-def _cost(subject: Subject, found: Figures, plots: tuple[Plot, ...]) -> Part:
-    says = [FLOPS_NOTE]
-    if subject.times is None:
-        says.append(f"Over FLOPs only. {subject.no_times}")
-    return Part("cost", "Accuracy and cost", tuple(says), plots=plots)
 
 
 def _exits(subject: Subject, found: Figures) -> Part:
@@ -155,9 +166,10 @@ def _exits(subject: Subject, found: Figures) -> Part:
             whole["median ms"] = f"{times.unsplit_ms:.3f}"
         rows.append(tuple(whole.values()))
     says = [
-        "Each exit, were it to answer all images. FLOPs with all segments before it; ± half of "
-        "the 95 % interval; the border is what a segment hands to the next one. The mean of all "
-        f"exits' logits gets {figure(found.ensemble)} %; {figure(found.overthinking)} % of the "
+        "Each exit, were it to answer all images. FLOPs are as fvcore counts them (one "
+        "multiply-add = 1), at batch 1 and with all segments before the exit; the border is what "
+        "a segment hands to the next one; ± is half of the 95\u00a0% interval. The mean of all "
+        f"exits' logits gets {percent(found.ensemble, 2)}; {percent(found.overthinking, 2)} of the "
         "images are answered rightly by some exit and wrongly by the last one."
     ]
     return Part("exits", "Exits", tuple(says), (Table("", tuple(columns), tuple(rows)),))
@@ -176,14 +188,14 @@ def _points(subject: Subject, found: Figures, plots: tuple[Plot, ...]) -> Part:
         return Part("points", "Operating points", ("With one exit there is nothing to choose.",))
     headers = ["", "accuracy %", "points to the last exit", "mean FLOPs", "times fewer"]
     headers += ["mean ms"] * (subject.times is not None)
-    headers += ["wrong, last right %", "right, last wrong %", "leaves from"]
+    headers += ["lost %", "mended %", "leaves from"]
     rows = []
     for name, point in found.points.items():
         thresholds = getattr(subject.points[name].policy, "thresholds", ())
         row = [
             name,
             figure(point.accuracy),
-            f"{-100 * point.drop:+.2f} ± {100 * point.drop_half:.2f}",
+            f"{_signed(-100 * point.drop)} ± {100 * point.drop_half:.2f}",
             count(point.mean_flops),
             f"{found.whole_flops / point.mean_flops:.2f}",
         ]
@@ -192,7 +204,11 @@ def _points(subject: Subject, found: Figures, plots: tuple[Plot, ...]) -> Part:
         row.append("  ".join(threshold(value) for value in thresholds) or "-")
         rows.append(tuple(row))
     goals = [f"{name}: {point.goal}" for name, point in subject.points.items() if point.goal]
-    rule = "Each is a policy: leave an exit when its score is at least its threshold."
+    rule = (
+        "Each is a policy: leave an exit when its score is at least the exit's threshold. Lost are "
+        "the images that are wrong where the last exit is right, mended those that are right where "
+        "it is wrong."
+    )
     says = [rule, *([f"Chosen as {'; '.join(goals)}."] if goals else [])]
     says += [
         f"{name} is guaranteed: {point.promise}."
@@ -204,15 +220,28 @@ def _points(subject: Subject, found: Figures, plots: tuple[Plot, ...]) -> Part:
     )
 
 
-def _deadlines(subject: Subject, plots: tuple[Plot, ...]) -> Part:
-    if subject.times is None:
-        return Part("deadlines", "Deadlines", (subject.no_times,))
+def _signed(points: float) -> str:
+    """Format points with their sign; what rounds to nothing has none."""
+    return f"{points:+.2f}" if abs(points) >= 0.005 else "0.00"
+
+
+def _device(subject: Subject, plots: tuple[Plot, ...]) -> Part:
+    times = subject.times
+    if times is None:
+        without = f"Costs are stated in FLOPs only. {subject.no_times}"
+        return Part("device", "Milliseconds and deadlines", (without,))
+    bench = "; ".join(times.verdict)
     says = (
-        "What the runtime's own rule does with the rounds that were measured: after each exit it "
-        "goes on only if the next one still fits, from the encoded image to the label.",
+        f"{times.device}; {times.measured}.",
+        f"mate-edge bench says: {bench}."
+        if bench
+        else "The segments were measured here, and the network without early exits was not: "
+        "mate-edge bench compares them.",
+        *(f"{capital(line)}." for line in times.diagnoses),
+        "The curves replay the runtime's own rule on the rounds that were measured: after each "
+        "exit it goes on only if the next one still fits, from the encoded image to the label.",
     )
-    notes = tuple(f"{line}." for line in subject.times.diagnoses)
-    return Part("deadlines", "Deadlines", says + notes, plots=plots)
+    return Part("device", "Milliseconds and deadlines", says, plots=plots)
 
 
 def _calibration(subject: Subject, found: Figures, plots: tuple[Plot, ...]) -> Part:
@@ -257,7 +286,7 @@ def _confusions(subject: Subject, found: Figures, plots: tuple[Plot, ...]) -> Pa
             f"A matrix of {len(subject.classes)} classes could not be read: here are the "
             "confusions that happen most.",
         )
-    rows = tuple(tuple(row) for row in confusion_rows(subject, found, MOST_CONFUSIONS))
+    rows = tuple(tuple(row) for row in confusion_rows(subject, found))
     exits = range(1, found.num_exits + 1)
     headers = ("is", "taken for", *(f"by exit {k}, images" for k in exits))
     table = Table("The most frequent confusions of all exits together", headers, rows, words=2)

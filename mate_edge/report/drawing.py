@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 POINTS = 72
 """Of an inch: one pixel of the SVG at its own size."""
-WIDTH, HEIGHT = 420, 320
+WIDTH, HEIGHT = 380, 290
 """Of a plot, in pixels: what fits beside another on a laptop, and alone on a phone."""
 PNG_DPI = 2 * POINTS
 

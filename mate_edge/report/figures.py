@@ -13,6 +13,8 @@ from mate_edge.decide.policy import Policy, softmax
 from mate_edge.decide.simulate import Outcome, simulate
 from mate_edge.report.subject import Deadline, Subject
 
+MOST_CLASSES = 100
+MOST_CONFUSIONS = 12
 CERTAIN = 1.96
 """Standard deviations on either side of a 95 % interval."""
 
@@ -113,6 +115,21 @@ class DeadlineFigures:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """A class that is taken for another.
+
+    Attributes:
+        label: the true one.
+        answer: the one answered.
+        images: by each exit.
+    """
+
+    label: int
+    answer: int
+    images: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Figures:
     """All that is counted.
 
@@ -126,7 +143,9 @@ class Figures:
         ensemble: the accuracy of the mean of all exits' logits.
         overthinking: the share that some exit answers rightly and the last one wrongly.
         classes: one a class.
-        confusions: int64 [K, C, C]: images of class row that exit k takes for class column.
+        confusions: int64 [K, C, C]: images of class row that exit k takes for class column; empty
+            beyond `MOST_CLASSES`.
+        frequent: the confusions that happen most, all exits together.
         deadlines: by policy, `deepest` and the judged point; empty: this device was not measured.
     """
 
@@ -140,6 +159,7 @@ class Figures:
     overthinking: float
     classes: tuple[ClassFigures, ...]
     confusions: NDArray[np.int64]
+    frequent: tuple[Confusion, ...]
     deadlines: dict[str, tuple[DeadlineFigures, ...]]
 
     @property
@@ -174,8 +194,9 @@ def count_figures(subject: Subject) -> Figures:
                     accuracy=found.accuracy(labels),
                 )
             )
-    confusions = np.zeros((num_exits, num_classes, num_classes), np.int64)
-    for k in range(num_exits):
+    shown = num_classes if num_classes <= MOST_CLASSES else 0
+    confusions = np.zeros((num_exits, shown, shown), np.int64)
+    for k in range(num_exits if shown else 0):
         np.add.at(confusions[k], (labels, answers[:, k]), 1)
     judged = outcomes[subject.judged]
     return Figures(
@@ -189,6 +210,7 @@ def count_figures(subject: Subject) -> Figures:
         overthinking=float((right.any(axis=1) & ~right[:, -1]).mean()),
         classes=tuple(_class(labels == c, right, judged, labels) for c in range(num_classes)),
         confusions=confusions,
+        frequent=_frequent(answers, labels, num_classes),
         deadlines=_deadlines(subject),
     )
 
@@ -255,6 +277,21 @@ def _class(
         exit_shares=tuple(float(share) for share in left),
         accuracy=float((judged.predictions == labels)[chosen].mean()),
     )
+
+
+def _frequent(
+    answers: NDArray[np.intp], labels: NDArray[np.int64], num_classes: int
+) -> tuple[Confusion, ...]:
+    """Count wrong pairs of class and answer, by the few that occur: C squared may be too many."""
+    pairs = labels[:, None] * num_classes + answers
+    wrong = answers != labels[:, None]
+    kinds, counts = np.unique(pairs[wrong], return_counts=True)
+    found = []
+    for kind in kinds[np.argsort(-counts, kind="stable")][:MOST_CONFUSIONS].tolist():
+        label, answer = divmod(kind, num_classes)
+        images = tuple(int(count) for count in (pairs == kind).sum(axis=0))
+        found.append(Confusion(label, answer, images))
+    return tuple(found)
 
 
 def _deadlines(subject: Subject) -> dict[str, tuple[DeadlineFigures, ...]]:

@@ -9,6 +9,7 @@ from mate_edge.report.content import Content
 from mate_edge.report.drawing import to_png
 from mate_edge.report.gallery import Row, Tile
 from mate_edge.report.page import environment
+from mate_edge.report.words import percent
 
 SUFFIXES = {"image/png": "png", "image/jpeg": "jpg"}
 
@@ -17,7 +18,7 @@ def to_markdown(content: Content) -> dict[str, bytes]:
     """Return the files of the report by their paths: `report.md`, `pictures/...`."""
     made = environment(escape=False)
     made.filters |= {"text": escape, "cell": escape}
-    page = made.get_template("report.md").render(content=content, file_of=file_of)
+    page = made.get_template("report.md").render(content=content, file_of=file_of, percent=percent)
     found = {"report.md": page.encode("utf-8", "replace")}
     found |= {f"pictures/{plot.name}.png": to_png(plot) for plot in content.plots}
     for part in content.parts:

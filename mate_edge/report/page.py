@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mate_edge.report import drawing
 from mate_edge.report.content import Content
 from mate_edge.report.gallery import Tile
+from mate_edge.report.words import percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,6 +34,7 @@ def to_html(content: Content) -> bytes:
         css=Markup(css),  # noqa: S704 - a file of this package
         inline=lambda plot: Markup(drawing.to_inline(plot)),  # noqa: S704 - escaped by ElementTree
         data_uri=data_uri,
+        percent=percent,
     )
     return text.encode("utf-8", "replace")
 

@@ -25,6 +25,8 @@ MOST_CLASSES = 30
 """More are not all drawn: those that leave first and last are."""
 MOST_CONFUSED = 20
 """A confusion matrix of more classes could not be read."""
+FEW = 10
+"""Images below which a share says nothing."""
 WRITTEN = 12
 """Up to so many classes its cells have figures."""
 ROW = 23
@@ -67,8 +69,7 @@ def accuracy_over_ms(subject: Subject, found: Figures) -> list[Plot]:
     unsplit = "" if times.unsplit_ms is None else f"; without exits it is {times.unsplit_ms:.3g} ms"
     says = (
         f"An image takes {point.mean_ms:.3g} ms at {subject.judged} and {times.exit_ms[-1]:.3g} ms "
-        f"to the last exit, from the encoded file to the label{unsplit}. {times.device}; "
-        f"{times.measured}."
+        f"to the last exit, from the encoded file to the label{unsplit}."
     )
     return [
         _over_cost(
@@ -236,9 +237,13 @@ def deadline_accuracy(subject: Subject, found: Figures) -> list[Plot]:
             linestyle=line,
             label=plain(name),
         )
-    axes.set(xlabel="deadline, ms", ylabel="right and in time, %", ylim=(0, 100))
-    axes.legend(loc="lower right")
     rows = found.deadlines["deepest"]
+    reached = [100 * row.accuracy for row in rows]
+    lowest = min(100 * exit_.accuracy for exit_ in found.exits)
+    bottom = max(0.0, lowest - 3 * (max(reached) - lowest) - 1)  # the rise to it is the same story
+    axes.set(xlabel="deadline, ms", ylabel="right and in time, %")
+    axes.set_ylim(bottom, max(reached) + 0.12 * (max(reached) - bottom))
+    axes.legend(loc="lower right")
     middle = rows[len(rows) // 2]
     says = (
         f"Under {middle.max_ms:.3g} ms, going as deep as the deadline allows gives "
@@ -260,6 +265,7 @@ def reliability(subject: Subject, found: Figures) -> list[Plot]:
         errors = []
         for k, exit_ in enumerate(found.exits, start=1):
             bins = exit_.calibrated_bins if scaled else exit_.bins
+            bins = tuple(part for part in bins if part.count >= FEW) or bins
             errors.append(exit_.calibrated_ece if scaled else exit_.ece)
             axes.plot(
                 [100 * part.confidence for part in bins],
@@ -272,8 +278,9 @@ def reliability(subject: Subject, found: Figures) -> list[Plot]:
         worst = int(np.argmax(errors))
         temperature = f" with T = {found.exits[worst].temperature:.2f}" if scaled else ""
         says = (
-            "On the diagonal a confidence is what it says. Exit "
-            f"{worst + 1} is off the most, by {percent(errors[worst])} on average{temperature}."
+            f"Exit {worst + 1} is off the most, by {percent(errors[worst])} on average"
+            f"{temperature}; on the diagonal a confidence is what it says. Parts of fewer than "
+            f"{FEW} images are left out."
         )
         plots.append(Plot(name, title, says, figure))
     return plots
@@ -367,7 +374,7 @@ def _confusion(subject: Subject, found: Figures, k: int) -> Plot:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     wrong = shares - np.diag(np.diag(shares))
     most = max(float(wrong.max()), 1e-9)
-    figure, axes = drawing.new_figure(height=410)
+    figure, axes = drawing.new_figure(height=370)
     cells, colors = [], []
     for row, column in zip(*np.nonzero(counts), strict=True):
         share = float(shares[row, column])
@@ -376,7 +383,7 @@ def _confusion(subject: Subject, found: Figures, k: int) -> Plot:
             colors.append(to_rgba(GOOD, 0.06 + 0.34 * share))
         else:
             colors.append(to_rgba(BAD, 0.06 + 0.4 * math.sqrt(share / most)))
-        if n <= WRITTEN and share >= 0.005:
+        if n <= WRITTEN and share >= 0.0095:
             axes.text(column + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center",
                       fontsize=11)  # fmt: skip
     axes.add_collection(PolyCollection(cells, facecolors=colors, edgecolors="none"))
@@ -459,7 +466,7 @@ def teacher_weights(subject: Subject, found: Figures) -> list[Plot]:
         return []
     plots = []
     for i, rows in enumerate(training.teacher_weights, start=1):
-        figure, axes = drawing.new_figure(height=260)
+        figure, axes = drawing.new_figure(height=240)
         for k, weights in enumerate(rows, start=1):
             line = drawing.exit_line(k) | {"markevery": max(1, len(weights) // 8)}
             axes.plot(training.epochs, 100 * np.asarray(weights), label=f"exit {k}", **line)
@@ -480,7 +487,7 @@ def teachers(subject: Subject, found: Figures) -> list[Plot]:
     training = subject.training
     if training is None or not training.teacher_accuracy:
         return []
-    figure, axes = drawing.new_figure(height=260)
+    figure, axes = drawing.new_figure(height=240)
     every = {"markevery": max(1, len(training.epochs) // 8)}
     for i, values in enumerate(training.teacher_accuracy, start=1):
         line = drawing.exit_line(i) | every
@@ -495,7 +502,7 @@ def teachers(subject: Subject, found: Figures) -> list[Plot]:
         f"On the training images teacher {best + 1} ends best, with {percent(last[best])}.",
         figure,
     )
-    figure, axes = drawing.new_figure(height=260)
+    figure, axes = drawing.new_figure(height=240)
     for j, values in enumerate(training.kl_primary, start=1):
         line = drawing.exit_line(j) | every
         axes.plot(training.epochs, values, label=f"exit {j}", **line)

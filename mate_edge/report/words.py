@@ -34,8 +34,8 @@ class Verdict:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Format a share in [0, 1]: `91.3 %`."""
-    return f"{100 * share:.{digits}f} %"
+    """Format a share in [0, 1]: `91.3 %`, which no line break divides."""
+    return f"{100 * share:.{digits}f}\u00a0%"
 
 
 def points(share: float) -> str:
@@ -60,41 +60,42 @@ def give_verdict(subject: Subject, found: Figures) -> Verdict:
             key_figures=(KeyFigure(percent(last.accuracy), "accuracy"),),
         )
     compared = "the network without early exits" if subject.unsplit_flops else "the last exit"
-    lines = []
-    if subject.times is not None and subject.times.verdict:
-        headline = f"On this device, {subject.times.verdict[0]}."
-        lines += [f"{_capital(line)}." for line in subject.times.verdict[1:]]
-        lines.append(
-            f"At {subject.judged} an image costs {count(point.mean_flops)} FLOPs on average, "
-            f"{count(found.whole_flops)} in {compared}."
-        )
-    else:
-        saved = f"save {percent(point.saved, 0)} of the FLOPs"
-        if point.saved <= 0:
-            saved = f"cost {percent(-point.saved, 0)} more FLOPs than they save"
-        headline = f"At {subject.judged} the exits {saved}{_at_what_accuracy(point)}."
-        lines.append(
-            f"An image costs {count(point.mean_flops)} FLOPs on average instead of "
-            f"{count(found.whole_flops)} in {compared}; no policy can be more than "
-            f"{found.ceiling:.2f} times cheaper, which is where exit 1 stands."
-        )
-    lines.append(
+    shares = [percent(share, 0) for share in point.exit_shares]
+    leave = [f"{share} at exit {k}" for k, share in enumerate(shares[1:], start=2)]
+    lines = [
         f"{percent(point.accuracy)} of the {found.images:,} {subject.images} are answered rightly; "
-        f"the last exit alone gets {percent(last.accuracy)}, {_interval(point)}."
+        f"the last exit alone gets {percent(last.accuracy)}, {_interval(point)}.",
+        f"{shares[0]} of the images leave at exit 1, {listed(leave)}. {percent(point.lost)} of all "
+        "are wrong where the last "
+        f"exit is right, {percent(point.mended)} are right where the last exit is wrong.",
+        f"An image costs {count(point.mean_flops)} FLOPs on average, {count(found.whole_flops)} in "
+        f"{compared}: {found.whole_flops / point.mean_flops:.2f} times fewer. No policy can do "
+        f"better than {found.ceiling:.2f} times, where exit 1 stands.",
+    ]
+    if subject.times is not None and subject.times.verdict:
+        lines.append(f"mate-edge bench says: {subject.times.verdict[0]}.")
+    return Verdict(
+        _headline(subject, point),
+        (*lines, *_cautions(subject)),
+        _key_figures(subject, point),
     )
-    leave = [f"{percent(share, 0)} at exit {k}" for k, share in enumerate(point.exit_shares, 1)]
-    lines.append(
-        f"Of the images, {listed(leave)} leave. {percent(point.lost)} are wrong where the last "
-        f"exit is right; {percent(point.mended)} are right where the last exit is wrong."
-    )
-    if subject.times is None:
-        lines.append(subject.no_times)
-    elif subject.times.unsplit_ms is None:
-        lines.append(
-            "The segments were measured on this device, and the network without exits was not: "
-            "mate-edge bench compares them."
-        )
-    return Verdict(headline, (*lines, *_cautions(subject)), _key_figures(subject, found, point))
+
+
+def _headline(subject: Subject, point: PointFigures) -> str:
+    """Say what the exits save on this device, or in FLOPs where it was not measured."""
+    accuracy, times = _at_what_accuracy(point), subject.times
+    if times is None or times.unsplit_ms is None or point.mean_ms is None:
+        if point.saved > 0:
+            saved = f"save {percent(point.saved, 0)} of the FLOPs"
+            return f"At {subject.judged} the exits {saved}{accuracy}."
+        saved = f"take {percent(-point.saved, 0)} more FLOPs than the network without them"
+        return f"At {subject.judged} the exits {saved}{accuracy}."
+    spared = 1 - point.mean_ms / times.unsplit_ms
+    if spared > 0:
+        saved = f"save {percent(spared, 0)} of the time on this device"
+    else:
+        saved = f"take {percent(-spared, 0)} more time on this device than the network without them"
+    return f"At {subject.judged} the exits {saved}{accuracy}."
 
 
 def _at_what_accuracy(point: PointFigures) -> str:
@@ -122,19 +123,31 @@ def _cautions(subject: Subject) -> tuple[str, ...]:
     return (subject.caution,) if subject.caution else ()
 
 
-def _key_figures(subject: Subject, found: Figures, point: PointFigures) -> tuple[KeyFigure, ...]:
-    saved = f"{'-' if point.saved > 0 else '+'}{abs(100 * point.saved):.0f} %"
-    figures = [
+def _key_figures(subject: Subject, point: PointFigures) -> tuple[KeyFigure, ...]:
+    times = subject.times
+    cost = KeyFigure(
+        f"{'-' if point.saved > 0 else '+'}{percent(abs(point.saved), 0)}",
+        f"FLOPs at {subject.judged}",
+    )
+    if times is not None and point.mean_ms is not None:
+        whole = times.unsplit_ms
+        without = "" if whole is None else f", {whole:.3g}\u00a0ms without exits"
+        cost = KeyFigure(f"{point.mean_ms:.3g}\u00a0ms", f"an image{without}")
+    return (
         KeyFigure(percent(point.accuracy), f"accuracy at {subject.judged}"),
-        KeyFigure(saved, f"FLOPs at {subject.judged}"),
-    ]
-    if point.mean_ms is not None:
-        figures.append(KeyFigure(f"{point.mean_ms:.3g} ms", "an image on this device"))
-    figures.append(KeyFigure(percent(point.exit_shares[0], 0), "leave at exit 1"))
-    return tuple(figures)
+        cost,
+        KeyFigure(percent(point.exit_shares[0], 0), "leave at exit 1"),
+    )
 
 
-def _capital(sentence: str) -> str:
+def drop_goal(max_drop: float) -> str:
+    """Say what a default operating point was chosen for; `max_drop` is a share of the images."""
+    below = f"at most {100 * max_drop:g} points below" if max_drop else "not below"
+    return f"{below} the last exit on the validation images"
+
+
+def capital(sentence: str) -> str:
+    """Return a sentence that begins as sentences do."""
     return sentence[:1].upper() + sentence[1:]
 
 
@@ -154,16 +167,13 @@ def worst_confusion(subject: Subject, found: Figures, k: int) -> str:
     )
 
 
-def confusion_rows(subject: Subject, found: Figures, most: int) -> list[list[str]]:
-    """Return the most frequent confusions of all exits: true class, answer, counts an exit."""
-    total = found.confusions.sum(axis=0)
-    for c in range(len(total)):
-        total[c, c] = 0
-    order = total.ravel().argsort(kind="stable")[::-1][:most]
-    rows = []
-    for place in order.tolist():
-        row, column = divmod(place, len(total))
-        if total[row, column]:
-            counts = [f"{found.confusions[k, row, column]:,}" for k in range(found.num_exits)]
-            rows.append([subject.classes[row], subject.classes[column], *counts])
-    return rows
+def confusion_rows(subject: Subject, found: Figures) -> list[list[str]]:
+    """Return the most frequent confusions of all exits: true class, answer, images an exit."""
+    return [
+        [
+            subject.classes[confused.label],
+            subject.classes[confused.answer],
+            *(f"{count:,}" for count in confused.images),
+        ]
+        for confused in found.frequent
+    ]
