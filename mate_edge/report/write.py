@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mate_edge import files
@@ -33,12 +34,17 @@ def choose_out(name: str, kind: str, out: Path | None) -> Path:
         chosen = out or REPORTS / f"{name}.html"
         if chosen.is_dir():
             raise UsageError(f"--out {chosen} is a folder: name a file, such as {chosen}.html")
-        return chosen
-    if out is None:
-        return files.unused(REPORTS / f"{name}-{kind}")
-    if out.exists() or out.is_symlink():
-        raise UsageError(f"{out} exists already: choose another --out")
-    return out
+    elif out is None:
+        chosen = files.unused(REPORTS / f"{name}-{kind}")
+    else:
+        chosen = out
+        if chosen.exists() or chosen.is_symlink():
+            raise UsageError(f"{chosen} exists already: choose another --out")
+    above = next(parent for parent in chosen.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "may not be written" if above.is_dir() else "is a file"
+        raise UsageError(f"--out {chosen} cannot be written: {above} {reason}")
+    return chosen
 
 
 def find_source(path: Path | None, needs_bundle: bool) -> tuple[Path, bool]:
