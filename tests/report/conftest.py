@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mate_edge.bundle import read_bundle
 from mate_edge.cli import main
@@ -21,31 +26,58 @@ from mate_edge.report.content import Content, make_content
 from mate_edge.report.subject import ExitCost, NamedPolicy, Subject
 from mate_edge.runtime.reported import gather_bundle
 
+DOCS = Path(__file__).parents[2] / "docs" / "reports.md"
 CHROMIUM = shutil.which("chromium")
 
 
-def type_command(*arguments: str | Path, cwd: Path, state: Path) -> None:
-    """Run `mate-edge ARGUMENTS` in this process, as a session's fixture can."""
+def type_command(line: str) -> str:
+    """Run a command in this process, and return what it printed."""
+    printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(sys, "argv", ["mate-edge", *map(str, arguments)])
-        patch.chdir(cwd)
-        patch.setenv("MATE_EDGE_STATE", str(state))
+        patch.setattr(sys, "argv", shlex.split(line))
+        patch.setattr(sys, "stdout", printed)
         with pytest.raises(SystemExit) as ended:
             main()
-    assert not ended.value.code, arguments
+    assert not ended.value.code, line
+    return printed.getvalue()
+
+
+@dataclass(frozen=True)
+class Documented:
+    """What the commands of docs/reports.md left in `folder`, and what each printed."""
+
+    folder: Path
+    printed: dict[str, str]
+
+    def page(self, name: str) -> Path:
+        """Return the page of the `run`, of the benched `bundle`, or of one's `own` images."""
+        places = {
+            "run": "reports/digits-resnet8-mate.html",
+            "bundle": "reports/digits-resnet8-mate-cpu.html",
+            "own": "mine.html",
+        }
+        return self.folder / places[name]
 
 
 @pytest.fixture(scope="session")
-def pages(
-    run_folder: Path, bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """The page of a run, and of a bundle that was benched here."""
-    folder = tmp_path_factory.mktemp("pages")
-    state = folder / "state"
-    type_command("report", run_folder, "--out", folder / "run.html", cwd=folder, state=state)
-    type_command("bench", bundle_folder, "--rounds", "40", cwd=folder, state=state)
-    type_command("report", bundle_folder, "--out", folder / "bundle.html", cwd=folder, state=state)
-    return {name: folder / f"{name}.html" for name in ("run", "bundle")}
+def documented(
+    home: Path, golden: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> Documented:
+    """The commands of docs/reports.md, typed as they are written."""
+    folder = tmp_path_factory.mktemp("documented")
+    for part in ("runs", "bundles"):
+        shutil.copytree(home / part, folder / part)
+    for number, pixels in enumerate(golden["images"]):
+        label = str(golden["logits"][number, -1].argmax())  # as the last exit answers
+        (folder / "labelled" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[..., 0]).save(folder / "labelled" / label / f"{number}.png")
+    (folder / "labelled" / label / "broken.png").write_bytes(b"not an image")
+    blocks = re.findall(r"```sh\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MATE_EDGE_STATE", str(folder / "state"))
+        lines = [line for block in blocks for line in block.splitlines()]
+        return Documented(folder, {line: type_command(line) for line in lines})
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ OVERFLOW = """() => [...document.querySelectorAll('body *')].filter(e => {
 @pytest.mark.parametrize("name", ["run", "bundle"])
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_a_page_fits_and_can_be_read_in_light_and_dark(
-    name: str, width: int, pages: dict[str, Path], browser: Any
+    name: str, width: int, documented: Any, browser: Any
 ) -> None:
     grounds = []
     for scheme in ("light", "dark"):
@@ -27,7 +27,7 @@ def test_a_page_fits_and_can_be_read_in_light_and_dark(
         page.on("console", lambda message, said=said: said.append(message.text))
         page.on("pageerror", lambda error, said=said: said.append(str(error)))
         page.on("request", lambda request, asked=asked: asked.append(request.url))
-        page.goto(pages[name].as_uri())
+        page.goto(documented.page(name).as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(OVERFLOW) == []
         contrasts = page.evaluate(CONTRAST)
@@ -53,9 +53,9 @@ def test_the_contrast_script_sees_what_cannot_be_read(tmp_path: Path, browser: A
     assert found["dark"] < 2
 
 
-def test_a_page_prints_in_the_colours_of_paper(pages: dict[str, Path], browser: Any) -> None:
+def test_a_page_prints_in_the_colours_of_paper(documented: Any, browser: Any) -> None:
     page = browser.new_page(color_scheme="dark")
-    page.goto(pages["bundle"].as_uri())
+    page.goto(documented.page("bundle").as_uri())
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 39, 51)"
     assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"

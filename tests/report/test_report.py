@@ -58,23 +58,21 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("name", ["run", "bundle"])
 def test_a_page_is_one_small_file_without_scripts_or_links_elsewhere(
-    name: str, pages: dict[str, Path]
+    name: str, documented: Any
 ) -> None:
-    assert pages[name].stat().st_size < 3_000_000
-    page = Page(pages[name])
+    assert documented.page(name).stat().st_size < 3_000_000
+    page = Page(documented.page(name))
     assert not page.tags["script"] + page.tags["iframe"] + page.tags["object"]
     for attribute, value in page.attributes:
         assert not attribute.startswith("on")
         if attribute in ("src", "href", "xlink:href"):
             assert value.startswith(("data:", "#")), value
-    assert "url(http" not in pages[name].read_text(encoding="utf-8")
+    assert "url(http" not in documented.page(name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["run", "bundle"])
-def test_ids_are_unique_and_whatever_is_referred_to_is_there(
-    name: str, pages: dict[str, Path]
-) -> None:
-    page = Page(pages[name])
+def test_ids_are_unique_and_whatever_is_referred_to_is_there(name: str, documented: Any) -> None:
+    page = Page(documented.page(name))
     assert not [ident for ident, count in Counter(page.ids).items() if count > 1]
     referred = {
         ident
@@ -89,8 +87,8 @@ def test_ids_are_unique_and_whatever_is_referred_to_is_there(
     assert referred <= set(page.ids)
 
 
-def test_the_page_of_a_run_shows_everything_that_a_run_knows(pages: dict[str, Path]) -> None:
-    page = Page(pages["run"])
+def test_the_page_of_a_run_shows_everything_that_a_run_knows(documented: Any) -> None:
+    page = Page(documented.page("run"))
     for text in (
         "At balanced the exits",
         "Accuracy over FLOPs",
@@ -122,40 +120,30 @@ def test_a_bundle_that_was_not_benched_says_what_it_cannot_show(
 
 
 def test_a_benched_bundle_has_milliseconds_deadlines_and_the_verdict_of_bench(
-    pages: dict[str, Path],
+    documented: Any,
 ) -> None:
-    page = Page(pages["bundle"])
+    page = Page(documented.page("bundle"))
     for text in ("of the time on this device", "more time on this device"):
         if text in page.text:
             break
     else:
         pytest.fail("the verdict is not about this device's time")
     for text in ("Accuracy over milliseconds on this device", "Which exit answers under a deadline",
-                 "mate-edge bench says: at balanced the exits", "40 rounds"):  # fmt: skip
+                 "mate-edge bench says: at balanced the exits", "100 rounds"):  # fmt: skip
         assert text in page.text, text
 
 
-def test_a_bundle_shows_labelled_images_of_ones_own(
-    bundle_folder: Path, golden: dict[str, Any], tmp_path: Path, typed: Cli
-) -> None:
-    labels = golden["logits"][:, -1].argmax(axis=-1)
-    classes = read_bundle(bundle_folder).manifest.classes
-    for number, (pixels, label) in enumerate(zip(golden["images"], labels, strict=True)):
-        folder = tmp_path / "labelled" / classes[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels[..., 0]).save(folder / f"{number}.png")
-    (folder / "broken.png").write_bytes(b"not an image")
-    done = typed("report", bundle_folder, "--images", "labelled", "--out", "out.html", "--json",
-                 cwd=tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "broken.png is not an image" in done.stderr
-    found = json.loads(done.stdout)
-    assert found["images"] == len(labels)
+def test_a_bundle_shows_labelled_images_of_ones_own(documented: Any) -> None:
+    (printed,) = (text for line, text in documented.printed.items() if "--json" in line)
+    found = json.loads(printed)
+    assert found["report"] == "mine.html"
+    assert found["images"] == 8
     assert found["exits"][-1]["accuracy"] == 1.0, "they were labelled by the last exit"
     assert set(found["points"]) == {"fast", "balanced", "accurate"}
-    page = Page(tmp_path / "out.html")
+    page = Page(documented.page("own"))
     assert page.tags["img"] >= 1
     assert "1 more could not be read" in page.text
+    assert "a little too good" not in page.text
 
 
 def test_a_run_whose_data_and_metrics_are_gone_is_reported_without_them(
@@ -200,9 +188,21 @@ def test_markdown_shows_names_as_they_are_and_links_what_is_there(
     for table in re.findall(r"((?:^\|.*\n)+)", text, re.MULTILINE):
         bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(bars) == 1, "every row of a table has as many cells"
+    check_links(text, tmp_path / "out")
+
+
+def check_links(text: str, folder: Path) -> None:
     links = re.findall(r"(?<!\\)\]\(([^)]+)\)", text)
     assert len(links) > 5
-    assert all((tmp_path / "out" / link).is_file() for link in links)
+    assert all((folder / link).is_file() for link in links)
+
+
+def test_the_markdown_of_a_run_links_its_plots_and_images(documented: Any) -> None:
+    folder = documented.folder / "in-markdown"
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    check_links(text, folder)
+    assert len(list((folder / "pictures").glob("early-*.png"))) == 12
+    assert (folder / "pictures" / "teacher-1.png").is_file()
 
 
 def test_pictures_can_be_had_as_svg_and_png(hostile: Content, tmp_path: Path) -> None:
