@@ -290,7 +290,7 @@ def _provenance(opened: Bundle) -> tuple[tuple[str, str], ...]:
 def text(value: object, depth: int = 3) -> str:
     """Return a value of a manifest's provenance, which may be anything, as plain text."""
     if value is None:
-        return "unknown"
+        return "-"
     if isinstance(value, dict | list | tuple) and not depth:
         return "..."
     if isinstance(value, dict):

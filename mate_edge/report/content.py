@@ -9,7 +9,7 @@ from mate_edge import __version__
 from mate_edge.report.drawing import Plot, plain
 from mate_edge.report.figures import Figures, count_figures
 from mate_edge.report.gallery import Row, choose_rows
-from mate_edge.report.plots import MOST_CONFUSED, draw_all
+from mate_edge.report.plots import MOST_CONFUSED, WRITTEN, draw_all
 from mate_edge.report.subject import Subject
 from mate_edge.report.text import count
 from mate_edge.report.tuned import threshold
@@ -41,6 +41,7 @@ class Part:
         plots: likewise.
         folded: tables that are long, shown on demand.
         rows: of pictures.
+        dense: whether the plots have much in them and need room.
     """
 
     name: str
@@ -50,6 +51,12 @@ class Part:
     plots: tuple[Plot, ...] = ()
     folded: tuple[Table, ...] = ()
     rows: tuple[Row, ...] = ()
+    dense: bool = False
+
+    @property
+    def thirds(self) -> bool:
+        """Whether three plots stand beside each other on a wide screen, not two."""
+        return len(self.plots) % 3 == 0 and not self.dense
 
 
 @dataclass(frozen=True)
@@ -292,7 +299,8 @@ def _confusions(subject: Subject, found: Figures, plots: tuple[Plot, ...]) -> Pa
     table = Table("The most frequent confusions of all exits together", headers, rows, words=2)
     shown = (table,) if rows else ()
     if plots:
-        return Part("confusions", "Confusions", says, plots=plots, folded=shown)
+        dense = len(subject.classes) > WRITTEN
+        return Part("confusions", "Confusions", says, plots=plots, folded=shown, dense=dense)
     return Part("confusions", "Confusions", says, shown)
 
 
