@@ -29,7 +29,7 @@ from mate_edge.report.subject import (
     Subject,
 )
 from mate_edge.report.tuned import promise
-from mate_edge.report.words import drop_goal
+from mate_edge.report.words import drop_goal, exits_text
 from mate_edge.runtime.benched import read_bench
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.calibration import read_calibration
@@ -82,7 +82,7 @@ def gather_bundle(
     )
     if shown is not None:
         logits, labels, caution = shown.logits, shown.labels, shown.caution
-    about = f"{provenance.get('arch', 'a network')} with {len(manifest.exits)} exits"
+    about = f"{provenance.get('arch', 'a network')} with {exits_text(len(manifest.exits))}"
     if provenance.get("data"):
         about += f", trained on {provenance['data']}"
     return Subject(
@@ -92,7 +92,7 @@ def gather_bundle(
         classes=manifest.classes,
         logits=logits,
         labels=labels,
-        images="validation images" if shown is None else f"images of {images}",
+        images="validation images" if shown is None else f"images in {images}",
         caution=caution,
         temperatures=tuple(exit_.temperature for exit_ in manifest.exits),
         fitted_on="the validation images",
@@ -259,7 +259,7 @@ def deadlines_of(measured: Latencies, ends: NDArray[np.float64]) -> tuple[Deadli
     longest = 1.15 * max(ample, float(np.quantile(ends[:, -1], 0.99)))
     shortest = 0.6 * float(ends[:, 0].min())
     found = []
-    for max_ms in np.linspace(shortest, longest, DEADLINES):
+    for max_ms in np.geomspace(shortest, longest, DEADLINES):
         allowed = np.asarray(exits_in_time(measured, float(max_ms)))
         timely = np.minimum((ends <= max_ms).sum(axis=1), allowed)
         pairs = Counter(zip(allowed.tolist(), timely.tolist(), strict=True))

@@ -15,7 +15,7 @@ from mate_edge.decide.temperature import fit_temperature
 from mate_edge.decide.tune import MAX_DROPS, search_thresholds
 from mate_edge.errors import MateEdgeError, RunError
 from mate_edge.report.subject import ExitCost, NamedPolicy, Subject, Training
-from mate_edge.report.words import drop_goal
+from mate_edge.report.words import drop_goal, exits_text
 from mate_edge.runs import Run
 from mate_edge.train.data.again import load_again
 
@@ -148,8 +148,8 @@ def _pictures(run: Run) -> tuple[Any, str]:
 def _about(run: Run) -> str:
     method = "MATE" if run.method == "mate" else run.method
     return (
-        f"{run.arch} with {run.exits} exits, trained with {method} on {Path(run.data).name} for "
-        f"{run.recipe.epochs} epochs"
+        f"{run.arch} with {exits_text(run.exits)}, trained with {method} on "
+        f"{Path(run.data).name} for {run.recipe.epochs} epochs"
     )
 
 
@@ -157,7 +157,7 @@ def _provenance(folder: Path, run: Run) -> tuple[tuple[str, str], ...]:
     recipe, pre = run.recipe, run.preprocessing
     pairs = {
         "run": str(folder),
-        "architecture": f"{run.arch}, {run.head} heads, {run.exits} exits",
+        "architecture": f"{run.arch}, {run.head} heads, {exits_text(run.exits)}",
         "exits placed": run.exits_at or "at the ends of the stages",
         "weights from": run.weights or "scratch",
         "data": Path(run.data).name,

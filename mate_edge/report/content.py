@@ -175,10 +175,14 @@ def _exits(subject: Subject, found: Figures) -> Part:
     says = [
         "Each exit, were it to answer all images. FLOPs are as fvcore counts them (one "
         "multiply-add = 1), at batch 1 and with all segments before the exit; the border is what "
-        "a segment hands to the next one; ± is half of the 95\u00a0% interval. The mean of all "
-        f"exits' logits gets {percent(found.ensemble, 2)}; {percent(found.overthinking, 2)} of the "
-        "images are answered rightly by some exit and wrongly by the last one."
+        "a segment hands to the next one; ± is half of the 95\u00a0% interval."
     ]
+    if found.num_exits > 1:
+        says.append(
+            f"The mean of all exits' logits gets {percent(found.ensemble, 2)}; "
+            f"{percent(found.overthinking, 2)} of the images are answered rightly by some exit and "
+            "wrongly by the last one."
+        )
     return Part("exits", "Exits", tuple(says), (Table("", tuple(columns), tuple(rows)),))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mate_edge.report import drawing
 from mate_edge.report.drawing import BAD, GOOD, GRID, INK, MUTED, PAPER, Plot, plain
-from mate_edge.report.figures import Figures
+from mate_edge.report.figures import DeadlineFigures, Figures
 from mate_edge.report.subject import Subject, Training
 from mate_edge.report.text import count
 from mate_edge.report.words import percent, worst_confusion
@@ -31,6 +31,10 @@ WRITTEN = 12
 """Up to so many classes its cells have figures."""
 ROW = 23
 """Of a bar in pixels."""
+WIDE_SPAN = 6
+"""How many times the shortest deadline the longest may be on an axis of even steps."""
+LEGEND_ROW = 17
+"""Of an entry, likewise."""
 POINT_MARKERS = "*PX^vdh8"
 
 
@@ -99,7 +103,8 @@ def _over_cost(
     points: dict[str, float],
     unsplit: float | None,
 ) -> Plot:
-    figure, axes = drawing.new_figure()
+    entries = 1 + len(points) + (unsplit is not None)
+    figure, axes = drawing.new_figure(height=drawing.HEIGHT + LEGEND_ROW * (entries - 1) / 2)
     heights = [100 * exit_.accuracy for exit_ in found.exits]
     order = np.argsort(curve)
     axes.plot(
@@ -136,7 +141,7 @@ def _over_cost(
         axes.plot(unsplit, heights[-1], "s", color=BAD, markersize=6, label="without early exits")
     axes.set(xlabel=unit, ylabel="accuracy, %")
     axes.margins(x=0.08, y=0.14)
-    axes.legend(loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return Plot(name, title, says, figure)
 
 
@@ -199,12 +204,8 @@ def deadline_shares(subject: Subject, found: Figures) -> list[Plot]:
         colors=[drawing.exit_color(k) for k in range(1, found.num_exits + 1)],
         labels=[f"exit {k}" for k in range(1, found.num_exits + 1)],
     )
-    axes.set(
-        xlabel="deadline, ms",
-        ylabel="answered in time, %",
-        ylim=(0, 100),
-        xlim=(rows[0].max_ms, rows[-1].max_ms),
-    )
+    axes.set(xlabel="deadline, ms", ylabel="answered in time, %", ylim=(0, 100))
+    _span_deadlines(axes, rows)
     axes.grid(False)
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper left", ncols=found.num_exits,
@@ -219,6 +220,19 @@ def deadline_shares(subject: Subject, found: Figures) -> list[Plot]:
         parts.append(f"from {whole:.3g} ms on the last exit does")
     says = ", and ".join(parts) or "No deadline that was tried is met by 99 % of the images"
     return [Plot("deadline-exits", "Which exit answers under a deadline", f"{says}.", figure)]
+
+
+def _span_deadlines(axes: Axes, rows: Sequence[DeadlineFigures]) -> None:
+    """Let the axis begin and end with the deadlines, in even steps of their logarithm if many."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    first, last = rows[0].max_ms, rows[-1].max_ms
+    if last > WIDE_SPAN * first:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, place: f"{ms:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(first, last)
 
 
 def deadline_accuracy(subject: Subject, found: Figures) -> list[Plot]:
@@ -240,8 +254,11 @@ def deadline_accuracy(subject: Subject, found: Figures) -> list[Plot]:
     rows = found.deadlines["deepest"]
     reached = [100 * row.accuracy for row in rows]
     lowest = min(100 * exit_.accuracy for exit_ in found.exits)
-    bottom = max(0.0, lowest - 3 * (max(reached) - lowest) - 1)  # the rise to it is the same story
+    # the steep rise to this is what the other plot shows
+    bottom = min(lowest - 3 * (max(reached) - lowest), float(np.median(reached))) - 1
+    bottom = max(bottom, 0.0)
     axes.set(xlabel="deadline, ms", ylabel="right and in time, %")
+    _span_deadlines(axes, rows)
     axes.set_ylim(bottom, max(reached) + 0.12 * (max(reached) - bottom))
     axes.legend(loc="lower right")
     middle = rows[len(rows) // 2]

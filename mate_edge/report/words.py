@@ -43,6 +43,11 @@ def points(share: float) -> str:
     return f"{abs(100 * share):.1f} points"
 
 
+def exits_text(number: int) -> str:
+    """Return `1 exit` or `3 exits`."""
+    return f"{number} exit{'s' if number != 1 else ''}"
+
+
 def listed(items: Sequence[str]) -> str:
     """Join items: `a, b and c`."""
     return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))

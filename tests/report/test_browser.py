@@ -58,6 +58,9 @@ def test_a_page_prints_in_the_colours_of_paper(documented: Any, browser: Any) ->
     page.goto(documented.page("bundle").as_uri())
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 39, 51)"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    page.set_viewport_size({"width": 720, "height": 1000})  # what A4 has between its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
     assert page.pdf(format="A4")[:4] == b"%PDF"
     page.close()
