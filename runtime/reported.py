@@ -41,7 +41,7 @@ from mate_edge.runtime.latencies import Latencies, read_latencies
 from mate_edge.runtime.points import DEEPEST, kept_points
 from mate_edge.runtime.policy import DEFAULT_POLICY, resolve_policy
 from mate_edge.runtime.predictor import Predictor
-from mate_edge.runtime.sources import find_labelled
+from mate_edge.runtime.sources.images import find_labelled
 from mate_edge.runtime.verdict import exit_name
 
 DEADLINES = 48

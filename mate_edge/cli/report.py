@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mate_edge.cli.shared import ENGINE_HELP, app, extra, say
+from mate_edge.cli.shared import ENGINE_HELP, app, say
 from mate_edge.errors import UsageError
+from mate_edge.extras import extra
 
 if TYPE_CHECKING:
     from mate_edge.report.subject import Subject
