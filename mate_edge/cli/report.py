@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mate_edge.cli.complete import one_of, words
 from mate_edge.cli.shared import ENGINE_HELP, app, say
 from mate_edge.errors import UsageError
 from mate_edge.extras import extra
@@ -26,19 +27,30 @@ def report(
         typer.Option(help="The file, or the folder of md, svg and png; default: in reports."),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--format", help="html (one page), md, svg or png.")
+        str,
+        typer.Option(
+            "--format",
+            help="html (one page), md, svg or png.",
+            autocompletion=words("html", "md", "svg", "png"),
+        ),
     ] = "html",
     images: Annotated[
         Path | None,
         typer.Option(help="With a bundle: labelled images, DIR/CLASS/*.jpg, to count on and show."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help=f"With a bundle: {ENGINE_HELP}")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help=f"With a bundle: {ENGINE_HELP}", autocompletion=one_of("engine")),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="With a bundle: of the CPU engine, as when benched.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Write a page about a run or a bundle: verdict, costs, calibration, classes, images."""
+    """Write a page about a run or a bundle: verdict, costs, classes, images.
+
+    Example: mate-edge report --out mine.html
+    """
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be 1 or more, not {threads}")
     with extra("report"):
