@@ -6,7 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -21,6 +21,7 @@ from mate_edge.errors import EngineError, UsageError
 from mate_edge.images import decode, read_image
 from mate_edge.report import bench as report
 from mate_edge.report.bench import UNSPLIT, Bench
+from mate_edge.runtime.benched import keep_bench
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms, samples_needed
 from mate_edge.runtime.diagnoses import Observed, diagnose
@@ -303,7 +304,7 @@ def _judge_subject(
         for k, saved in enumerate(paying.saved_ms if paying else (), start=1)
     )
     ceiling = median(unsplit_ms) / median(segments[0])
-    return Bench(
+    found = Bench(
         verdict=judge(manifest, contenders, points, judged, exits, keep, ceiling, options.max_ms),
         diagnoses=diagnose(
             Observed(
@@ -348,6 +349,10 @@ def _judge_subject(
         ceiling=ceiling,
         kept=_keep(subject, segments, deepest, options, machine, say),
     )
+    if found.kept:
+        with suppress(UsageError):  # a report can do without
+            keep_bench(found, engine, machine)
+    return found
 
 
 def _contender(samples: Sequence[Sample], name: str, num_exits: int) -> report.Contender:

@@ -148,7 +148,7 @@ class _Pass:
 
 
 @dataclass
-class _Recording:
+class Recording:
     """The deepest policy, which keeps the logits of all exits: float32 [1, K, C] in the end."""
 
     deepest: Deepest
@@ -194,10 +194,10 @@ def _all_exits(predictor: Predictor, labelled: list[tuple[Path, int]], say: Say)
     manifest, num_exits = predictor.manifest, len(predictor.manifest.exits)
     classes, policies = manifest.classes, _policies(predictor.bundle)
     tallies = {name: _Tally(manifest) for name in policies}
-    recording = _Recording(Deepest(tuple(exit_.temperature for exit_ in manifest.exits)))
+    recording = Recording(Deepest(tuple(exit_.temperature for exit_ in manifest.exits)))
     found = _Pass([], [], {})
     right = np.zeros(num_exits, np.int64)
-    for path, label in _follow(labelled, f"all exits of {len(labelled)} images", say):
+    for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
         try:
             prediction = predictor.predict(path, policy=recording)
         except ImageError as error:
@@ -233,7 +233,7 @@ def _under_deadline(
     """Run one policy for real, under the deadline, on images that can be read."""
     tally = _Tally(predictor.manifest)
     rows: list[dict[str, object]] = []
-    for path, label in _follow(labelled, f"{name} under {max_ms:g} ms", say):
+    for path, label in follow(labelled, f"{name} under {max_ms:g} ms", say):
         prediction = predictor.predict(path, policy=policy, max_ms=max_ms)
         tally.add(prediction.index == label, prediction.exit, prediction.elapsed_ms)
         tally.missed += prediction.deadline_missed
@@ -265,7 +265,7 @@ def _ms_up_to(prediction: Prediction, exit_: int) -> float:
     return before + sum(segments[:exit_]) + decisions * exit_ / len(segments)
 
 
-def _follow(items: list[tuple[Path, int]], what: str, say: Say) -> Iterable[tuple[Path, int]]:
+def follow(items: list[tuple[Path, int]], what: str, say: Say) -> Iterable[tuple[Path, int]]:
     """Yield the items with a bar on stderr; a log gets one line instead."""
     from rich.console import Console
     from rich.progress import track

@@ -26,6 +26,8 @@ def test_the_wheel_and_the_sdist_hold_every_module(built: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert sources() <= names
     assert {"mate_edge/py.typed", "mate_edge/runtime/serve/page.html"} <= names
+    templates = {f"mate_edge/report/templates/report.{kind}" for kind in ("html", "css", "md")}
+    assert templates <= names
     assert not any(name.startswith(("train/", "export/", "runtime/", "tests/")) for name in names)
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

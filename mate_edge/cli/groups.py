@@ -14,6 +14,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Train a network": ("train", "compare", "evaluate", "profile"),
     "Make a bundle of it": ("export", "tune"),
     "Run the bundle on a device": ("build", "verify", "run", "serve", "bench"),
+    "See what it is worth": ("report",),
 }
 
 HELP = """Train multi-exit image classifiers and run them under a deadline.

@@ -1,0 +1,558 @@
+"""The plots of a report. To add one: a function, and a line in `PLOTS`.
+
+Each function draws the plots that the figures allow: none when there is nothing to show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mate_edge.report import drawing
+from mate_edge.report.drawing import BAD, GOOD, GRID, INK, MUTED, PAPER, Plot, plain
+from mate_edge.report.figures import DeadlineFigures, Figures
+from mate_edge.report.subject import Subject, Training
+from mate_edge.report.text import count
+from mate_edge.report.words import percent, worst_confusion
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_CLASSES = 30
+"""More are not all drawn: those that leave first and last are."""
+MOST_CONFUSED = 20
+"""A confusion matrix of more classes could not be read."""
+FEW = 10
+"""Images below which a share says nothing."""
+WRITTEN = 12
+"""Up to so many classes its cells have figures."""
+ROW = 23
+"""Of a bar in pixels."""
+WIDE_SPAN = 6
+"""How many times the shortest deadline the longest may be on an axis of even steps."""
+LEGEND_ROW = 17
+"""Of an entry, likewise."""
+POINT_MARKERS = "*PX^vdh8"
+
+
+def accuracy_over_flops(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw what exits, thresholds and operating points reach for how many FLOPs."""
+    if found.num_exits == 1:
+        return []
+    point, last = found.points[subject.judged], found.exits[-1]
+    says = (
+        f"{subject.judged} reaches {percent(point.accuracy)} with {count(point.mean_flops)} FLOPs "
+        f"an image; the last exit {percent(last.accuracy)} with {count(last.cumulative_flops)}."
+    )
+    return [
+        _over_cost(
+            subject,
+            found,
+            "accuracy-over-flops",
+            "Accuracy over FLOPs",
+            says,
+            "mean MFLOPs of an image (one multiply-add = 1)",
+            [exit_.cumulative_flops / 1e6 for exit_ in found.exits],
+            [point.mean_flops / 1e6 for point in found.curve],
+            {name: point.mean_flops / 1e6 for name, point in found.points.items()},
+            None if subject.unsplit_flops is None else subject.unsplit_flops / 1e6,
+        )
+    ]
+
+
+def accuracy_over_ms(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw the same over the milliseconds of this device, when it was measured."""
+    times = subject.times
+    if times is None or found.num_exits == 1:
+        return []
+    point = found.points[subject.judged]
+    assert point.mean_ms is not None
+    unsplit = "" if times.unsplit_ms is None else f"; without exits it is {times.unsplit_ms:.3g} ms"
+    says = (
+        f"An image takes {point.mean_ms:.3g} ms at {subject.judged} and {times.exit_ms[-1]:.3g} ms "
+        f"to the last exit, from the encoded file to the label{unsplit}."
+    )
+    return [
+        _over_cost(
+            subject,
+            found,
+            "accuracy-over-ms",
+            "Accuracy over milliseconds on this device",
+            says,
+            "mean ms of an image, each exit at its median",
+            list(times.exit_ms),
+            [point.mean_ms or 0.0 for point in found.curve],
+            {name: point.mean_ms or 0.0 for name, point in found.points.items()},
+            times.unsplit_ms,
+        )
+    ]
+
+
+def _over_cost(
+    subject: Subject,
+    found: Figures,
+    name: str,
+    title: str,
+    says: str,
+    unit: str,
+    exits: list[float],
+    curve: list[float],
+    points: dict[str, float],
+    unsplit: float | None,
+) -> Plot:
+    entries = 1 + len(points) + (unsplit is not None)
+    figure, axes = drawing.new_figure(height=drawing.HEIGHT + LEGEND_ROW * (entries - 1) / 2)
+    heights = [100 * exit_.accuracy for exit_ in found.exits]
+    order = np.argsort(curve)
+    axes.plot(
+        [curve[i] for i in order],
+        [100 * found.curve[i].accuracy for i in order],
+        color=MUTED,
+        linewidth=1.4,
+        label="confidence thresholds",
+    )
+    for k, (cost, height) in enumerate(zip(exits, heights, strict=True), start=1):
+        axes.plot(cost, height, "o", color=drawing.exit_color(k), markersize=6)
+        axes.annotate(
+            f"exit {k}",
+            (cost, height),
+            xytext=(-7, -13) if k == len(exits) else (7, -13),
+            textcoords="offset points",
+            ha="right" if k == len(exits) else "left",
+            fontsize=11.5,
+            color=drawing.exit_color(k),
+        )
+    for place, (point, cost) in enumerate(points.items()):
+        accuracy = found.points[point].accuracy
+        axes.plot(
+            cost,
+            100 * accuracy,
+            POINT_MARKERS[place % len(POINT_MARKERS)],
+            color=INK,
+            markersize=9 if point == subject.judged else 7,
+            markerfacecolor=INK if point == subject.judged else PAPER,
+            linestyle="none",
+            label=f"{plain(point)}  {percent(accuracy)}",
+        )
+    if unsplit is not None:
+        axes.plot(unsplit, heights[-1], "s", color=BAD, markersize=6, label="without early exits")
+    axes.set(xlabel=unit, ylabel="accuracy, %")
+    axes.margins(x=0.08, y=0.14)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return Plot(name, title, says, figure)
+
+
+def exit_histogram(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw where images leave at each operating point."""
+    if found.num_exits == 1:
+        return []
+    named = {plain(name): point.exit_shares for name, point in found.points.items()}
+    shares = found.points[subject.judged].exit_shares
+    says = (
+        f"At {subject.judged}, {percent(shares[0], 0)} of the images leave at exit 1 and "
+        f"{percent(shares[-1], 0)} go all the way to exit {found.num_exits}."
+    )
+    return [_stacked("exits-by-point", "Where images leave, by operating point", says, named)]
+
+
+def _stacked(name: str, title: str, says: str, shares: dict[str, tuple[float, ...]]) -> Plot:
+    """Draw a stacked bar a row, the first row on top, with figures where there is room."""
+    figure, axes = drawing.new_figure(height=78 + ROW * len(shares))
+    num_exits = len(next(iter(shares.values())))
+    places = np.arange(len(shares))
+    lefts = np.zeros(len(shares))
+    for k in range(1, num_exits + 1):
+        widths = np.asarray([100 * row[k - 1] for row in shares.values()])
+        axes.barh(
+            places,
+            widths,
+            left=lefts,
+            height=0.76,
+            color=drawing.exit_color(k),
+            edgecolor=PAPER,
+            linewidth=0.6,
+            label=f"exit {k}",
+        )
+        for place, (left, width) in enumerate(zip(lefts, widths, strict=True)):
+            if width >= 9:
+                axes.text(left + width / 2, place, f"{width:.0f}", color=PAPER, ha="center",
+                          va="center", fontsize=11)  # fmt: skip
+        lefts = lefts + widths
+    axes.set_yticks(places, list(shares), color=INK)
+    axes.set(xlabel="share of images, %", xlim=(0, 100), ylim=(len(shares) - 0.5, -0.5))
+    axes.grid(False)
+    axes.spines["left"].set_visible(False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=num_exits,
+        columnspacing=1.2, handlelength=0.9,
+    )  # fmt: skip
+    return Plot(name, title, says, figure)
+
+
+def deadline_shares(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw which exit answers under which deadline, when no image leaves early."""
+    if not found.deadlines:
+        return []
+    rows = found.deadlines["deepest"]
+    figure, axes = drawing.new_figure()
+    axes.stackplot(
+        [row.max_ms for row in rows],
+        [[100 * row.exit_shares[k] for row in rows] for k in range(found.num_exits)],
+        colors=[drawing.exit_color(k) for k in range(1, found.num_exits + 1)],
+        labels=[f"exit {k}" for k in range(1, found.num_exits + 1)],
+    )
+    axes.set(xlabel="deadline, ms", ylabel="answered in time, %", ylim=(0, 100))
+    _span_deadlines(axes, rows)
+    axes.grid(False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=found.num_exits,
+        columnspacing=1.2, handlelength=0.9,
+    )  # fmt: skip
+    met = next((row.max_ms for row in rows if row.late <= 0.01), None)
+    whole = next((row.max_ms for row in rows if row.exit_shares[-1] >= 0.99), None)
+    parts = []
+    if met is not None:
+        parts.append(f"From {met:.3g} ms on exit 1 answers 99 % of the images in time")
+    if whole is not None:
+        parts.append(f"from {whole:.3g} ms on the last exit does")
+    says = ", and ".join(parts) or "No deadline that was tried is met by 99 % of the images"
+    return [Plot("deadline-exits", "Which exit answers under a deadline", f"{says}.", figure)]
+
+
+def _span_deadlines(axes: Axes, rows: Sequence[DeadlineFigures]) -> None:
+    """Let the axis begin and end with the deadlines, in even steps of their logarithm if many."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    first, last = rows[0].max_ms, rows[-1].max_ms
+    if last > WIDE_SPAN * first:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, place: f"{ms:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(first, last)
+
+
+def deadline_accuracy(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw how many answers are right and in time under which deadline."""
+    if not found.deadlines:
+        return []
+    figure, axes = drawing.new_figure()
+    colors = (INK, GOOD)
+    for (name, rows), color, line in zip(
+        found.deadlines.items(), colors, drawing.LINES, strict=False
+    ):
+        axes.plot(
+            [row.max_ms for row in rows],
+            [100 * row.accuracy for row in rows],
+            color=color,
+            linestyle=line,
+            label=plain(name),
+        )
+    rows = found.deadlines["deepest"]
+    reached = [100 * row.accuracy for row in rows]
+    lowest = min(100 * exit_.accuracy for exit_ in found.exits)
+    # the steep rise to this is what the other plot shows
+    bottom = min(lowest - 3 * (max(reached) - lowest), float(np.median(reached))) - 1
+    bottom = max(bottom, 0.0)
+    axes.set(xlabel="deadline, ms", ylabel="right and in time, %")
+    _span_deadlines(axes, rows)
+    axes.set_ylim(bottom, max(reached) + 0.12 * (max(reached) - bottom))
+    axes.legend(loc="lower right")
+    middle = rows[len(rows) // 2]
+    says = (
+        f"Under {middle.max_ms:.3g} ms, going as deep as the deadline allows gives "
+        f"{percent(middle.accuracy)} right answers in time; under {rows[-1].max_ms:.3g} ms "
+        f"{percent(rows[-1].accuracy)}. A late answer counts as none."
+    )
+    return [Plot("deadline-accuracy", "Accuracy under a deadline", says, figure)]
+
+
+def reliability(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw each exit's accuracy over its confidence, before and after the temperature."""
+    plots = []
+    for name, title, scaled in (
+        ("reliability-before", "Reliability as trained", False),
+        ("reliability-after", "Reliability after temperature scaling", True),
+    ):
+        figure, axes = drawing.new_figure()
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.9)
+        errors = []
+        for k, exit_ in enumerate(found.exits, start=1):
+            bins = exit_.calibrated_bins if scaled else exit_.bins
+            bins = tuple(part for part in bins if part.count >= FEW) or bins
+            errors.append(exit_.calibrated_ece if scaled else exit_.ece)
+            axes.plot(
+                [100 * part.confidence for part in bins],
+                [100 * part.accuracy for part in bins],
+                label=f"exit {k}, error {percent(errors[-1])}",
+                **drawing.exit_line(k),
+            )
+        axes.set(xlabel="confidence, %", ylabel="accuracy, %", xlim=(0, 102), ylim=(0, 102))
+        axes.legend(loc="upper left")
+        worst = int(np.argmax(errors))
+        temperature = f" with T = {found.exits[worst].temperature:.2f}" if scaled else ""
+        says = (
+            f"Exit {worst + 1} is off the most, by {percent(errors[worst])} on average"
+            f"{temperature}; on the diagonal a confidence is what it says. Parts of fewer than "
+            f"{FEW} images are left out."
+        )
+        plots.append(Plot(name, title, says, figure))
+    return plots
+
+
+def _shown_classes(subject: Subject, found: Figures) -> list[int]:
+    """Return the classes that have images, from the first to leave to the last; at most 30."""
+    depth = np.arange(1, found.num_exits + 1)
+    seen = [c for c, figures in enumerate(found.classes) if figures.images]
+    seen.sort(key=lambda c: float(np.dot(depth, found.classes[c].exit_shares)))
+    half = MOST_CLASSES // 2
+    return seen if len(seen) <= MOST_CLASSES else [*seen[:half], *seen[-half:]]
+
+
+def class_exits(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw where the images of each class leave."""
+    chosen = _shown_classes(subject, found)
+    if found.num_exits == 1 or not chosen:
+        return []
+    named = {_class_name(subject, c, chosen): found.classes[c].exit_shares for c in chosen}
+    first, last = chosen[0], chosen[-1]
+    says = (
+        f"At {subject.judged}, {percent(found.classes[first].exit_shares[0], 0)} of "
+        f"{subject.classes[first]} leave at exit 1, and "
+        f"{percent(found.classes[last].exit_shares[0], 0)} of {subject.classes[last]}."
+    )
+    if len(chosen) < len(found.classes):
+        says += f" Shown: the {len(chosen)} classes that leave first and last."
+    return [_stacked("exits-by-class", "Where images leave, by class", says, named)]
+
+
+def _class_name(subject: Subject, c: int, chosen: Sequence[int]) -> str:
+    """Return a class's name for a plot; cut names that would be equal get their numbers."""
+    name = plain(subject.classes[c])
+    same = sum(plain(subject.classes[other]) == name for other in chosen)
+    return name if same == 1 else f"{plain(name, 10)} #{c}"
+
+
+def class_accuracy(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw how right each exit is about each class."""
+    chosen = _shown_classes(subject, found)
+    if not chosen:
+        return []
+    figure, axes = drawing.new_figure(height=78 + ROW * len(chosen))
+    places = np.arange(len(chosen))
+    rows = [[100 * share for share in found.classes[c].exit_accuracy] for c in chosen]
+    axes.hlines(places, [min(row) for row in rows], [max(row) for row in rows], color=GRID,
+                linewidth=3)  # fmt: skip
+    for k in range(found.num_exits, 0, -1):
+        line = drawing.exit_line(k) | {"linestyle": "none"}
+        axes.plot([row[k - 1] for row in rows], places, label=f"exit {k}", **line)
+    axes.set_yticks(places, [_class_name(subject, c, chosen) for c in chosen], color=INK)
+    axes.set(xlabel="accuracy, %", ylim=(len(chosen) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], labels[::-1], loc="outside upper left", ncols=found.num_exits,
+        columnspacing=1.2, handlelength=0.9,
+    )  # fmt: skip
+    gains = {
+        c: found.classes[c].exit_accuracy[-1] - found.classes[c].exit_accuracy[0] for c in chosen
+    }
+    hardest = min(chosen, key=lambda c: found.classes[c].exit_accuracy[-1])
+    most = max(chosen, key=lambda c: gains[c])
+    says = (
+        f"The hardest class is {subject.classes[hardest]}: the last exit answers "
+        f"{percent(found.classes[hardest].exit_accuracy[-1], 0)} of it rightly."
+    )
+    if gains[most] > 0:
+        says += (
+            f" Depth helps {subject.classes[most]} the most, by {100 * gains[most]:.1f} points "
+            "from the first exit to the last."
+        )
+    return [Plot("accuracy-by-class", "Accuracy by class and exit", says, figure)]
+
+
+def confusions(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw a confusion matrix for each exit, as shares of the true class."""
+    num_classes = len(subject.classes)
+    if num_classes > MOST_CONFUSED:
+        return []
+    return [_confusion(subject, found, k) for k in range(1, found.num_exits + 1)]
+
+
+def _confusion(subject: Subject, found: Figures, k: int) -> Plot:
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import to_rgba
+
+    counts = found.confusions[k - 1]
+    n = len(counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    wrong = shares - np.diag(np.diag(shares))
+    most = max(float(wrong.max()), 1e-9)
+    figure, axes = drawing.new_figure(height=370)
+    cells, colors = [], []
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        share = float(shares[row, column])
+        cells.append([(column + x, row + y) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))])
+        if row == column:
+            colors.append(to_rgba(GOOD, 0.06 + 0.34 * share))
+        else:
+            colors.append(to_rgba(BAD, 0.06 + 0.4 * math.sqrt(share / most)))
+        if n <= WRITTEN and share >= 0.0095:
+            axes.text(column + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center",
+                      fontsize=11)  # fmt: skip
+    axes.add_collection(PolyCollection(cells, facecolors=colors, edgecolors="none"))
+    ticks = np.arange(n) + 0.5
+    names = [plain(name, 12) for name in subject.classes]
+    axes.set_xticks(ticks, names, rotation=90, color=INK)
+    axes.set_yticks(ticks, names, color=INK)
+    axes.set(xlabel=f"answered by exit {k}", ylabel="true class, %", xlim=(0, n), ylim=(n, 0))
+    axes.grid(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    says = worst_confusion(subject, found, k)
+    return Plot(f"confusion-{k}", f"Confusion at exit {k}", says, figure)
+
+
+def training_curves(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw accuracy and loss over the epochs."""
+    training = subject.training
+    if training is None:
+        return []
+    figure, axes = drawing.new_figure()
+    for k, (seen, held) in enumerate(
+        zip(training.train_accuracy, training.val_accuracy, strict=True), start=1
+    ):
+        axes.plot(training.epochs, 100 * np.asarray(seen), color=drawing.exit_color(k), alpha=0.45,
+                  linewidth=1.1)  # fmt: skip
+        epochs, values = _counted(training, held)
+        axes.plot(epochs, 100 * values, label=f"exit {k}", **drawing.exit_line(k))
+    _mark_drops(axes, training)
+    axes.set(xlabel="epoch", ylabel="accuracy, %")
+    axes.legend(loc="lower right")
+    _, last = _counted(training, training.val_accuracy[-1])
+    end = f"; exit {found.num_exits} ends at {percent(float(last[-1]))}" if len(last) else ""
+    accuracy = Plot(
+        "training-accuracy",
+        "Accuracy over the epochs",
+        f"Thick: validation images, thin: training images with their variations{end}. Vertical "
+        "lines: the learning rate falls.",
+        figure,
+    )
+    figure, axes = drawing.new_figure()
+    axes.plot(training.epochs, training.loss, color=INK)
+    _mark_drops(axes, training)
+    axes.set(xlabel="epoch", ylabel="loss")
+    loss = Plot(
+        "training-loss",
+        "Loss over the epochs",
+        f"The loss falls from {training.loss[0]:.3g} to {training.loss[-1]:.3g} in "
+        f"{len(training.epochs)} epochs.",
+        figure,
+    )
+    return [accuracy, loss]
+
+
+def _counted(
+    training: Training, values: Sequence[float]
+) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """Return the epochs that counted a value, and the values."""
+    pairs = [
+        (e, value)
+        for e, value in zip(training.epochs, values, strict=True)
+        if not math.isnan(value)
+    ]
+    return [e for e, _ in pairs], np.asarray([value for _, value in pairs])
+
+
+def _mark_drops(axes: Axes, training: Training) -> None:
+    """Draw a line where the learning rate falls by much."""
+    for before, after, epoch in zip(
+        training.lr, training.lr[1:], training.epochs[1:], strict=False
+    ):
+        if after < 0.6 * before:
+            axes.axvline(epoch - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+
+
+def teacher_weights(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw what each of MATE's teachers is made of over the epochs."""
+    training = subject.training
+    if training is None:
+        return []
+    plots = []
+    for i, rows in enumerate(training.teacher_weights, start=1):
+        figure, axes = drawing.new_figure(height=240)
+        for k, weights in enumerate(rows, start=1):
+            line = drawing.exit_line(k) | {"markevery": max(1, len(weights) // 8)}
+            axes.plot(training.epochs, 100 * np.asarray(weights), label=f"exit {k}", **line)
+        axes.set(xlabel="epoch", ylabel="weight, %", ylim=(0, None))
+        axes.legend(loc="best", ncols=len(rows), columnspacing=1.0)
+        last = [weights[-1] for weights in rows]
+        k = int(np.argmax(last)) + 1
+        says = (
+            f"In the end teacher {i}, which exit {i} learns from first, listens most to exit {k}: "
+            f"{percent(max(last), 0)} of its weight."
+        )
+        plots.append(Plot(f"teacher-{i}", f"What teacher {i} is made of", says, figure))
+    return plots
+
+
+def teachers(subject: Subject, found: Figures) -> list[Plot]:
+    """Draw the teachers' accuracy, and how far the exits are from them."""
+    training = subject.training
+    if training is None or not training.teacher_accuracy:
+        return []
+    figure, axes = drawing.new_figure(height=240)
+    every = {"markevery": max(1, len(training.epochs) // 8)}
+    for i, values in enumerate(training.teacher_accuracy, start=1):
+        line = drawing.exit_line(i) | every
+        axes.plot(training.epochs, 100 * np.asarray(values), label=f"teacher {i}", **line)
+    axes.set(xlabel="epoch", ylabel="accuracy, %")
+    axes.legend(loc="lower right")
+    last = [values[-1] for values in training.teacher_accuracy]
+    best = int(np.argmax(last))
+    accuracy = Plot(
+        "teacher-accuracy",
+        "The teachers' accuracy",
+        f"On the training images teacher {best + 1} ends best, with {percent(last[best])}.",
+        figure,
+    )
+    figure, axes = drawing.new_figure(height=240)
+    for j, values in enumerate(training.kl_primary, start=1):
+        line = drawing.exit_line(j) | every
+        axes.plot(training.epochs, values, label=f"exit {j}", **line)
+    axes.set(xlabel="epoch", ylabel="KL divergence", ylim=(0, None))
+    axes.legend(loc="best")
+    ends = [values[-1] for values in training.kl_primary]
+    far = int(np.argmax(ends))
+    distance = Plot(
+        "teacher-distance",
+        "How far each exit is from its own teacher",
+        f"In the end exit {far + 1} is the farthest from its teacher, {ends[far]:.3g}.",
+        figure,
+    )
+    return [accuracy, distance]
+
+
+PLOTS: dict[str, tuple[Callable[[Subject, Figures], list[Plot]], ...]] = {
+    "cost": (accuracy_over_flops, accuracy_over_ms),
+    "points": (exit_histogram,),
+    "deadlines": (deadline_shares, deadline_accuracy),
+    "calibration": (reliability,),
+    "classes": (class_exits, class_accuracy),
+    "confusions": (confusions,),
+    "training": (training_curves,),
+    "teachers": (teacher_weights, teachers),
+}
+"""The plots of each part of the page, in its order."""
+
+
+def draw_all(subject: Subject, found: Figures) -> dict[str, list[Plot]]:
+    """Draw every plot that there is something for, by the part of the page."""
+    with drawing.style():
+        return {
+            part: [plot for draw in functions for plot in draw(subject, found)]
+            for part, functions in PLOTS.items()
+        }

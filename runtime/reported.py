@@ -1,0 +1,300 @@
+"""What a report says of a bundle: gathered from its files, this device's state, and images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mate_edge.bundle import Bundle, OperatingPoint
+from mate_edge.decide.policy import Deepest, Logits
+from mate_edge.decide.tune import MAX_DROPS
+from mate_edge.errors import DataError, EngineError, ImageError
+from mate_edge.images import crop, decode
+from mate_edge.report.bench import UNSPLIT, Bench
+from mate_edge.report.subject import (
+    Deadline,
+    DeviceTimes,
+    Ending,
+    ExitCost,
+    NamedPolicy,
+    Pixels,
+    Subject,
+)
+from mate_edge.report.tuned import promise
+from mate_edge.report.words import drop_goal, exits_text
+from mate_edge.runtime.benched import read_bench
+from mate_edge.runtime.build_command import build_if_needed
+from mate_edge.runtime.calibration import read_calibration
+from mate_edge.runtime.deadline import LatencyTable, exits_in_time
+from mate_edge.runtime.engines import Say, choose_engine, make_engine
+from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.evaluate import Recording, follow
+from mate_edge.runtime.latencies import Latencies, read_latencies
+from mate_edge.runtime.points import DEEPEST, kept_points
+from mate_edge.runtime.policy import DEFAULT_POLICY, resolve_policy
+from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.sources.images import find_labelled
+from mate_edge.runtime.verdict import exit_name
+
+DEADLINES = 48
+"""How many deadlines the curves are made of."""
+UNMEASURED = "mate-edge bench measures it, and the report then shows milliseconds and deadlines."
+
+
+def gather_bundle(
+    opened: Bundle, images: Path | None, engine: str | None, threads: int | None, say: Say
+) -> Subject:
+    """Gather what a report of a bundle on this device is made of.
+
+    Without `images` everything is counted on the validation images' logits in the bundle, on which
+    temperatures and thresholds were chosen too; the subject's `caution` says so.
+
+    Args:
+        opened: the bundle.
+        images: labelled ones to run through the engine instead, DIR/CLASS/*.jpg.
+        engine: a name in `ENGINES`; None lets `choose_engine` choose.
+        threads: of the CPU engine.
+        say: told what is going on.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        UsageError: an unknown engine.
+        DataError: no image of any class of the bundle, or none that can be read.
+        EngineError: `images` are given, and no engine can be had.
+    """
+    manifest, provenance = opened.manifest, opened.manifest.provenance
+    shown = _run_images(opened, images, engine, threads, say) if images is not None else None
+    times, no_times = read_times(opened, engine, threads, say)
+    logits, labels = read_calibration(opened)
+    n, points = len(labels), _points(opened)
+    caution = (
+        f"These are the {n:,} validation images whose logits are in the bundle. They also chose "
+        "its temperatures and thresholds, so the figures are a little too good; --images DIR "
+        "counts on labelled images of your own instead."
+    )
+    if shown is not None:
+        logits, labels, caution = shown.logits, shown.labels, shown.caution
+    about = f"{provenance.get('arch', 'a network')} with {exits_text(len(manifest.exits))}"
+    if provenance.get("data"):
+        about += f", trained on {provenance['data']}"
+    return Subject(
+        kind="bundle",
+        name=manifest.name,
+        about=f"{about}; {manifest.precision} for {manifest.target}",
+        classes=manifest.classes,
+        logits=logits,
+        labels=labels,
+        images="validation images" if shown is None else f"images in {images}",
+        caution=caution,
+        temperatures=tuple(exit_.temperature for exit_ in manifest.exits),
+        fitted_on="the validation images",
+        costs=tuple(
+            ExitCost(
+                exit_.cumulative_flops,
+                exit_.parameters,
+                exit_.border_bytes,
+                exit_.fp32_val_accuracy,
+                exit_.test_accuracy,
+            )
+            for exit_ in manifest.exits
+        ),
+        unsplit_flops=manifest.unsplit_flops,
+        points=points,
+        judged=DEFAULT_POLICY if DEFAULT_POLICY in points else next(iter(points)),
+        times=times,
+        no_times=no_times,
+        training=None,
+        no_training="A bundle does not carry its training: mate-edge report RUN shows the curves "
+        f"of {provenance.get('run', 'the run')} and MATE's teachers.",
+        pictures=None if shown is None else shown.pictures,
+        no_pictures="A bundle carries the logits of its validation images and not the images: "
+        "--images DIR shows labelled images of your own, DIR/CLASS/*.jpg, and mate-edge report "
+        "RUN those of the test split.",
+        provenance=_provenance(opened),
+    )
+
+
+def _points(opened: Bundle) -> dict[str, NamedPolicy]:
+    """Return the bundle's operating points and those tuned on this device; at least `deepest`."""
+    own = {
+        name: NamedPolicy(
+            resolve_policy(opened, name),
+            drop_goal(MAX_DROPS[name]) if name in MAX_DROPS else "",
+            _promise(point),
+        )
+        for name, point in opened.manifest.operating_points.items()
+    }
+    tuned = {
+        name: NamedPolicy(
+            resolve_policy(opened, name), f"mate-edge tune {found.goal}", _promise(found.point)
+        )
+        for name, found in kept_points(opened).items()
+    }
+    points = own | tuned
+    return points or {DEEPEST: NamedPolicy(resolve_policy(opened, DEEPEST), "never leaves early")}
+
+
+def _promise(point: OperatingPoint) -> str:
+    return "" if point.guarantee is None else promise(point.guarantee)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Labelled images that were run through the engine; see `Subject`."""
+
+    logits: Logits
+    labels: NDArray[np.int64]
+    paths: tuple[Path, ...]
+    bundle: Bundle
+    caution: str
+
+    def pictures(self, indices: Sequence[int]) -> Pixels:
+        """Return images as the network sees them, uint8 [n, size, size, channels]."""
+        pre = self.bundle.manifest.preprocessing
+        return np.stack([crop(decode(self.paths[i]), pre, str(self.paths[i])) for i in indices])
+
+
+def _run_images(
+    opened: Bundle, folder: Path, engine: str | None, threads: int | None, say: Say
+) -> _Labelled:
+    """Run a labelled folder through all exits; images that cannot be read are said and left out."""
+    labelled = find_labelled(folder, opened.manifest.classes, say)
+    name = engine or choose_engine(opened, say)
+
+    def start() -> Predictor:
+        with ExitStack() as when_it_fails:
+            made = make_engine(name, opened, threads, True)
+            predictor = when_it_fails.enter_context(Predictor(made, DEEPEST))
+            predictor.warm_up()
+            when_it_fails.pop_all()
+        return predictor
+
+    found: list[tuple[Path, int, Logits]] = []
+    recording = Recording(Deepest(tuple(exit_.temperature for exit_ in opened.manifest.exits)))
+    with build_if_needed(opened, start, say) as predictor:
+        for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
+            try:
+                predictor.predict(path, policy=recording)
+            except ImageError as error:
+                say(str(error))
+                continue
+            found.append((path, label, recording.logits[0].copy()))
+    if not found:
+        raise DataError(f"none of the {len(labelled)} images could be read")
+    paths, labels, logits = zip(*found, strict=True)
+    left_out = len(labelled) - len(found)
+    return _Labelled(
+        logits=np.stack(logits),
+        labels=np.asarray(labels, np.int64),
+        paths=paths,
+        bundle=opened,
+        caution=f"{left_out} more could not be read and are left out." if left_out else "",
+    )
+
+
+def read_times(
+    opened: Bundle, engine: str | None, threads: int | None, say: Say
+) -> tuple[DeviceTimes | None, str]:
+    """Return what is known of this device's times, or None and why nothing is."""
+    try:
+        made = make_engine(engine or choose_engine(opened, say), opened, threads, True)
+    except EngineError as error:
+        return None, f"This device's times are not known ({error})."
+    with made:
+        measured, bench = read_latencies(opened, made), read_bench(opened, made)
+    if measured is None:
+        return None, f"The bundle was not measured on this device as it is now: {UNMEASURED}"
+    return _times(opened, made, measured, bench), ""
+
+
+def _times(opened: Bundle, engine: Engine, measured: Latencies, bench: Bench | None) -> DeviceTimes:
+    ends = ends_ms(measured)
+    exit_ms = tuple(float(ms) for ms in np.median(ends, axis=0))
+    unsplit_ms = None
+    if bench is not None:  # its contenders really left there; the rounds above went all the way
+        contenders = bench.paced or bench.back_to_back
+        names = [exit_name(k, len(exit_ms)) for k in range(1, len(exit_ms) + 1)]
+        if {*names, UNSPLIT} <= contenders.keys():
+            exit_ms = tuple(contenders[name].times.median_ms for name in names)
+            unsplit_ms = contenders[UNSPLIT].times.median_ms
+    how = "one after another" if measured.fps is None else f"{measured.fps:g} a second"
+    day, clock = measured.created[:10], measured.created[11:16]
+    return DeviceTimes(
+        device=f"{measured.fingerprint.cpu}, {engine.device}",
+        measured=f"{measured.rounds:,} rounds, {how}, on {day} at {clock} UTC",
+        exit_ms=exit_ms,
+        unsplit_ms=unsplit_ms,
+        verdict=() if bench is None else bench.verdict,
+        diagnoses=() if bench is None else bench.diagnoses,
+        deadlines=deadlines_of(measured, ends),
+    )
+
+
+def ends_ms(measured: Latencies) -> NDArray[np.float64]:
+    """Return when each measured round could have answered at each exit, float64 [n, K].
+
+    All that a round spent outside of its segments counts from the start, as in `exits_in_time`.
+    """
+    outside = np.asarray(measured.rest_ms)
+    for row in (measured.decode_ms, measured.preprocess_ms):
+        if row:
+            outside = outside + np.asarray(row)
+    ends: NDArray[np.float64] = outside[:, None] + np.asarray(measured.segments_ms).T.cumsum(axis=1)
+    return ends
+
+
+def deadlines_of(measured: Latencies, ends: NDArray[np.float64]) -> tuple[Deadline, ...]:
+    """Replay the runtime's rule on the measured rounds, for deadlines from too short to ample."""
+    table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
+    before = median(ends[:, 0]) - table.median_ms[0]
+    ample = before + sum(table.median_ms[:-1]) + table.finish_ms[-1]
+    longest = 1.15 * max(ample, float(np.quantile(ends[:, -1], 0.99)))
+    shortest = 0.6 * float(ends[:, 0].min())
+    found = []
+    for max_ms in np.geomspace(shortest, longest, DEADLINES):
+        allowed = np.asarray(exits_in_time(measured, float(max_ms)))
+        timely = np.minimum((ends <= max_ms).sum(axis=1), allowed)
+        pairs = Counter(zip(allowed.tolist(), timely.tolist(), strict=True))
+        found.append(
+            Deadline(
+                float(max_ms),
+                tuple(
+                    Ending(reached, in_time, count / len(allowed))
+                    for (reached, in_time), count in sorted(pairs.items())
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def _provenance(opened: Bundle) -> tuple[tuple[str, str], ...]:
+    manifest, pre = opened.manifest, opened.manifest.preprocessing
+    pairs: dict[str, Any] = {
+        "bundle": str(opened.folder),
+        "bundle id": opened.id,
+        "target": f"{manifest.target}, {manifest.precision}, {manifest.build.engine}",
+        "input": f"{pre.channels} x {pre.size} x {pre.size} pixels",
+    }
+    pairs |= {str(key).replace("_", " "): text(value) for key, value in manifest.provenance.items()}
+    return tuple(pairs.items())
+
+
+def text(value: object, depth: int = 3) -> str:
+    """Return a value of a manifest's provenance, which may be anything, as plain text."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict | list | tuple) and not depth:
+        return "..."
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {text(entry, depth - 1)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(text(entry, depth - 1) for entry in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,185 @@
+"""What a report says of a run: gathered from its folder and its data set."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mate_edge import files, runs
+from mate_edge.decide.temperature import fit_temperature
+from mate_edge.decide.tune import MAX_DROPS, search_thresholds
+from mate_edge.errors import MateEdgeError, RunError
+from mate_edge.report.subject import ExitCost, NamedPolicy, Subject, Training
+from mate_edge.report.words import drop_goal, exits_text
+from mate_edge.runs import Run
+from mate_edge.train.data.again import load_again
+
+METRICS = "metrics.csv"
+JUDGED = "balanced"
+
+
+def gather_run(
+    folder: Path, run: Run, costs: Sequence[ExitCost], unsplit_flops: int | None
+) -> Subject:
+    """Gather what a report of a finished run is made of.
+
+    Temperatures and thresholds are chosen on the validation images, as export does; everything is
+    counted on the test images.
+
+    Args:
+        folder: the run's.
+        run: from `read_finished_run`.
+        costs: one an exit.
+        unsplit_flops: of the network without early heads.
+
+    Raises:
+        RunError: `outputs.npz` is missing, altered or does not fit the run.
+    """
+    outputs = _outputs(folder, run)
+    val_logits, val_labels = outputs["val_logits"], outputs["val_labels"]
+    temperatures = tuple(fit_temperature(val_logits[:, k], val_labels) for k in range(run.exits))
+    flops = tuple(cost.cumulative_flops for cost in costs)
+    points = {
+        name: NamedPolicy(
+            search_thresholds(val_logits, val_labels, temperatures, flops, drop),
+            goal=drop_goal(drop),
+        )
+        for name, drop in MAX_DROPS.items()
+    }
+    training, no_training = read_training(folder, run.exits)
+    pictures, no_pictures = _pictures(run)
+    return Subject(
+        kind="run",
+        name=run.name,
+        about=_about(run),
+        classes=run.classes,
+        logits=outputs["test_logits"],
+        labels=outputs["test_labels"],
+        images="test images",
+        caution="",
+        temperatures=temperatures,
+        fitted_on=f"the {len(val_labels):,} validation images",
+        costs=tuple(costs),
+        unsplit_flops=unsplit_flops,
+        points=points,
+        judged=JUDGED,
+        times=None,
+        no_times="A run has no times: mate-edge export makes a bundle of it, mate-edge bench "
+        "measures that on a device, and mate-edge report BUNDLE shows both.",
+        training=training,
+        no_training=no_training,
+        pictures=pictures,
+        no_pictures=no_pictures,
+        provenance=_provenance(folder, run),
+    )
+
+
+def _outputs(folder: Path, run: Run) -> dict[str, Any]:
+    found = runs.read_outputs(folder, run)
+    for split in ("val", "test"):
+        logits, labels = found.get(f"{split}_logits"), found.get(f"{split}_labels")
+        shape = (run.exits, len(run.classes))
+        if logits is None or labels is None or logits.shape != (len(labels), *shape):
+            raise RunError(f"{folder / 'outputs.npz'} does not fit run.json: train again")
+        if not len(labels):
+            raise RunError(f"{folder / 'outputs.npz'} has no {split} images: train again")
+    return found
+
+
+def read_training(folder: Path, num_exits: int) -> tuple[Training | None, str]:
+    """Read `metrics.csv`; it is shown and nothing rests on it, so damage leaves it out.
+
+    Returns:
+        What was logged, or None and the reason.
+    """
+    path = folder / METRICS
+    try:
+        data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)
+        rows = list(csv.DictReader(io.StringIO(data.decode())))
+        epochs = tuple(int(row["epoch"]) for row in rows)
+        if not epochs:
+            raise ValueError("no epochs")
+        column = partial(_column, rows)
+        exits = range(1, num_exits + 1)
+        is_mate = "teacher_weight_1_1" in rows[0]
+        found = Training(
+            epochs=epochs,
+            loss=column("loss"),
+            lr=column("lr"),
+            train_accuracy=tuple(column(f"train_accuracy_{k}") for k in exits),
+            val_accuracy=tuple(column(f"val_accuracy_{k}") for k in exits),
+            teacher_weights=tuple(
+                tuple(column(f"teacher_weight_{i}_{k}") for k in exits) for i in exits if is_mate
+            ),
+            teacher_accuracy=tuple(column(f"teacher_accuracy_{k}") for k in exits if is_mate),
+            kl_primary=tuple(column(f"kl_primary_{k}") for k in exits if is_mate),
+        )
+    except RunError as error:
+        return None, f"The training is not shown: {error}."
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError, csv.Error):
+        return None, f"The training is not shown: {path} is damaged."
+    return found, ""
+
+
+def _column(rows: Sequence[dict[str, str]], name: str) -> tuple[float, ...]:
+    """Return a column's numbers; NaN where an epoch has none."""
+    return tuple(float(row.get(name) or math.nan) for row in rows)
+
+
+def _pictures(run: Run) -> tuple[Any, str]:
+    """Return what gives test images by their indices, or None and the reason."""
+    try:
+        dataset = load_again(run)
+    except MateEdgeError as error:
+        return None, f"The test images cannot be shown: {error}."
+    if dataset is None:
+        return None, (
+            "The test images cannot be shown: the data set has changed since this run was trained "
+            "on it."
+        )
+    return lambda indices: dataset.test.plain(indices, dataset.preprocessing), ""
+
+
+def _about(run: Run) -> str:
+    method = "MATE" if run.method == "mate" else run.method
+    return (
+        f"{run.arch} with {exits_text(run.exits)}, trained with {method} on "
+        f"{Path(run.data).name} for {run.recipe.epochs} epochs"
+    )
+
+
+def _provenance(folder: Path, run: Run) -> tuple[tuple[str, str], ...]:
+    recipe, pre = run.recipe, run.preprocessing
+    pairs = {
+        "run": str(folder),
+        "architecture": f"{run.arch}, {run.head} heads, {exits_text(run.exits)}",
+        "exits placed": run.exits_at or "at the ends of the stages",
+        "weights from": run.weights or "scratch",
+        "data": Path(run.data).name,
+        "training images": "all" if run.train_images is None else f"{run.train_images:,}",
+        "input": f"{pre.channels} x {pre.size} x {pre.size} pixels",
+        "method": options_text(run.method, run.method_options),
+        "recipe": f"{recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate "
+        f"{recipe.lr:g} / 10 after {' and '.join(f'{100 * m:g} %' for m in recipe.milestones)}, "
+        f"weight decay {recipe.weight_decay:g}, RandAugment {recipe.randaugment}, label smoothing "
+        f"{recipe.label_smoothing:g}, MixUp {recipe.mixup:g}",
+        "seed": str(run.seed),
+        "precision": run.precision,
+        "trained": run.created,
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+        "git commit": run.git_commit or "unknown",
+        "data's SHA-256": run.images_sha256,
+        "weights' SHA-256": run.files.get("model.safetensors", "unknown"),
+    }
+    return tuple(pairs.items())
+
+
+def options_text(method: str, options: dict[str, Any]) -> str:
+    """Return a method and its options: `mate (alpha=1, beta=0.7)`."""
+    listed = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+    return f"{method} ({listed})" if listed else method
