@@ -187,7 +187,9 @@ def _load(
                 frame_ms = _frame_ms(predictor, head)
                 check_reachable(table, run.max_ms, run.strict, notes.append, frame_ms)
                 head[:] = [sources.newer(item, items) for item in head]
-            elif not lazy:
+            elif lazy:  # seen again where its segments turn out not to be built
+                head[:] = head or islice(items, 1)
+            else:
                 predictor.warm_up()
             predictor.reset_stats()
             results = _answers(predictor, chain(head, items), run, stop)

@@ -6,7 +6,6 @@ import functools
 import html
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -22,7 +22,6 @@ import typer
 from mate_edge.cli import app
 
 CHECKOUT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium")
 FETCHING = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"),
             ("link", "href"), ("form", "action"), ("use", "href")}  # fmt: skip
 """What a browser asks for by itself."""
@@ -156,24 +155,22 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-def test_a_browser_fetches_nothing_from_elsewhere_and_the_search_finds(address: str) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_a_browser_fetches_nothing_from_elsewhere_and_the_search_finds(
+    address: str, browser: Any
+) -> None:
     asked: list[str] = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        errors: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{address}/troubleshooting.html")
-        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert page.evaluate(wide) <= 0, "the page is wider than a phone"
-        page.set_viewport_size({"width": 1280, "height": 800})
-        page.click("input[name=query]")
-        page.keyboard.type("drift")
-        page.wait_for_selector(".md-search-result__item")
-        browser.close()
+    errors: list[str] = []
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{address}/troubleshooting.html")
+    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(wide) <= 0, "the page is wider than a phone"
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.click("input[name=query]")
+    page.keyboard.type("drift")
+    page.wait_for_selector(".md-search-result__item")
+    page.close()
     assert not errors
     assert len(asked) > 3
     assert [url for url in asked if not url.startswith(address)] == []

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from mate_edge.report.subject import ExitCost, NamedPolicy, Subject
 from mate_edge.runtime.reported import gather_bundle
 
 DOCS = Path(__file__).parents[2] / "docs" / "reports.md"
-CHROMIUM = shutil.which("chromium")
 
 
 def type_command(line: str) -> str:
@@ -78,19 +76,6 @@ def documented(
         patch.setenv("MATE_EDGE_STATE", str(folder / "state"))
         lines = [line for block in blocks for line in block.splitlines()]
         return Documented(folder, {line: type_command(line) for line in lines})
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Debian's chromium, without a window."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield opened
-        opened.close()
 
 
 NAMES = (

@@ -12,20 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-CHROMIUM = Path("/usr/bin/chromium")
-FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is not installed")
-    with playwright.sync_playwright() as started:
-        yield started.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", *FAKE_CAMERA]
-        )
-
 
 @pytest.fixture(params=[(1100, 800), (360, 740)], ids=["wide", "phone"])
 def page(request: pytest.FixtureRequest, browser: Any, server: Any) -> Iterator[Any]:
