@@ -43,8 +43,11 @@ def spelled_out(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch
     t, alpha, beta = mate.options.temperature, mate.options.alpha, mate.options.beta
     ensemble = mate.ensemble_weights
     teachers = [sum(ensemble[i, k] * logits[:, k].detach() for k in range(K)) for i in range(K)]
+    judged = [sum(ensemble[i, k] * logits[:, k] for k in range(K)) for i in range(K)]
+    if not mate.options.teacher_gradient:
+        judged = teachers
     loss = mate.options.mu * sum(F.cross_entropy(logits[:, j], labels) for j in range(K))
-    loss = loss + mate.options.nu * sum(F.cross_entropy(teacher, labels) for teacher in teachers)
+    loss = loss + mate.options.nu * sum(F.cross_entropy(teacher, labels) for teacher in judged)
     for j in range(K):
         for i in range(K):
             lam = beta if i == j else (1 - beta) / (K - 1)
@@ -66,6 +69,7 @@ def spelled_out(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch
     [
         {},
         {"beta": 0.5, "gamma": 0.3, "nu": 0.5, "mu": 0.7, "alpha": 2.0, "temperature": 4.0},
+        {"teacher_gradient": False},
         {"teacher_weights": "single-row"},
         {"teacher_weights": "deeper-only"},
     ],
@@ -94,14 +98,20 @@ def test_the_exits_gradient_takes_the_teachers_as_constants(
     torch.testing.assert_close(whole, constant)
 
 
-def test_the_exits_gradient_is_the_closed_form(logits: torch.Tensor, labels: torch.Tensor) -> None:
-    mate = make_mate(alpha=1.5)
+@pytest.mark.parametrize("teacher_gradient", [False, True])
+def test_the_exits_gradient_is_the_closed_form(
+    teacher_gradient: bool, logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    mate = make_mate(alpha=1.5, nu=0.7, teacher_gradient=teacher_gradient)
     t = mate.options.temperature
     teachers = mate.ensemble_weights @ logits.detach()
     soft = mate.lam @ (teachers / t).softmax(dim=-1)
     onehot = F.one_hot(labels, C)[:, None, :]
     student = logits.softmax(dim=-1) - onehot
-    expected = (student + mate.options.alpha * t * ((logits / t).softmax(dim=-1) - soft)) / B
+    expected = student + mate.options.alpha * t * ((logits / t).softmax(dim=-1) - soft)
+    if teacher_gradient:
+        expected = expected + 0.7 * mate.ensemble_weights.T @ (teachers.softmax(dim=-1) - onehot)
+    expected = expected / B
     (found,) = torch.autograd.grad(mate(logits, labels), logits)
     torch.testing.assert_close(found, expected)
 
@@ -113,7 +123,7 @@ def test_at_zero_weights_it_is_one_mean_ensemble_and_k_times_its_label_loss(
     t, ensemble = mate.options.temperature, logits.mean(dim=1).detach()
     expected = label_loss(logits, labels).sum() + K * F.cross_entropy(ensemble, labels)
     for j in range(K):
-        expected = expected + t**2 * F.kl_div(
+        expected = expected + mate.options.alpha * t**2 * F.kl_div(
             F.log_softmax(logits[:, j] / t, dim=-1),
             F.softmax(ensemble / t, dim=-1),
             reduction="batchmean",
@@ -146,7 +156,7 @@ def test_without_label_loss_the_weights_tend_to_lambda_transposed(labels: torch.
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(200, 1, C, generator=generator, dtype=torch.float64)
     noise = torch.randn(200, K, C, generator=generator, dtype=torch.float64)
-    mate = make_mate(nu=0.0)
+    mate = make_mate(nu=0.0, gamma=1.0)
     found = fit_weights(mate, base + 0.01 * noise, torch.zeros(200, dtype=torch.long))
     torch.testing.assert_close(found, mate.lam.T.double(), atol=0.02, rtol=0)
 
@@ -176,7 +186,7 @@ def test_without_gamma_all_teachers_become_one() -> None:
 def test_gradcheck_passes_on_the_teacher_weights(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    mate = make_mate()
+    mate = make_mate(gamma=1.0)  # another gamma gives another gradient than the value's
 
     def loss(weights: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(

@@ -29,14 +29,15 @@ class Mate(Method):
 
     With logits z [B, K, C], A = softmax(W) over rows, and sg the stop-gradient::
 
-        t_i  = sum_k A_ik sg(z_k)                                       teacher i
+        t_i  = sum_k A_ik z_k                                           teacher i
         lam  = beta on the diagonal, (1 - beta) / (K - 1) elsewhere     student j <- teacher i
         KL_ji = T^2 mean_b KL(softmax(t_i / T) || softmax(z_j / T))
         L    = mu sum_j CE(z_j, y) + nu sum_i CE(t_i, y) + r(e) alpha sum_ji lam_ji KL_ji
 
-    Inside KL the teacher is gamma t_i + (1 - gamma) sg(t_i). The K^2 divergences are never formed:
-    all that they need are two [K, K] products with [B, K, C] tensors. With K = 1 this is plain
-    cross-entropy.
+    The teachers' label loss trains A and the exits. Inside KL a teacher is made of sg(z_k), so that
+    only A hears of it, gamma times as loud: gamma t_i + (1 - gamma) sg(t_i). The K^2 divergences
+    are never formed: all that they need are two [K, K] products with [B, K, C] tensors. With K = 1
+    this is plain cross-entropy.
 
     Raises:
         UsageError: beta is not above 1 / K.
@@ -56,21 +57,21 @@ class Mate(Method):
             teacher_weights: `learned` is A = softmax(W). `fixed` is A = lam transposed, `uniform`
                 A = 1 / K. `single-row` learns one row for all teachers, `deeper-only` lets teacher
                 i use the exits from i on.
-            teacher_gradient: whether the teachers' label loss also trains the exits.
+            teacher_gradient: whether the teachers' label loss trains the exits, or A alone.
             freeze_weights: whether A stays as it is from the last drop of the learning rate on.
         """
 
         beta: Annotated[float, Meta(gt=0, lt=1)] = 0.7
-        gamma: Weight = 1.0
+        gamma: Weight = 3.0
         mu: Weight = 1.0
         nu: Weight = 1.0
-        alpha: Weight = 1.0
+        alpha: Weight = 0.3
         temperature: Positive = 3.0
         ramp: Epochs = 0
         teacher_weights: Literal["learned", "fixed", "uniform", "single-row", "deeper-only"] = (
             "learned"
         )
-        teacher_gradient: bool = False
+        teacher_gradient: bool = True
         freeze_weights: bool = False
 
     OPTIONS: ClassVar[type[msgspec.Struct]] = Options
