@@ -28,7 +28,8 @@ from mate_edge.bundle import read_bundle
 from mate_edge.decide.policy import softmax
 from mate_edge.machine import cpu_count
 from mate_edge.runtime.engines import make_engine
-from mate_edge.runtime.predictor import Prediction, Predictor
+from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.predictor import Predictor
 
 CASES = [("resnet8", 32), ("resnet18", 224)]
 EARLY = (0.0, 0.6, 0.8)

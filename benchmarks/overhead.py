@@ -29,7 +29,8 @@ from mate_edge.decide.policy import Confidence
 from mate_edge.images import Preprocessing
 from mate_edge.report.text import print_table
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from mate_edge.runtime.predictor import Prediction, Predictor
+from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.predictor import Predictor
 
 CASES = [("resnet8", 32), ("resnet18", 32)]
 WARM_UP_ROUNDS = 10

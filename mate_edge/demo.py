@@ -20,7 +20,8 @@ from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.outputs.answer import Answer
 from mate_edge.runtime.outputs.lines import Table
 from mate_edge.runtime.outputs.summary import Summary
-from mate_edge.runtime.predictor import Prediction, Predictor
+from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.sources.source import Shot
 from mate_edge.train.data import load_dataset
 from mate_edge.train.network import load_network

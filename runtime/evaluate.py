@@ -22,7 +22,8 @@ from mate_edge.runtime.deadline import check_max_ms, check_reachable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.points import DEEPEST, all_points
 from mate_edge.runtime.policy import resolve_policy
-from mate_edge.runtime.predictor import Prediction, Predictor
+from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.sources.images import find_labelled, holds_images, shown
 from mate_edge.times import Times
 

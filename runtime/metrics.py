@@ -20,7 +20,7 @@ from mate_edge.decide.drift import Drift
 from mate_edge.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
-    from mate_edge.runtime.predictor import Prediction
+    from mate_edge.runtime.prediction import Prediction
 
 BUCKETS_S = (
     *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.033),

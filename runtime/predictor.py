@@ -7,8 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.decide.policy import CLOSE, Confidence, Deepest, Logits, Policy, largest
-from mate_edge.errors import EngineError, ImageError, UsageError
+from mate_edge.decide.policy import Deepest, Policy
+from mate_edge.errors import ImageError, UsageError
 from mate_edge.images import crop, normalize
 from mate_edge.runtime.deadline import (
     LatencyTable,
@@ -25,7 +23,6 @@ from mate_edge.runtime.deadline import (
     check_max_ms,
     check_reachable,
     samples_needed,
-    time_left,
 )
 from mate_edge.runtime.engines import Say, make_engine
 from mate_edge.runtime.engines.engine import Engine
@@ -37,45 +34,14 @@ from mate_edge.runtime.latencies import (
     record_latencies,
 )
 from mate_edge.runtime.policy import Chosen, PolicyChoice, choose_policy, resolve_policy
+from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.segments import run_segments
 from mate_edge.runtime.stats import Stats, Tally
-
-HaltedBy = Literal["policy", "deadline", "last-exit"]
 
 MEASURE_MS = 1000.0
 """How long the latencies are measured at load, at most; at least `FEWEST_ROUNDS` are."""
 FEWEST_ROUNDS = 10
 WARM_UP_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image's answer.
-
-    Attributes:
-        label: the class's name.
-        index: its number.
-        confidence: its calibrated probability.
-        probabilities: float32 [C], of all classes.
-        exit: the exit that answered, from 1.
-        halted_by: `policy` (confident enough), `deadline`, or `last-exit`.
-        elapsed_ms: from the encoded image in memory (or `started_ns`) to the label.
-        decode_ms: of it, decoding.
-        preprocess_ms: of it, scaling and normalising.
-        segment_ms: of it, each segment run.
-        deadline_missed: whether `elapsed_ms` is above `max_ms`.
-    """
-
-    label: str
-    index: int
-    confidence: float
-    probabilities: NDArray[np.float32]
-    exit: int
-    halted_by: HaltedBy
-    elapsed_ms: float
-    decode_ms: float
-    preprocess_ms: float
-    segment_ms: tuple[float, ...]
-    deadline_missed: bool
 
 
 class Predictor:
@@ -101,7 +67,6 @@ class Predictor:
         self.measured: Latencies | None = None
         self.slow_down = SlowDown()
         self._tally = Tally(self.bundle)
-        self._first: list[float] = []
         self._busy = threading.Lock()
 
     @classmethod
@@ -214,7 +179,10 @@ class Predictor:
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         deepest = Deepest(tuple(exit_.temperature for exit_ in self.manifest.exits))
         self.engine.load(normalize(noise, pre))
-        return self._run(1, deepest, self.clock(), None)[0]
+        found, _ = run_segments(
+            self.engine, 1, deepest, self.clock, self.clock(), self.slow_down, self.latencies
+        )
+        return found[0]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -275,7 +243,7 @@ class Predictor:
                 self.engine.load(normalize(pixels[None], pre))
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
-            return self._count(self._run(1, chosen, started, max_ms, *times), chosen)[0]
+            return self._answer(1, chosen, started, max_ms, *times)[0]
 
     def predict_batch(
         self, frames: Sequence[Frame], *, policy: PolicyChoice = None
@@ -312,7 +280,7 @@ class Predictor:
             for first in range(0, len(inputs), size):
                 batch = inputs[first : first + size]
                 self.engine.load(batch)
-                found += self._count(self._run(len(batch), chosen, began, None, *times), chosen)
+                found += self._answer(len(batch), chosen, began, None, *times)
             return found
 
     def predict_inputs(
@@ -356,7 +324,7 @@ class Predictor:
             for first in range(0, len(inputs), size):
                 batch = inputs[first : first + size]
                 self.engine.load(batch)
-                found += self._count(self._run(len(batch), chosen, started, max_ms), chosen)
+                found += self._answer(len(batch), chosen, started, max_ms)
             return found
 
     def stream(
@@ -408,97 +376,26 @@ class Predictor:
     def __exit__(self, *exception: object) -> None:
         self.engine.__exit__(*exception)
 
-    def _count(self, predictions: list[Prediction], policy: Policy) -> list[Prediction]:
-        """Keep count of what was answered; confidences only of the predictor's own policy."""
-        for prediction in predictions:
+    def _answer(
+        self, n: int, policy: Policy, started: int, max_ms: float | None = None, *times: float
+    ) -> list[Prediction]:
+        """Run the n samples loaded, and count; confidences only of the predictor's own policy."""
+        found, first = run_segments(
+            self.engine,
+            n,
+            policy,
+            self.clock,
+            started,
+            self.slow_down,
+            self.latencies,
+            max_ms,
+            *times,
+        )
+        for prediction in found:
             self._tally.add(prediction)
         if policy is self.policy:
-            self._tally.see(self._first)
-        return predictions
-
-    def _run(
-        self,
-        n: int,
-        policy: Policy,
-        started: int,
-        max_ms: float | None,
-        decode_ms: float = 0.0,
-        preprocess_ms: float = 0.0,
-    ) -> list[Prediction]:
-        """Run segments over the n samples that the engine has loaded until all have left.
-
-        One sample is the case that counts, and a small segment takes 100 us: so what says who stays
-        are lists, cheaper than arrays of one, and nothing is looked up twice.
-        """
-        engine, clock, latencies = self.engine, self.clock, self.latencies
-        num_segments, classes = engine.num_segments, self.manifest.classes
-        predictions: list[Prediction] = [None] * n  # type: ignore[list-item]
-        passed = np.empty((n, num_segments, len(classes)), np.float32)
-        rows = list(range(n))
-        segment_ms: list[float] = []
-        simple = policy if n == 1 and type(policy) is Confidence else None
-        for k in range(1, num_segments + 1):
-            engine.open(k)
-            began = clock()
-            logits = engine.run(k)
-            ms = (clock() - began) / 1e6
-            segment_ms.append(ms)
-            passed[:, k - 1] = logits
-            goes_on = True
-            if latencies is not None and n == 1:
-                elapsed_ms = (clock() - started) / 1e6
-                goes_on = time_left(latencies, self.slow_down, k, ms, elapsed_ms, max_ms)
-            sure = simple.estimate(passed[:, :k]) if simple else None
-            if simple is None or sure is None:
-                self._check(logits, k)
-            elif goes_on and k < num_segments and sure < simple.thresholds[k - 1] - CLOSE:
-                if k == 1:
-                    self._first = [sure]
-                continue
-            leave, probabilities = policy.decide(passed[:, :k])
-            if k == 1:
-                self._first = largest(probabilities).tolist()
-            leaves: list[bool] = leave.tolist()
-            halted_by: HaltedBy = "policy"
-            if k == num_segments:
-                leaves, halted_by = [True] * len(rows), "last-exit"
-            elif not goes_on and not leaves[0]:
-                leaves, halted_by = [True], "deadline"
-            for row, left in enumerate(leaves):
-                if left:
-                    answer = probabilities[row]
-                    index = int(answer.argmax())
-                    confidence = float(answer[index])
-                    elapsed_ms = (clock() - started) / 1e6
-                    predictions[rows[row]] = Prediction(
-                        label=classes[index],
-                        index=index,
-                        confidence=confidence,
-                        probabilities=answer,
-                        exit=k,
-                        halted_by=halted_by,
-                        elapsed_ms=elapsed_ms,
-                        decode_ms=decode_ms,
-                        preprocess_ms=preprocess_ms,
-                        segment_ms=tuple(segment_ms),
-                        deadline_missed=max_ms is not None and elapsed_ms > max_ms,
-                    )
-            stay = [row for row, left in enumerate(leaves) if not left]
-            if not stay:
-                break
-            if len(stay) < len(rows):
-                rows = [rows[row] for row in stay]
-                passed = passed[stay]
-                engine.keep(np.array(stay))
-        return predictions
-
-    def _check(self, logits: Logits, k: int) -> None:
-        """Refuse logits that are no numbers."""
-        if not (isfinite(logits.item(logits.argmax())) and isfinite(logits.item(logits.argmin()))):
-            raise EngineError(
-                f"segment {k} of {self.bundle.folder} returned a logit that is no number: "
-                "the bundle or the device is damaged"
-            )
+            self._tally.see(first)
+        return found
 
     def _ms_since(self, then: int) -> float:
         return (self.clock() - then) / 1e6

@@ -15,7 +15,7 @@ from mate_edge.runtime.calibration import read_calibration
 
 if TYPE_CHECKING:
     from mate_edge.bundle import Bundle
-    from mate_edge.runtime.predictor import HaltedBy, Prediction
+    from mate_edge.runtime.prediction import HaltedBy, Prediction
 
 
 @dataclass(frozen=True)

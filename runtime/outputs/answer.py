@@ -14,7 +14,7 @@ from mate_edge.errors import UsageError
 from mate_edge.runtime.sources.source import Shot
 
 if TYPE_CHECKING:
-    from mate_edge.runtime.predictor import Prediction
+    from mate_edge.runtime.prediction import Prediction
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -19,7 +19,8 @@ from mate_edge.images import crop, decode, from_array, normalize
 from mate_edge.runtime.metrics import Metrics
 from mate_edge.runtime.points import DEEPEST, kept_points
 from mate_edge.runtime.policy import choose_policy
-from mate_edge.runtime.predictor import Prediction, Predictor
+from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.serve.answer import Answer, Refusal, to_json
 from mate_edge.runtime.serve.outputs import choose_outputs, respond
 from mate_edge.runtime.serve.protocol import BYTES, Tensor, parse_infer, take_parameters

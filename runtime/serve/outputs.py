@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.runtime.predictor import Prediction
+from mate_edge.runtime.prediction import Prediction
 from mate_edge.runtime.serve.answer import Answer, Refusal
 from mate_edge.runtime.serve.protocol import (
     BYTES,

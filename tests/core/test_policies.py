@@ -81,25 +81,35 @@ def test_a_score_is_one_for_certainty_and_lowest_for_a_uniform_answer(name: str)
 @given(
     values=st.lists(st.floats(-200, 200, width=32), min_size=2, max_size=32),
     temperature=st.floats(0.1, 10),
+    threshold=st.floats(0, 1.1),
 )
-def test_the_estimated_confidence_is_close_to_the_one_that_decides(
-    values: list[float], temperature: float
+def test_a_glance_decides_as_the_policy_does_or_not_at_all(
+    values: list[float], temperature: float, threshold: float
 ) -> None:
-    policy = Confidence((0.5,), (temperature, 1.0))
+    policy = Confidence((threshold,), (temperature, temperature))
     logits = np.array([[values]], np.float32)
-    estimated = policy.estimate(logits)
-    if max(abs(value) for value in values) < LARGE * temperature:
-        assert estimated is not None
-    if estimated is not None:
-        assert abs(estimated - policy.answer(logits).max()) < CLOSE
+    for k in (1, 2):
+        passed = np.repeat(logits, k, axis=1)
+        (leaves,), (probabilities,) = policy.decide(passed)
+        confidence, glance = probabilities.max(), policy.glance(passed)
+        if max(map(abs, values)) < LARGE * temperature:
+            near = min(abs(confidence - threshold), abs(confidence - 0.5)) < 2 * CLOSE
+            assert glance is not None or near or confidence < 0.5
+        if glance is not None:
+            assert glance[0] == pytest.approx(confidence, abs=CLOSE)
+            assert (glance[1] is not None) == leaves
+        if glance is not None and glance[1] is not None:
+            assert (glance[1].dtype, glance[1].shape) == (np.float32, (1, len(values)))
+            assert np.abs(glance[1][0] - probabilities).max() < CLOSE
+            assert glance[1].argmax() == probabilities.argmax()
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_no_confidence_is_estimated_of_what_is_no_number(odd: float, place: int) -> None:
+def test_a_glance_at_what_is_no_number_tells_nothing(odd: float, place: int) -> None:
     logits = np.zeros((1, 1, 3), np.float32)
     logits[0, 0, place] = odd
-    assert Confidence((0.5,), (1.0, 1.0)).estimate(logits) is None
+    assert Confidence((0.9,), (1.0, 1.0)).glance(logits) is None
 
 
 def test_entropy_and_margin_are_their_closed_forms() -> None:

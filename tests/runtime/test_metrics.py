@@ -11,7 +11,8 @@ import pytest
 
 from mate_edge.decide.drift import Drift
 from mate_edge.errors import BundleError, UsageError
-from mate_edge.runtime.predictor import HaltedBy, Prediction, Predictor
+from mate_edge.runtime.prediction import HaltedBy, Prediction
+from mate_edge.runtime.predictor import Predictor
 
 pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
 

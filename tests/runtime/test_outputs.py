@@ -13,7 +13,8 @@ from mate_edge.runtime.outputs.answer import Answer, Steady
 from mate_edge.runtime.outputs.csv_file import CsvFile
 from mate_edge.runtime.outputs.lines import LiveLine, Table
 from mate_edge.runtime.outputs.summary import Summary
-from mate_edge.runtime.predictor import Prediction, Predictor
+from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.sources.source import Shot
 
 

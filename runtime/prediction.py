@@ -1,0 +1,42 @@
+"""What a prediction is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+HaltedBy = Literal["policy", "deadline", "last-exit"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer.
+
+    Attributes:
+        label: the class's name.
+        index: its number.
+        confidence: its calibrated probability.
+        probabilities: float32 [C], of all classes.
+        exit: the exit that answered, from 1.
+        halted_by: `policy` (confident enough), `deadline`, or `last-exit`.
+        elapsed_ms: from the encoded image in memory (or `started_ns`) to the label.
+        decode_ms: of it, decoding.
+        preprocess_ms: of it, scaling and normalising.
+        segment_ms: of it, each segment run.
+        deadline_missed: whether `elapsed_ms` is above `max_ms`.
+    """
+
+    label: str
+    index: int
+    confidence: float
+    probabilities: NDArray[np.float32]
+    exit: int
+    halted_by: HaltedBy
+    elapsed_ms: float
+    decode_ms: float
+    preprocess_ms: float
+    segment_ms: tuple[float, ...]
+    deadline_missed: bool
