@@ -155,6 +155,7 @@ def draw(
 
     manifest = read_bundle(bundle).manifest
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    rows = [row for row in rows if row["val_accuracy_1"]]  # not each epoch was validated
     epochs = [int(row["epoch"]) for row in rows]
     for k in range(1, len(manifest.exits) + 1):
         left.plot(
