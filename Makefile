@@ -3,8 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# three processes of one thread each, on two cores: a third of the time they wait for others
-TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
+# two test processes of one thread each: more threads than cores only get in each other's way
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: demo test test-all lint site install clean
 

@@ -49,11 +49,13 @@ def read_frame(frame: Frame) -> tuple[Frame, str | None]:
     Raises:
         ImageError: the file cannot be read.
     """
+    if isinstance(frame, np.ndarray):
+        return frame, None
     if isinstance(frame, str | Path):
         return read_image(frame), str(frame)
     other: Any = frame
     if (
-        not isinstance(frame, bytes | Image.Image | np.ndarray)
+        not isinstance(frame, bytes | Image.Image)
         and hasattr(frame, "__dlpack_device__")
         and other.__dlpack_device__()[0] == DLPACK_CPU
     ):
@@ -106,6 +108,8 @@ def goes_in_raw(frame: Frame, color: str, engine: Engine) -> bool:
         ImageError: it does not, and the frame lies in device memory, where nobody else can.
     """
     on_host = isinstance(frame, np.ndarray)
+    if on_host and engine.frame_shape is None:
+        return False
     shape = tuple(frame.shape) if isinstance(frame, np.ndarray) else device_shape(frame)
     if shape is None:
         return False

@@ -6,7 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,20 @@ FEWEST_ROUNDS = 10
 WARM_UP_ROUNDS = 3
 
 
+class _Alone:
+    """Refuses a second thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise UsageError("this predictor is busy in another thread: use clone() for each")
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
 class Predictor:
     """Runs one bundle on one device; serves one thread at a time (`clone` it for others).
 
@@ -67,7 +81,7 @@ class Predictor:
         self.measured: Latencies | None = None
         self.slow_down = SlowDown()
         self._tally = Tally(self.bundle)
-        self._busy = threading.Lock()
+        self._alone = _Alone()
 
     @classmethod
     def load(
@@ -184,16 +198,6 @@ class Predictor:
         )
         return found[0]
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Refuse a second thread."""
-        if not self._busy.acquire(blocking=False):
-            raise UsageError("this predictor is busy in another thread: use clone() for each")
-        try:
-            yield
-        finally:
-            self._busy.release()
-
     def predict(
         self,
         frame: Frame,
@@ -224,7 +228,7 @@ class Predictor:
         """
         check_max_ms(max_ms)
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
-        with self._alone():
+        with self._alone:
             if max_ms is not None and self.latencies is None:
                 self.know_latencies()
             frame, name = read_frame(frame)
@@ -262,7 +266,7 @@ class Predictor:
         if not frames:
             return []
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
-        with self._alone():
+        with self._alone:
             encoded = [read_frame(frame) for frame in frames]
             began = self.clock()
             images = [to_image(frame, name, "rgb") for frame, name in encoded]
@@ -315,7 +319,7 @@ class Predictor:
         if max_ms is not None and len(inputs) > 1:
             raise UsageError("a deadline is one image's: give them one by one")
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
-        with self._alone():
+        with self._alone:
             if max_ms is not None and self.latencies is None:
                 self.know_latencies()
             started = self.clock() if started_ns is None else started_ns

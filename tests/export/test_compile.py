@@ -44,11 +44,10 @@ def test_a_trained_networks_segments_and_whole_compile(
 @pytest.mark.parametrize(
     "arch",
     [
-        "resnet18",
         "mobilenet_v2",
         *(
             pytest.param(arch, marks=pytest.mark.slow)
-            for arch in ("resnet50", "efficientnet_b0", "convnext_tiny")
+            for arch in ("resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
         ),
     ],
 )
