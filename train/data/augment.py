@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,16 +24,19 @@ def crop_shifted(pixels: Pixels, x: NDArray[np.float64], y: NDArray[np.float64])
     n, height, width, _ = pixels.shape
     margin = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
     padded = np.pad(pixels, margin)
+    cuts = sliding_window_view(padded, (height, width), axis=(1, 2))  # [n, y, x, C, H, W], no copy
     shifts = 2 * PADDING + 1
-    rows = (y * shifts).astype(np.int64)[:, None] + np.arange(height)
-    columns = (x * shifts).astype(np.int64)[:, None] + np.arange(width)
-    cut: Pixels = padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    rows, columns = (y * shifts).astype(np.int64), (x * shifts).astype(np.int64)
+    cut: Pixels = cuts.transpose(0, 1, 2, 4, 5, 3)[np.arange(n), rows, columns]
     return cut
 
 
 def flip_some(pixels: Pixels, random: NDArray[np.float64]) -> Pixels:
     """Mirror the images [n, H, W, C] whose number in [0, 1) is below one half."""
-    return np.where((random < 0.5)[:, None, None, None], pixels[:, :, ::-1], pixels)
+    mirrored = random < 0.5
+    flipped: Pixels = pixels.copy()
+    flipped[mirrored] = pixels[mirrored, :, ::-1]
+    return flipped
 
 
 def crop_resized(
