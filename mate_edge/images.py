@@ -7,6 +7,7 @@ sees the same numbers in both by construction.
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -207,6 +208,16 @@ def crop(
     return np.asarray(image).reshape(size, size, preprocessing.channels)
 
 
+@lru_cache(maxsize=8)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what pixels are multiplied by, and what is then taken off, float32 [C, 1, 1] each."""
+    scale = np.array([1 / (255 * s) for s in std], np.float32)
+    shift = np.array([m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    return scale[:, None, None], shift[:, None, None]
+
+
 def normalize(
     pixels: NDArray[np.uint8],
     preprocessing: Preprocessing,
@@ -219,13 +230,12 @@ def normalize(
         preprocessing: whose `mean` and `std` are applied.
         out: where to write, allocated when None.
     """
-    n, height, width, channels = pixels.shape
+    scale, shift = _scale_and_shift(preprocessing.mean, preprocessing.std)
+    planes = pixels.transpose(0, 3, 1, 2)
     if out is None:
-        out = np.empty((n, channels, height, width), np.float32)
-    for c in range(channels):
-        scale = np.float32(1 / (255 * preprocessing.std[c]))
-        shift = np.float32(preprocessing.mean[c] / preprocessing.std[c])
-        plane = out[:, c]
-        np.multiply(pixels[..., c], scale, out=plane, dtype=np.float32, casting="unsafe")
-        plane -= shift
+        out = planes.astype(np.float32, order="C")
+    else:
+        np.copyto(out, planes, casting="unsafe")
+    out *= scale
+    out -= shift
     return out

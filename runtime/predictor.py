@@ -35,7 +35,7 @@ from mate_edge.runtime.latencies import (
 )
 from mate_edge.runtime.policy import Chosen, PolicyChoice, choose_policy, resolve_policy
 from mate_edge.runtime.prediction import Prediction
-from mate_edge.runtime.segments import run_segments
+from mate_edge.runtime.segments import run_batch, run_one
 from mate_edge.runtime.stats import Stats, Tally
 
 MEASURE_MS = 1000.0
@@ -193,10 +193,9 @@ class Predictor:
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         deepest = Deepest(tuple(exit_.temperature for exit_ in self.manifest.exits))
         self.engine.load(normalize(noise, pre))
-        found, _ = run_segments(
-            self.engine, 1, deepest, self.clock, self.clock(), self.slow_down, self.latencies
-        )
-        return found[0]
+        return run_one(
+            self.engine, deepest, self.clock, self.clock(), self.slow_down, self.latencies
+        )[0]
 
     def predict(
         self,
@@ -247,7 +246,7 @@ class Predictor:
                 self.engine.load(normalize(pixels[None], pre))
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
-            return self._answer(1, chosen, started, max_ms, *times)[0]
+            return self._answer(chosen, started, max_ms, *times)
 
     def predict_batch(
         self, frames: Sequence[Frame], *, policy: PolicyChoice = None
@@ -279,13 +278,7 @@ class Predictor:
             inputs = normalize(np.stack(pixels), pre)
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
-            size = len(inputs) if self.engine.takes_any_batch else self.engine.max_batch
-            found = []
-            for first in range(0, len(inputs), size):
-                batch = inputs[first : first + size]
-                self.engine.load(batch)
-                found += self._answer(len(batch), chosen, began, None, *times)
-            return found
+            return self._answer_batches(inputs, chosen, began, *times)
 
     def predict_inputs(
         self,
@@ -323,13 +316,10 @@ class Predictor:
             if max_ms is not None and self.latencies is None:
                 self.know_latencies()
             started = self.clock() if started_ns is None else started_ns
-            size = len(inputs) if self.engine.takes_any_batch else self.engine.max_batch
-            found = []
-            for first in range(0, len(inputs), size):
-                batch = inputs[first : first + size]
-                self.engine.load(batch)
-                found += self._answer(len(batch), chosen, started, max_ms)
-            return found
+            if len(inputs) > 1:
+                return self._answer_batches(inputs, chosen, started)
+            self.engine.load(inputs)
+            return [self._answer(chosen, started, max_ms)]
 
     def stream(
         self, sources: Iterable[str | Path], *, max_ms: float | None = None
@@ -381,12 +371,11 @@ class Predictor:
         self.engine.__exit__(*exception)
 
     def _answer(
-        self, n: int, policy: Policy, started: int, max_ms: float | None = None, *times: float
-    ) -> list[Prediction]:
-        """Run the n samples loaded, and count; confidences only of the predictor's own policy."""
-        found, first = run_segments(
+        self, policy: Policy, started: int, max_ms: float | None = None, *times: float
+    ) -> Prediction:
+        """Run the sample loaded, and count; confidences only of the predictor's own policy."""
+        found, first = run_one(
             self.engine,
-            n,
             policy,
             self.clock,
             started,
@@ -395,11 +384,27 @@ class Predictor:
             max_ms,
             *times,
         )
-        for prediction in found:
-            self._tally.add(prediction)
+        self._tally.add(found)
         if policy is self.policy:
             self._tally.see(first)
         return found
+
+    def _answer_batches(
+        self, inputs: NDArray[np.float32], policy: Policy, started: int, *times: float
+    ) -> list[Prediction]:
+        """Load and run all samples, as many at once as the engine takes, and count likewise."""
+        size = len(inputs) if self.engine.takes_any_batch else self.engine.max_batch
+        predictions = []
+        for start in range(0, len(inputs), size):
+            batch = inputs[start : start + size]
+            self.engine.load(batch)
+            found, first = run_batch(self.engine, len(batch), policy, self.clock, started, *times)
+            for prediction, confidence in zip(found, first, strict=True):
+                self._tally.add(prediction)
+                if policy is self.policy:
+                    self._tally.see(confidence)
+            predictions += found
+        return predictions
 
     def _ms_since(self, then: int) -> float:
         return (self.clock() - then) / 1e6

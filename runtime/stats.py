@@ -58,10 +58,9 @@ class Tally:
         self.misses += prediction.deadline_missed
         self.total_ms += prediction.elapsed_ms
 
-    def see(self, confidences: Sequence[float]) -> None:
-        """Count how sure exit 1 was of images."""
-        for confidence in confidences:
-            self.fine[fine_bin(confidence)] += 1
+    def see(self, confidence: float) -> None:
+        """Count how sure exit 1 was of an image."""
+        self.fine[fine_bin(confidence)] += 1
 
     @staticmethod
     def joined(tallies: Sequence[Tally]) -> Tally:

@@ -72,7 +72,8 @@ class OnnxRuntimeEngine(Engine):
 
     def run(self, k: int) -> NDArray[np.float32]:
         """See `Engine.run`."""
-        self.open(k)
+        if k not in self._sessions:
+            self.open(k)
         feed = {self._inputs[k - 1]: self._features}
         try:
             outputs = self._sessions[k].run(self._outputs[k - 1], feed)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -147,7 +148,7 @@ class Model:
             {
                 "model": self.name,
                 "version": self.version,
-                **{field.name: getattr(found, field.name) for field in fields(found)},
+                **msgspec.structs.asdict(found),
                 "probabilities": found.probabilities.tolist(),
                 "queue_ms": (taken_ns - started_ns) / 1e6,
             }
@@ -288,4 +289,4 @@ def _in_turn(
             inputs[number : number + 1], max_ms=until_ms, started_ns=started_ns, policy=policy
         )
     late = found[-1].elapsed_ms > max_ms
-    return [replace(one, deadline_missed=late) for one in found]
+    return [msgspec.structs.replace(one, deadline_missed=late) for one in found]

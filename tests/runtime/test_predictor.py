@@ -131,6 +131,7 @@ def test_preprocessed_images_are_answered_like_frames_and_others_refused(
 def test_a_segment_computes_only_the_images_that_have_not_left(
     predictor: Predictor, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sure = [found.confidence for found in predictor.predict_batch(frames, policy="exit-1")]
     sizes, run = [], predictor.engine.run
 
     def counted(k: int) -> np.ndarray:
@@ -139,7 +140,8 @@ def test_a_segment_computes_only_the_images_that_have_not_left(
         return logits
 
     monkeypatch.setattr(predictor.engine, "run", counted)
-    exits = [found.exit for found in predictor.predict_batch(frames, policy=0.3)]
+    found = predictor.predict_batch(frames, policy=float(np.median(sure)))
+    exits = [prediction.exit for prediction in found]
     assert len(set(exits)) > 1
     assert sizes == [(k, sum(exit_ >= k for exit_ in exits)) for k in range(1, max(exits) + 1)]
 
