@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Deepest, Policy
@@ -268,11 +269,14 @@ class Predictor:
         with self._alone:
             encoded = [read_frame(frame) for frame in frames]
             began = self.clock()
-            images = [to_image(frame, name, "rgb") for frame, name in encoded]
-            decoded = self.clock()
             pre = self.manifest.preprocessing
+            images: list[NDArray[np.uint8] | Image] = []
+            for frame, name in encoded:
+                plain = ready_pixels(frame, "rgb", pre)
+                images.append(to_image(frame, name, "rgb") if plain is None else plain)
+            decoded = self.clock()
             pixels = [
-                crop(image, pre, name or "the image")
+                image if isinstance(image, np.ndarray) else crop(image, pre, name or "the image")
                 for image, (_, name) in zip(images, encoded, strict=True)
             ]
             inputs = normalize(np.stack(pixels), pre)
