@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from mate_edge import __version__
 from mate_edge.machine import cpu_count
-from mate_edge.runtime.doctor.hardware import cpu_name, gpu_clocks_mhz, power_mode
-from mate_edge.runtime.doctor.machine import Machine
-from mate_edge.runtime.engines.engine import Engine
+
+if TYPE_CHECKING:
+    from mate_edge.runtime.doctor.machine import Machine
+    from mate_edge.runtime.engines.engine import Engine
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,10 @@ def fingerprint(engine: Engine, machine: Machine | None = None) -> Fingerprint:
         engine: opened or not.
         machine: this one when None.
     """
+    # only who knows a deadline comes here, and these take 14 ms to import
+    from mate_edge.runtime.doctor.hardware import cpu_name, gpu_clocks_mhz, power_mode
+    from mate_edge.runtime.doctor.machine import Machine
+
     machine = machine or Machine()
     return Fingerprint(
         engine=engine.device_key,

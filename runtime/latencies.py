@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from mate_edge.bundle import Bundle
-from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.fingerprint import Fingerprint, fingerprint
 from mate_edge.runtime.state import read_state, state_folder, write_state
+
+if TYPE_CHECKING:
+    from mate_edge.runtime.doctor.machine import Machine
 
 STATE = "latencies"
 SCHEMA = 1

@@ -1,13 +1,37 @@
-"""The command line, one file a command. A command imports its stage only when it is called."""
+"""The command line, one file a command. Only the command that is typed is imported."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from mate_edge.cli.groups import GROUPS
-from mate_edge.cli.shared import app, main
+from mate_edge.cli import shared
+from mate_edge.cli.groups import COMMANDS
+
+if TYPE_CHECKING:
+    from mate_edge.cli.shared import app
 
 __all__ = ["app", "main"]
 
-for _command in [name for names in GROUPS.values() for name in names]:
-    import_module(f"mate_edge.cli.{_command}")
+
+def main() -> None:
+    """Run what was typed; see `shared.main`."""
+    typed = sys.argv[1:2]
+    _import_commands(typed if typed and typed[0] in COMMANDS else COMMANDS)
+    shared.main()
+
+
+def _import_commands(names: Iterable[str]) -> None:
+    """Let each of these register itself on the application."""
+    for name in names:
+        import_module(f"mate_edge.cli.{name}")
+
+
+def __getattr__(name: str) -> Any:
+    """Return `app` with all commands: who asks for it wants to look at them."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _import_commands(COMMANDS)
+    return shared.app

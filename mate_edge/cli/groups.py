@@ -17,6 +17,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "See what it is worth": ("report",),
 }
 
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
+
 HELP = """Train multi-exit image classifiers and run them under a deadline.
 
 Three commands go the whole way, typed in this order:
@@ -35,7 +37,7 @@ class InOrder(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of `GROUPS`."""
-        return [name for names in GROUPS.values() for name in names]
+        return list(COMMANDS)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one section a group."""
