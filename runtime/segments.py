@@ -7,11 +7,14 @@ from math import isfinite
 
 import numpy as np
 
-from mate_edge.decide.policy import Confidence, Logits, Policy, largest
+from mate_edge.decide.policy import Confidence, Deepest, FixedExit, Logits, Policy, largest
 from mate_edge.errors import EngineError
 from mate_edge.runtime.deadline import LatencyTable, SlowDown, time_left
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.prediction import HaltedBy, Prediction
+
+GLANCE = (Confidence, Deepest, FixedExit)
+"""The policies with a `glance`; a subclass of somebody else's may decide otherwise."""
 
 
 def run_one(
@@ -50,7 +53,9 @@ def run_one(
     num_segments, classes = engine.num_segments, engine.bundle.manifest.classes
     passed: list[Logits] = []
     segment_ms: list[float] = []
-    glance = policy.glance if type(policy) is Confidence else None
+    glance = None
+    if isinstance(policy, GLANCE) and type(policy) in GLANCE:
+        glance = policy.glance
     first = 0.0
     for k in range(1, num_segments + 1):
         engine.open(k)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -103,6 +105,29 @@ def test_a_glance_decides_as_the_policy_does_or_not_at_all(
             assert (glance[1].dtype, glance[1].shape) == (np.float32, (len(values),))
             assert np.abs(glance[1] - probabilities).max() < CLOSE
             assert glance[1].argmax() == probabilities.argmax()
+
+
+@given(
+    values=st.lists(st.floats(-200, 200, width=32), min_size=2, max_size=32),
+    temperature=st.floats(0.1, 10),
+    policy=st.sampled_from([Deepest, partial(FixedExit, 1), partial(FixedExit, 2)]),
+)
+def test_a_glance_knows_which_exit_is_fixed(
+    values: list[float], temperature: float, policy: Callable[..., Deepest | FixedExit]
+) -> None:
+    fixed = policy((temperature, temperature))
+    logits = np.array([[values]], np.float32)
+    for k in (1, 2):
+        (leaves,), (probabilities,) = fixed.decide(np.repeat(logits, k, axis=1))
+        glance = fixed.glance(logits[:, 0], k)
+        if glance is None:
+            second, first = np.sort(probabilities)[-2:]
+            assert first - second < 2 * CLOSE or max(map(abs, values)) >= LARGE * temperature
+            continue
+        confidence, answer = glance
+        assert confidence == pytest.approx(probabilities.max(), abs=CLOSE)
+        assert (answer is not None) == leaves
+        assert answer is None or answer.argmax() == probabilities.argmax()
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
