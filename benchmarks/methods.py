@@ -5,28 +5,42 @@
 Each experiment is a `mate-edge compare`: resumable, and shared by as many processes as are started
 with the same command (one a core, with OMP_NUM_THREADS=1, is fastest on a CPU). `--show` prints
 the tables of what is done and trains nothing; `--split val` prints those of the validation images,
-by which options are chosen. Results go to FOLDER/NAME/results.csv.
+by which options are chosen.
+
+A finished run is a row of `benchmarks/results/NAME.csv`, with the machine that trained it, and is
+not trained again as long as its options are the method's: hours of training can be taken in parts,
+on several machines. To repeat them all, give an empty folder as `--results`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import dataclasses
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from machine import describe
 
-from mate_edge.files import write_whole
+from mate_edge.files import make_folder, write_csv, write_whole
 from mate_edge.names import look_up
-from mate_edge.report.comparison import NOTE, difference_table, result_table
+from mate_edge.report.comparison import NOTE, Row, difference_table, result_table
 from mate_edge.report.text import print_table
-from mate_edge.train.compare import parse_methods, parse_seeds, run_comparison, write_results
-from mate_edge.train.losses import METHODS
+from mate_edge.train.compare import (
+    Contender,
+    parse_methods,
+    parse_seeds,
+    run_comparison,
+    write_results,
+)
+from mate_edge.train.losses import METHODS, complete_options
 from mate_edge.train.options import Options
 
 ALL = ",".join(METHODS)
+RESULTS = Path(__file__).parent / "results"
 TINY_20 = 20
 """The first classes of TinyImageNet's list that the small experiment takes."""
 
@@ -73,11 +87,42 @@ def cut_classes(source: Path, folder: Path, classes: int) -> Path:
     return folder
 
 
+def read_rows(path: Path, contenders: Sequence[Contender]) -> list[Row]:
+    """Return the kept rows of these contenders, but for those with other options than now."""
+    if not path.exists():
+        return []
+    options = {
+        contender.label: complete_options(contender.method, contender.options).items()
+        for contender in contenders
+    }
+    texts = {
+        label: " ".join(f"{name}={value}" for name, value in o) for label, o in options.items()
+    }
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if texts.get(row["method"]) == row["options"]]
+
+
+def keep_rows(path: Path, contenders: Sequence[Contender], folder: Path) -> list[Row]:
+    """Add what is finished in `folder` to the kept rows, and return all, contender by contender."""
+    machine = describe("torch", "torchvision", "accelerate", "numpy")
+    rows = {(row["method"], int(row["seed"])): row for row in read_rows(path, contenders)}
+    fresh = write_results(folder) if folder.is_dir() else []
+    for row in fresh:
+        rows.setdefault((row["method"], row["seed"]), row | {"machine": machine})
+    if fresh:
+        make_folder(path.parent)
+        write_csv(path, [rows[key] for key in sorted(rows)])
+    order = [contender.label for contender in contenders]
+    found = [row for (label, _), row in rows.items() if label in order]
+    return sorted(found, key=lambda row: (order.index(row["method"]), int(row["seed"])))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument("--tiny-imagenet", type=Path, help="its folder, with wnids.txt")
     parser.add_argument("--out", type=Path, default=Path("benchmark-methods"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--methods", help="these instead, such as ce,mate+alpha=2")
     parser.add_argument("--seeds", help="these instead, such as 0,1")
     parser.add_argument("--split", default="test", choices=("test", "val"))
@@ -86,20 +131,22 @@ def main() -> None:
     print(describe("torch", "torchvision", "accelerate", "numpy"))
     for name in arguments.names or EXPERIMENTS:
         experiment = look_up("experiment", name, EXPERIMENTS)
-        folder = arguments.out / name
-        options = experiment.options
+        folder, path = arguments.out / name, arguments.results / f"{name}.csv"
+        contenders = parse_methods(arguments.methods or experiment.methods)
         if not arguments.show:
+            options = experiment.options
             if experiment.classes:
                 if not arguments.tiny_imagenet:
                     print(f"{name} needs --tiny-imagenet")
                     continue
                 cut = arguments.out / f"tiny-imagenet-{experiment.classes}"
                 data = cut_classes(arguments.tiny_imagenet.resolve(), cut, experiment.classes)
-                options = Options(**{**vars(options), "data": str(data)})
-            contenders = parse_methods(arguments.methods or experiment.methods)
-            seeds = parse_seeds(arguments.seeds or str(experiment.seeds))
-            run_comparison(folder, contenders, seeds, options, say=print)
-        rows = write_results(folder) if folder.is_dir() else []
+                options = dataclasses.replace(options, data=str(data))
+            for seed in parse_seeds(arguments.seeds or str(experiment.seeds)):
+                kept = {(r["method"], int(r["seed"])) for r in read_rows(path, contenders)}
+                missing = [c for c in contenders if (c.label, seed) not in kept]
+                run_comparison(folder, missing, [seed], options, say=print)
+        rows = keep_rows(path, contenders, folder)
         if rows:
             print_table(f"{name}, {arguments.split}", *result_table(rows, arguments.split))
             if any(row["method"] == "mate" for row in rows):
