@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 from typing import Any, Protocol
 
 import msgspec
@@ -80,7 +79,7 @@ def check_temperatures(temperatures: tuple[float, ...]) -> None:
     Raises:
         ValueError: with the values.
     """
-    if not temperatures or not all(0 < value < math.inf for value in temperatures):
+    if not temperatures or not all(0 < value < inf for value in temperatures):
         raise ValueError(f"temperatures must be positive, not {temperatures}")
 
 

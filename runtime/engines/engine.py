@@ -87,7 +87,8 @@ class Engine(ABC):
     def run(self, k: int) -> NDArray[np.float32]:
         """Run segment k on what segment k - 1 left; return its logits, float32 [n, C].
 
-        Opens the segment when that has not been done.
+        They are the caller's: no later run overwrites them. Opens the segment when that has not
+        been done.
         """
 
     @abstractmethod
