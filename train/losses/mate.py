@@ -57,12 +57,14 @@ class Mate(Method):
             teacher_weights: `learned` is A = softmax(W). `fixed` is A = lam transposed, `uniform`
                 A = 1 / K. `single-row` learns one row for all teachers, `deeper-only` lets teacher
                 i use the exits from i on.
-            teacher_gradient: whether the teachers' label loss trains the exits, or A alone.
+            teacher_gradient: how the teachers' label loss trains the exits: `plain`, each as loudly
+                as the teachers listen to it, which is sum_i A_ik; `balanced`, each alike, the
+                gradient at exit k divided by that sum; or `none`: it trains A alone.
             freeze_weights: whether A stays as it is from the last drop of the learning rate on.
         """
 
         beta: Annotated[float, Meta(gt=0, lt=1)] = 0.7
-        gamma: Weight = 3.0
+        gamma: Weight = 1.0
         mu: Weight = 1.0
         nu: Weight = 1.0
         alpha: Weight = 0.3
@@ -71,7 +73,7 @@ class Mate(Method):
         teacher_weights: Literal["learned", "fixed", "uniform", "single-row", "deeper-only"] = (
             "learned"
         )
-        teacher_gradient: bool = True
+        teacher_gradient: Literal["plain", "balanced", "none"] = "plain"
         freeze_weights: bool = False
 
     OPTIONS: ClassVar[type[msgspec.Struct]] = Options
@@ -128,14 +130,24 @@ class Mate(Method):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `Method.forward`."""
-        students = self.options.mu * label_loss(logits, labels).sum()
+        own = label_loss(logits, labels).sum()
         if self.num_exits == 1:
-            return students
+            return own
         weights = self.ensemble_weights.to(logits.dtype)
         teachers = weights @ logits.detach()
-        judged = weights @ logits if self.options.teacher_gradient else teachers
-        loss = students + self.options.nu * label_loss(judged, labels).sum()
+        judged = self._judged(weights, logits)
+        loss = self.options.mu * own + self.options.nu * label_loss(judged, labels).sum()
         return loss + self.weight * self._divergence(logits, teachers, labels)
+
+    def _judged(self, weights: Tensor, logits: Tensor) -> Tensor:
+        """Return the teachers as their label loss sees them: equal in value, not in gradient."""
+        if self.options.teacher_gradient == "plain":
+            return weights @ logits
+        held = logits.detach()
+        if self.options.teacher_gradient == "none":
+            return weights @ held
+        loudness = weights.detach().sum(dim=0).clamp(min=1e-6)[:, None]
+        return weights @ (held + (logits - held) / loudness)
 
     def _divergence(self, logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
         """Return sum_ji lam_ji KL_ji.
