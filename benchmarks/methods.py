@@ -27,7 +27,7 @@ from machine import describe
 
 from mate_edge.files import make_folder, write_csv, write_whole
 from mate_edge.names import look_up
-from mate_edge.report.comparison import NOTE, Row, difference_table, result_table
+from mate_edge.report.comparison import NOTE, Row, difference_table, loss_table, result_table
 from mate_edge.report.text import print_table
 from mate_edge.train.compare import (
     Contender,
@@ -149,6 +149,7 @@ def main() -> None:
         rows = keep_rows(path, contenders, folder)
         if rows:
             print_table(f"{name}, {arguments.split}", *result_table(rows, arguments.split))
+            print_table("", *loss_table(rows, arguments.split))
             if any(row["method"] == "mate" for row in rows):
                 print_table("", *difference_table(rows, "mate", arguments.split))
     print(NOTE)

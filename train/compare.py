@@ -21,7 +21,8 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from mate_edge import files
-from mate_edge.decide.curves import area_under_accuracy, overthinking
+from mate_edge.decide.curves import area_under_accuracy, label_loss, overthinking
+from mate_edge.decide.temperature import fit_temperature
 from mate_edge.errors import RunError, TrainingStopped, UsageError
 from mate_edge.names import look_up
 from mate_edge.report import comparison
@@ -217,7 +218,7 @@ def write_report(
     if not rows:
         return []
     rows.sort(key=lambda row: order.index(row["method"]))
-    tables = [comparison.result_table(rows, split)]
+    tables = [comparison.result_table(rows, split), comparison.loss_table(rows, split)]
     if len(order) > 1:
         tables.append(comparison.difference_table(rows, order[-1], split))
     title = f"{folder.name}, {SPLITS[split]} split\n\n"
@@ -228,7 +229,7 @@ def write_report(
 
 
 def summarize(folder: Path, run: Run) -> Row:
-    """Count what a comparison shows of one finished run; accuracies in [0, 1]."""
+    """Count what a comparison shows of one finished run; accuracies in [0, 1], losses in nats."""
     flops = read_flops(folder, run)
     outputs = read_outputs(folder, run)
     row: Row = {
@@ -236,8 +237,15 @@ def summarize(folder: Path, run: Run) -> Row:
         "seed": run.seed,
         "options": " ".join(f"{name}={value}" for name, value in run.method_options.items()),
     }
+    fitted = [
+        fit_temperature(outputs["val_logits"][:, k], outputs["val_labels"])
+        for k in range(run.exits)
+    ]
     for split in ("test", "val"):
         logits, labels = outputs[f"{split}_logits"], outputs[f"{split}_labels"]
+        losses = [label_loss(logits[:, k], labels, t) for k, t in enumerate(fitted)]
+        row |= {f"{split}_loss_{k}": loss for k, loss in enumerate(losses, start=1)}
+        row |= {f"{split}_loss": mean(losses)}
         accuracies, ensemble = exit_accuracy(logits, labels)
         row |= {f"{split}_exit_{k}": a for k, a in enumerate(accuracies, start=1)}
         row |= {

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import NEVER, Confidence, Logits, softmax
+from mate_edge.decide.policy import NEVER, Confidence, Logits, log_softmax, softmax
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.temperature import fit_temperature
 
@@ -156,6 +156,21 @@ def overthinking(logits: Logits, labels: Labels) -> float:
     """
     correct = logits.argmax(axis=-1) == labels[:, None]
     return float((correct.any(axis=1) & ~correct[:, -1]).mean())
+
+
+def label_loss(logits: Logits, labels: Labels, temperature: float) -> float:
+    """Return the mean of -log softmax(z / T)_y, in nats: one exit's loss on the labels.
+
+    A proper score of all probabilities: it tells two exits apart with fewer samples than accuracy
+    does, which only counts the largest.
+
+    Args:
+        logits: float32 [n, C].
+        labels: int64 [n].
+        temperature: T.
+    """
+    right = log_softmax(logits, temperature)[np.arange(len(labels)), labels]
+    return -float(right.mean(dtype=np.float64))
 
 
 def area_under_accuracy(cumulative_flops: tuple[int, ...], accuracies: tuple[float, ...]) -> float:

@@ -93,6 +93,27 @@ def result_table(rows: Sequence[Row], split: str = "test") -> tuple[list[str], l
     return headers, cells
 
 
+def loss_table(rows: Sequence[Row], split: str = "test") -> tuple[list[str], list[list[str]]]:
+    """Return headers and cells: each exit's loss on the labels in nats, and their mean.
+
+    The last column is `ce` less the method: above zero the method is better, as elsewhere.
+    """
+    exits = range(1, num_exits(rows) + 1)
+    headers = ["loss, calibrated", *(f"exit {k}" for k in exits), "mean", f"{REFERENCE} - mean"]
+    cells = []
+    for method in methods_of(rows):
+        line = [method]
+        for figure in (*(f"{split}_loss_{k}" for k in exits), f"{split}_loss"):
+            found = list(_by_seed(rows, method, figure).values())
+            line.append(f"{mean(found):.4f}" + (f" ± {stdev(found):.4f}" if len(found) > 1 else ""))
+        gain = paired_difference(rows, REFERENCE, method, f"{split}_loss")
+        line.append("-" if gain is None or method == REFERENCE else f"{gain.mean:+.4f}")
+        if gain and method != REFERENCE and not math.isnan(gain.half):
+            line[-1] += f" ± {gain.half:.4f}" + (" *" if gain.excludes_zero else "")
+        cells.append(line)
+    return headers, cells
+
+
 def difference_table(
     rows: Sequence[Row], method: str, split: str = "test"
 ) -> tuple[list[str], list[list[str]]]:
@@ -130,8 +151,9 @@ def format_difference(found: Difference | None) -> str:
 
 NOTE = (
     "Accuracies in %, mean ± standard deviation over the seeds; differences in points, paired by "
-    "seed, ± half of the 95 % interval, * where it excludes zero. A step's time is wall time: true "
-    "only where nothing else ran beside it."
+    "seed, ± half of the 95 % interval, * where it excludes zero. Losses are on the labels, in "
+    "nats, with one temperature an exit fitted on the validation images. A step's time is wall "
+    "time: true only where nothing else ran beside it."
 )
 
 

@@ -12,6 +12,7 @@ from mate_edge.decide.curves import (
     budget_policies,
     calibration_error,
     evaluate_outputs,
+    label_loss,
     overthinking,
     reliability,
 )
@@ -42,6 +43,14 @@ def test_sure_and_right_is_perfectly_calibrated_and_every_sample_is_in_a_bin() -
     raised = np.exp(logits[:, 0])
     bins = reliability(raised / raised.sum(axis=-1, keepdims=True), labels)
     assert sum(found.count for found in bins) == 500
+
+
+def test_the_label_loss_of_equal_logits_is_the_logarithm_of_the_classes() -> None:
+    labels = np.array([0, 3, 1])
+    assert label_loss(np.zeros((3, 4), np.float32), labels, 2.0) == pytest.approx(np.log(4))
+    sure = np.where(np.eye(4)[labels] > 0, 30.0, 0.0).astype(np.float32)
+    assert label_loss(sure, labels, 1.0) == pytest.approx(0, abs=1e-6)
+    assert label_loss(-sure, labels, 10.0) == pytest.approx(3 + np.log(3 + np.exp(-3)))
 
 
 def test_overthinking_counts_what_an_earlier_exit_knew() -> None:

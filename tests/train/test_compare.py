@@ -17,6 +17,7 @@ from mate_edge.report.comparison import (
     as_markdown,
     difference_table,
     draw,
+    loss_table,
     paired_difference,
     relative_step,
     result_table,
@@ -103,6 +104,8 @@ def make_rows(**accuracies: list[float]) -> list[Row]:
             row: Row = {"method": method, "seed": seed, "options": ""}
             for figure in ("exit_1", "exit_2", "mean", "ensemble", "overthinking", "area"):
                 row[f"test_{figure}"] = row[f"val_{figure}"] = value
+            for figure in ("loss_1", "loss_2", "loss"):
+                row[f"test_{figure}"] = row[f"val_{figure}"] = 1 - value
             rows.append(row | {"step_ms": 100.0 + seed, "flops_1": 1e6, "flops_2": 2e6})
     return rows
 
@@ -130,6 +133,13 @@ def test_only_seeds_that_both_have_are_paired() -> None:
     assert not found.excludes_zero, "one seed proves nothing"
     none = [row for row in rows if (row["method"], row["seed"]) != ("mate", 0)]
     assert paired_difference(none, "mate", "ce", "test_mean") is None
+
+
+def test_the_table_of_label_losses_counts_a_smaller_one_as_ahead() -> None:
+    headers, cells = loss_table(make_rows(ce=[0.50, 0.60], mate=[0.52, 0.62]))
+    assert headers == ["loss, calibrated", "exit 1", "exit 2", "mean", "ce - mean"]
+    assert cells[0] == ["ce", *["0.4500 ± 0.0707"] * 3, "-"]
+    assert cells[1][-1] == "+0.0200 ± 0.0000 *"
 
 
 def test_the_tables_show_losses_as_well_as_gains() -> None:
@@ -212,14 +222,14 @@ def test_a_run_that_diverges_does_not_keep_the_others_from_training(
     assert run_comparison(tmp_path, contenders, (0,), QUICK, say=said.append) == (0, 1)
     assert sum("the loss is no number at step 1 of epoch 1" in line for line in said) == 1
     assert [row["method"] for row in write_results(tmp_path)] == ["mate"]
-    (_, cells), _ = write_report(tmp_path, contenders, (0,))
+    (_, cells), *_ = write_report(tmp_path, contenders, (0,))
     assert [line[0] for line in cells] == ["mate"]
     assert "-" in cells[0], "there is no ce to be held against"
 
 
 def test_while_options_are_chosen_the_table_is_of_validation(comparison: Path) -> None:
     contenders = parse_methods("ce,mate+alpha=2")
-    (_, cells), _ = write_report(comparison, contenders, (0,), "val")
+    (_, cells), *_ = write_report(comparison, contenders, (0,), "val")
     row = next(row for row in write_results(comparison) if row["method"] == "ce")
     assert cells[0][2] == f"{100 * row['val_exit_1']:.2f}"
     assert "validation split" in (comparison / "table.md").read_text()
