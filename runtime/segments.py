@@ -88,22 +88,11 @@ def run_one(
         halted_by = "deadline"
     if answer is None:
         answer = policy.decide(np.stack(passed, axis=1))[1][0]
-    index = int(answer.argmax())
+    index = int(answer.argmax())  # before the clock is read: the answer is then known
     elapsed_ms = (clock() - started) / 1e6
-    prediction = Prediction(
-        label=classes[index],
-        index=index,
-        confidence=answer.item(index),
-        probabilities=answer,
-        exit=k,
-        halted_by=halted_by,
-        elapsed_ms=elapsed_ms,
-        decode_ms=decode_ms,
-        preprocess_ms=preprocess_ms,
-        segment_ms=tuple(segment_ms),
-        deadline_missed=max_ms is not None and elapsed_ms > max_ms,
-    )
-    return prediction, first
+    times = elapsed_ms, decode_ms, preprocess_ms, tuple(segment_ms)
+    missed = max_ms is not None and elapsed_ms > max_ms
+    return _prediction(classes[index], index, answer, k, halted_by, times, missed), first
 
 
 def run_batch(
@@ -145,21 +134,10 @@ def run_batch(
         if k == num_segments:
             leave, halted_by = np.ones(len(rows), np.bool_), "last-exit"
         elapsed_ms = (clock() - started) / 1e6
+        times = elapsed_ms, decode_ms, preprocess_ms, tuple(segment_ms)
         for row, answer in zip(rows[leave], probabilities[leave], strict=True):
             index = int(answer.argmax())
-            predictions[row] = Prediction(
-                label=classes[index],
-                index=index,
-                confidence=answer.item(index),
-                probabilities=answer,
-                exit=k,
-                halted_by=halted_by,
-                elapsed_ms=elapsed_ms,
-                decode_ms=decode_ms,
-                preprocess_ms=preprocess_ms,
-                segment_ms=tuple(segment_ms),
-                deadline_missed=False,
-            )
+            predictions[row] = _prediction(classes[index], index, answer, k, halted_by, times)
         if leave.all():
             break
         if leave.any():
@@ -167,6 +145,32 @@ def run_batch(
             rows, passed = rows[stay], passed[stay]
             engine.keep(stay)
     return predictions, first
+
+
+def _prediction(
+    label: str,
+    index: int,
+    answer: Logits,
+    k: int,
+    halted_by: HaltedBy,
+    times: tuple[float, float, float, tuple[float, ...]],
+    missed: bool = False,
+) -> Prediction:
+    """Return what exit k answers; `times` are those of the whole, decoding, scaling, segments."""
+    elapsed_ms, decode_ms, preprocess_ms, segment_ms = times
+    return Prediction(
+        label=label,
+        index=index,
+        confidence=answer.item(index),
+        probabilities=answer,
+        exit=k,
+        halted_by=halted_by,
+        elapsed_ms=elapsed_ms,
+        decode_ms=decode_ms,
+        preprocess_ms=preprocess_ms,
+        segment_ms=segment_ms,
+        deadline_missed=missed,
+    )
 
 
 def _check(logits: Logits, k: int, engine: Engine) -> None:
