@@ -87,33 +87,54 @@ def cut_classes(source: Path, folder: Path, classes: int) -> Path:
     return folder
 
 
-def read_rows(path: Path, contenders: Sequence[Contender]) -> list[Row]:
-    """Return the kept rows of these contenders, but for those with other options than now."""
+def read_rows(path: Path) -> dict[tuple[str, int], Row]:
+    """Return the rows that are kept, by contender and seed."""
     if not path.exists():
-        return []
-    options = {
-        contender.label: complete_options(contender.method, contender.options).items()
-        for contender in contenders
-    }
-    texts = {
-        label: " ".join(f"{name}={value}" for name, value in o) for label, o in options.items()
-    }
+        return {}
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if texts.get(row["method"]) == row["options"]]
+        return {(row["method"], int(row["seed"])): row for row in csv.DictReader(file)}
+
+
+def is_current(row: Row, contender: Contender) -> bool:
+    """Say whether a row was trained with the options that its contender has now."""
+
+    def plain(value: object) -> object:
+        with suppress(ValueError):
+            return float(str(value))  # run.json does not tell 0 from 0.0
+        return str(value)
+
+    pairs = (pair.partition("=")[::2] for pair in row["options"].split())
+    now = complete_options(contender.method, contender.options)
+    return {name: plain(value) for name, value in pairs} == {n: plain(v) for n, v in now.items()}
+
+
+def missing_of(path: Path, contenders: Sequence[Contender], seed: int) -> list[Contender]:
+    """Return the contenders that have no row of this seed yet."""
+    rows = read_rows(path)
+    return [
+        contender
+        for contender in contenders
+        if (contender.label, seed) not in rows
+        or not is_current(rows[contender.label, seed], contender)
+    ]
 
 
 def keep_rows(path: Path, contenders: Sequence[Contender], folder: Path) -> list[Row]:
-    """Add what is finished in `folder` to the kept rows, and return all, contender by contender."""
+    """Add what is finished in `folder` to the kept rows; return the contenders' own, in order."""
     machine = describe("torch", "torchvision", "accelerate", "numpy")
-    rows = {(row["method"], int(row["seed"])): row for row in read_rows(path, contenders)}
+    rows, own = read_rows(path), {contender.label: contender for contender in contenders}
     fresh = write_results(folder) if folder.is_dir() else []
     for row in fresh:
-        rows.setdefault((row["method"], row["seed"]), row | {"machine": machine})
+        key = row["method"], row["seed"]
+        if key not in rows or (key[0] in own and not is_current(rows[key], own[key[0]])):
+            rows[key] = row | {"machine": machine}
     if fresh:
         make_folder(path.parent)
         write_csv(path, [rows[key] for key in sorted(rows)])
-    order = [contender.label for contender in contenders]
-    found = [row for (label, _), row in rows.items() if label in order]
+    found = [
+        row for (label, _), row in rows.items() if label in own and is_current(row, own[label])
+    ]
+    order = list(own)
     return sorted(found, key=lambda row: (order.index(row["method"]), int(row["seed"])))
 
 
@@ -143,8 +164,7 @@ def main() -> None:
                 data = cut_classes(arguments.tiny_imagenet.resolve(), cut, experiment.classes)
                 options = dataclasses.replace(options, data=str(data))
             for seed in parse_seeds(arguments.seeds or str(experiment.seeds)):
-                kept = {(r["method"], int(r["seed"])) for r in read_rows(path, contenders)}
-                missing = [c for c in contenders if (c.label, seed) not in kept]
+                missing = missing_of(path, contenders, seed)
                 run_comparison(folder, missing, [seed], options, say=print)
         rows = keep_rows(path, contenders, folder)
         if rows:
