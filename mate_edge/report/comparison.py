@@ -103,13 +103,10 @@ def loss_table(rows: Sequence[Row], split: str = "test") -> tuple[list[str], lis
     cells = []
     for method in methods_of(rows):
         line = [method]
-        for figure in (*(f"{split}_loss_{k}" for k in exits), f"{split}_loss"):
-            found = list(_by_seed(rows, method, figure).values())
-            line.append(f"{mean(found):.4f}" + (f" ± {stdev(found):.4f}" if len(found) > 1 else ""))
+        figures = [*(f"{split}_loss_{k}" for k in exits), f"{split}_loss"]
+        line += [_spread(rows, method, figure, NATS) for figure in figures]
         gain = paired_difference(rows, REFERENCE, method, f"{split}_loss")
-        line.append("-" if gain is None or method == REFERENCE else f"{gain.mean:+.4f}")
-        if gain and method != REFERENCE and not math.isnan(gain.half):
-            line[-1] += f" ± {gain.half:.4f}" + (" *" if gain.excludes_zero else "")
+        line.append(format_difference(None if method == REFERENCE else gain, NATS))
         cells.append(line)
     return headers, cells
 
@@ -134,19 +131,32 @@ def difference_table(
     return headers, cells
 
 
-def _spread(rows: Sequence[Row], method: str, figure: str) -> str:
-    found = [100 * value for value in _by_seed(rows, method, figure).values()]
-    return f"{mean(found):.2f}" + (f" ± {stdev(found):.2f}" if len(found) > 1 else "")
+@dataclass(frozen=True)
+class _Unit:
+    """What a figure is multiplied by to be shown, and with how many decimals."""
+
+    scale: float
+    decimals: int
 
 
-def format_difference(found: Difference | None) -> str:
-    """Format percentage points with the 95 % interval; a star where it excludes zero."""
+PERCENT, NATS = _Unit(100, 2), _Unit(1, 4)
+
+
+def _spread(rows: Sequence[Row], method: str, figure: str, unit: _Unit = PERCENT) -> str:
+    found = [unit.scale * value for value in _by_seed(rows, method, figure).values()]
+    shown = f"{mean(found):.{unit.decimals}f}"
+    return shown + (f" ± {stdev(found):.{unit.decimals}f}" if len(found) > 1 else "")
+
+
+def format_difference(found: Difference | None, unit: _Unit = PERCENT) -> str:
+    """Format a difference with the 95 % interval; a star where it excludes zero."""
     if found is None:
         return "-"
+    shown = f"{unit.scale * found.mean:+.{unit.decimals}f}"
     if math.isnan(found.half):
-        return f"{100 * found.mean:+.2f}"
+        return shown
     star = " *" if found.excludes_zero else ""
-    return f"{100 * found.mean:+.2f} ± {100 * found.half:.2f}{star}"
+    return f"{shown} ± {unit.scale * found.half:.{unit.decimals}f}{star}"
 
 
 NOTE = (
