@@ -53,9 +53,12 @@ def judged(
     after: Callable[[np.ndarray], np.ndarray] | None = None,
     kind: type[OnnxRuntimeEngine] = Tampered,
     max_batch: int = 1,
+    thresholds: tuple[float, ...] | None = None,
 ) -> Verification:
     bundle = read_bundle(folder)
     manifest = msgspec.structs.replace(bundle.manifest, build=Build(max_batch=max_batch))
+    if thresholds is not None:
+        manifest.operating_points["accurate"].parameters["thresholds"] = thresholds
     engine = kind(Bundle(bundle.folder, manifest, bundle.id), 1)
     if after is not None:
         engine.after = after  # type: ignore[attr-defined]
@@ -211,7 +214,7 @@ def test_a_segment_that_misbehaves_is_refused_by_name(
 
 
 def test_another_exit_is_refused_by_the_name_of_the_operating_point(bundle_folder: Path) -> None:
-    found = judged(bundle_folder, lambda logits: logits * 0.1)
+    found = judged(bundle_folder, lambda logits: logits * 0.1, thresholds=(1.0, 0.4))
     (refusal,) = [line for line in found.refusals if "operating point accurate" in line]
     assert "exit 3 instead of 2" in refusal
     assert found.operating_points["accurate"].agree < 8
