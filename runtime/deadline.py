@@ -1,8 +1,9 @@
 """The deadline: may one more segment run, given how long segments take on this device?
 
 The first segment is mandatory, each further one optional (imprecise computation). The table of
-latencies is fixed; only one slow-down factor moves, for all segments alike: a window for each
-segment would starve, since a segment that no longer runs is never measured again.
+latencies is fixed. Two things move: one slow-down factor, for all segments alike (a window for each
+segment would starve, since a segment that no longer runs is never measured again), and a budget of
+misses, which says whether a careful or a bold quantile of the table counts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from mate_edge.runtime.latencies import Latencies
 MISS_SHARE = 0.01
 """The share of deadlines that may be missed, beyond those that the first exit alone misses."""
 
+BOLD_SHARE = 0.05
+"""How often a segment may take longer than its bold quantile."""
+
+MOST_CREDIT = 2.0  # misses: a long quiet time must not pay for a burst of them
+
 SLOW_RATIO = 1.5
 LARGEST_RATIO = 2.0
 MEMORY = 0.9
@@ -29,9 +35,10 @@ class LatencyTable:
     Attributes:
         quantile_ms: one a segment; a high quantile, or the maximum when there are few samples.
         median_ms: one a segment.
-        finish_ms: the same quantile of each segment together with what the same round spent outside
-            of its segments: what it may take to answer from there. (The sum of two quantiles would
-            count one hiccup twice: on a busy machine that doubles it.)
+        finish_ms: the same quantile of each segment together with its part of what the same round
+            spent outside of its segments: what it may take to answer from there. (The sum of two
+            quantiles would count one hiccup twice: on a busy machine that doubles it.)
+        bold_ms: the same with a lower quantile, which a segment exceeds with `BOLD_SHARE`.
         samples: n.
         exact: False when n is too small for the quantile asked for, so that maxima stand in.
     """
@@ -39,6 +46,7 @@ class LatencyTable:
     quantile_ms: tuple[float, ...]
     median_ms: tuple[float, ...]
     finish_ms: tuple[float, ...]
+    bold_ms: tuple[float, ...]
     samples: int
     exact: bool
 
@@ -57,23 +65,45 @@ class LatencyTable:
         part a' of it, and Q is the ceil((n + 1)(1 - a'))-th smallest sample, which a new one
         exceeds with probability a' at most.
         """
-        optional = max(len(segments_ms) - 1, 1)
-        n = len(rest_ms)
-        rank = math.ceil((n + 1) * (1 - MISS_SHARE / optional))
+        num_segments, n = len(segments_ms), len(rest_ms)
 
-        def quantile(samples: Sequence[float]) -> float:
-            return sorted(samples)[min(rank, n) - 1]
+        def rank(share: float) -> int:
+            return math.ceil((n + 1) * (1 - share))
 
+        careful = rank(MISS_SHARE / max(num_segments - 1, 1))
+        bold = min(rank(BOLD_SHARE), careful)
+        alone = [sorted(samples) for samples in segments_ms]
+        finish = [sorted(row) for row in _finish_ms(segments_ms, rest_ms)]
         return LatencyTable(
-            quantile_ms=tuple(quantile(samples) for samples in segments_ms),
-            median_ms=tuple(sorted(samples)[n // 2] for samples in segments_ms),
-            finish_ms=tuple(
-                quantile([ms + rest for ms, rest in zip(samples, rest_ms, strict=True)])
-                for samples in segments_ms
-            ),
+            quantile_ms=tuple(samples[min(careful, n) - 1] for samples in alone),
+            median_ms=tuple(samples[n // 2] for samples in alone),
+            finish_ms=tuple(samples[min(careful, n) - 1] for samples in finish),
+            bold_ms=tuple(samples[min(bold, n) - 1] for samples in finish),
             samples=n,
-            exact=rank <= n,
+            exact=careful <= n,
         )
+
+
+def _finish_ms(
+    segments_ms: Sequence[Sequence[float]], rest_ms: Sequence[float]
+) -> list[list[float]]:
+    """Return each segment's times with what came after it in the same round, [K][n].
+
+    That is a K-th of the usual rest, since the gaps after the segments are alike. What is beyond
+    the usual is one hiccup in one of the gaps: it is segment k's in every K-th round.
+    """
+    num_segments, usual = len(segments_ms), sorted(rest_ms)[len(rest_ms) // 2]
+
+    def finish(ms: float, rest: float, hit: bool) -> float:
+        return ms + min(rest, usual) / num_segments + (max(rest - usual, 0.0) if hit else 0.0)
+
+    return [
+        [
+            finish(ms, rest, i % num_segments == k)
+            for i, (ms, rest) in enumerate(zip(samples, rest_ms, strict=True))
+        ]
+        for k, samples in enumerate(segments_ms)
+    ]
 
 
 def samples_needed(num_segments: int) -> int:
@@ -105,11 +135,44 @@ class SlowDown:
             self._slow.clear()
 
 
+class MissBudget:
+    """How many deadlines may still be missed: as an error budget, earned slowly and spent at once.
+
+    A high quantile for each segment bounds the misses of the worst deadline, one that leaves just
+    this quantile's time to each image; nearly all others leave more, and then it stops too early.
+    So while misses are below their share the rule is bold. Each deadline earns half of
+    `MISS_SHARE` (the other half is for what the careful quantiles let through), each miss beyond
+    exit 1 costs one. Of T deadlines T MISS_SHARE / 2 at most are missed for being bold, whatever
+    the device does, and the first requests of a process are answered carefully.
+
+    Attributes:
+        credit: how many misses are paid for, from 0 to `MOST_CREDIT`.
+    """
+
+    def __init__(self) -> None:
+        self.credit = 0.0
+
+    @property
+    def bold(self) -> bool:
+        """Whether one more miss is paid for."""
+        return self.credit >= 1
+
+    def settle(self, missed: bool) -> None:
+        """Take in a request that had a deadline, and whether it was missed beyond exit 1."""
+        self.credit = max(min(self.credit + MISS_SHARE / 2, MOST_CREDIT) - missed, 0.0)
+
+
 def may_continue(
-    table: LatencyTable, factor: float, next_segment: int, elapsed_ms: float, max_ms: float
+    table: LatencyTable,
+    factor: float,
+    next_segment: int,
+    elapsed_ms: float,
+    max_ms: float,
+    bold: bool = False,
 ) -> bool:
     """Say whether segment `next_segment` (from 1) can run and still answer within `max_ms`."""
-    return elapsed_ms + factor * table.finish_ms[next_segment - 1] <= max_ms
+    finish_ms = table.bold_ms if bold else table.finish_ms
+    return elapsed_ms + factor * finish_ms[next_segment - 1] <= max_ms
 
 
 def check_reachable(
@@ -144,6 +207,7 @@ def check_reachable(
 def time_left(
     table: LatencyTable,
     slow_down: SlowDown,
+    budget: MissBudget,
     k: int,
     segment_ms: float,
     elapsed_ms: float,
@@ -156,18 +220,23 @@ def time_left(
     slow_down.observe(segment_ms / table.median_ms[k - 1])
     if max_ms is None or k == len(table.median_ms):
         return True
-    return may_continue(table, slow_down.factor, k + 1, elapsed_ms, max_ms)
+    return may_continue(table, slow_down.factor, k + 1, elapsed_ms, max_ms, budget.bold)
 
 
-def exits_in_time(measured: Latencies, max_ms: float) -> list[int]:
+def exits_in_time(measured: Latencies, max_ms: float, careful: bool = False) -> list[int]:
     """Return the exit, from 1 to K, to which a deadline lets each measured round go.
 
     As the runtime would have done, one round after another, when no policy leaves early. All that
-    a round spent outside of its segments counts before its first border: so it never goes deeper
-    here than there.
+    a round spent outside of its segments counts before its first border.
+
+    Args:
+        measured: of this device.
+        max_ms: the deadline.
+        careful: never bold, as the first rounds of a process: so no round goes deeper here than
+            there, which is what a guarantee must rest on.
     """
     table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
-    slow_down = SlowDown()
+    slow_down, budget = SlowDown(), MissBudget()
     none = (0.0,) * measured.rounds
     outside = zip(
         measured.rest_ms, measured.decode_ms or none, measured.preprocess_ms or none, strict=True
@@ -177,8 +246,10 @@ def exits_in_time(measured: Latencies, max_ms: float) -> list[int]:
         elapsed_ms = sum(parts)
         for k, ms in enumerate(segments, start=1):
             elapsed_ms += ms
-            if not time_left(table, slow_down, k, ms, elapsed_ms, max_ms):
+            if not time_left(table, slow_down, budget, k, ms, elapsed_ms, max_ms):
                 break
+        if not careful:
+            budget.settle(k > 1 and elapsed_ms > max_ms)
         exits.append(k)
     return exits
 

@@ -20,6 +20,7 @@ from mate_edge.errors import ImageError, UsageError
 from mate_edge.images import crop, normalize
 from mate_edge.runtime.deadline import (
     LatencyTable,
+    MissBudget,
     SlowDown,
     check_max_ms,
     check_reachable,
@@ -80,7 +81,7 @@ class Predictor:
         self.chosen: Chosen = choose_policy(self.bundle, policy)
         self.latencies: LatencyTable | None = None
         self.measured: Latencies | None = None
-        self.slow_down = SlowDown()
+        self.slow_down, self.budget = SlowDown(), MissBudget()
         self._tally = Tally(self.bundle)
         self._alone = _Alone()
 
@@ -195,7 +196,13 @@ class Predictor:
         deepest = Deepest(tuple(exit_.temperature for exit_ in self.manifest.exits))
         self.engine.load(normalize(noise, pre))
         return run_one(
-            self.engine, deepest, self.clock, self.clock(), self.slow_down, self.latencies
+            self.engine,
+            deepest,
+            self.clock,
+            self.clock(),
+            self.slow_down,
+            self.budget,
+            self.latencies,
         )[0]
 
     def predict(
@@ -384,6 +391,7 @@ class Predictor:
             self.clock,
             started,
             self.slow_down,
+            self.budget,
             self.latencies,
             max_ms,
             *times,

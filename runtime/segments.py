@@ -9,7 +9,7 @@ import numpy as np
 
 from mate_edge.decide.policy import Confidence, Deepest, FixedExit, Logits, Policy, largest
 from mate_edge.errors import EngineError
-from mate_edge.runtime.deadline import LatencyTable, SlowDown, time_left
+from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, time_left
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.prediction import HaltedBy, Prediction
 
@@ -23,6 +23,7 @@ def run_one(
     clock: Callable[[], int],
     started: int,
     slow_down: SlowDown,
+    budget: MissBudget,
     latencies: LatencyTable | None = None,
     max_ms: float | None = None,
     decode_ms: float = 0.0,
@@ -39,6 +40,7 @@ def run_one(
         clock: in ns.
         started: when the deadline began, by the clock.
         slow_down: follows each segment when the latencies are known.
+        budget: of misses; settled when there is a deadline.
         latencies: what a deadline rests on.
         max_ms: the deadline; None for none.
         decode_ms: for the prediction.
@@ -67,7 +69,8 @@ def run_one(
         passed.append(logits)
         goes_on = k < num_segments
         if latencies is not None:
-            goes_on &= time_left(latencies, slow_down, k, ms, (now - started) / 1e6, max_ms)
+            since_ms = (now - started) / 1e6
+            goes_on &= time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms)
         seen = glance(logits, k) if glance else None
         if seen is not None:
             confidence, answer = seen
@@ -92,6 +95,8 @@ def run_one(
     elapsed_ms = (clock() - started) / 1e6
     times = elapsed_ms, decode_ms, preprocess_ms, tuple(segment_ms)
     missed = max_ms is not None and elapsed_ms > max_ms
+    if max_ms is not None:
+        budget.settle(missed and k > 1)
     return _prediction(classes[index], index, answer, k, halted_by, times, missed), first
 
 

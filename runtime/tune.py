@@ -153,7 +153,7 @@ def tune(
     if goal.budget_ms is not None and measured is not None:
         costs = mean_ms(measured)
     if goal.max_ms is not None and measured is not None:
-        rounds = np.asarray(exits_in_time(measured, goal.max_ms), np.int64)
+        rounds = np.asarray(exits_in_time(measured, goal.max_ms, careful=True), np.int64)
     calibrated = _reach(goal, Calibration(logits, labels, costs, kind, rounds))
     guarantee = calibrated.guarantee
     if guarantee is not None and goal.max_ms is not None and measured is not None:

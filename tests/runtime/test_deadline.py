@@ -11,29 +11,46 @@ from hypothesis import strategies as st
 
 from mate_edge.errors import UsageError
 from mate_edge.runtime.deadline import (
+    MISS_SHARE,
     LatencyTable,
+    MissBudget,
     SlowDown,
     check_max_ms,
     check_reachable,
+    exits_in_time,
     may_continue,
     samples_needed,
 )
+from mate_edge.runtime.fingerprint import Fingerprint
+from mate_edge.runtime.latencies import Latencies
 
 
 def test_the_quantile_is_the_order_statistic_of_the_spec() -> None:
     samples = list(np.random.default_rng(0).permutation(np.arange(1.0, 1000.0)))
-    table = LatencyTable.from_samples([samples] * 3, samples)
+    table = LatencyTable.from_samples([samples] * 3, [0.3] * 999)
     # two optional segments share 1 %: ceil(1000 * 0.995) = 995th smallest of 999
     assert table.quantile_ms == (995.0,) * 3
-    assert table.finish_ms == (1990.0,) * 3
     assert table.median_ms == (500.0,) * 3
+    # a third of what a round spends outside of three segments comes after each
+    assert table.finish_ms == pytest.approx((995.1,) * 3)
+    assert table.bold_ms == pytest.approx((950.1,) * 3)
     assert (table.samples, table.exact) == (999, True)
 
 
+def test_a_hiccup_outside_of_the_segments_is_in_one_of_the_gaps() -> None:
+    rest = [0.3] * 150 + [9.0] * 149
+    table = LatencyTable.from_samples([[1.0] * 299] * 3, rest)
+    assert table.finish_ms == pytest.approx((9.8,) * 3)
+    rare = [0.3] * 298 + [9.0]
+    table = LatencyTable.from_samples([[1.0] * 299] * 3, rare)
+    assert sorted(table.finish_ms) == pytest.approx([1.1, 1.1, 9.8])
+
+
 def test_too_few_samples_give_the_maximum_and_say_so() -> None:
-    table = LatencyTable.from_samples([[1.0, 3.0, 2.0]] * 2, [0.1, 0.2, 0.3])
+    table = LatencyTable.from_samples([[1.0, 3.0, 2.0]] * 2, [0.1, 0.1, 0.1])
     assert table.quantile_ms == (3.0, 3.0)
-    assert table.finish_ms == pytest.approx((3.2, 3.2))  # of one round, not the sum of two maxima
+    assert table.finish_ms == pytest.approx((3.05, 3.05))
+    assert table.bold_ms == table.finish_ms
     assert not table.exact
 
 
@@ -55,7 +72,7 @@ def test_a_new_sample_exceeds_the_quantile_no_more_often_than_stated() -> None:
     assert exceeded / 2000 <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / 2000)
 
 
-TABLE = LatencyTable((1.0, 2.0, 4.0), (0.8, 1.5, 3.0), (1.5, 2.5, 4.5), 999, True)
+TABLE = LatencyTable((1.0, 2.0, 4.0), (0.8, 1.5, 3.0), (1.5, 2.5, 4.5), (1.2, 2.2, 4.2), 999, True)
 
 
 def test_it_goes_on_exactly_when_the_next_segment_still_fits() -> None:
@@ -63,6 +80,35 @@ def test_it_goes_on_exactly_when_the_next_segment_still_fits() -> None:
     assert not may_continue(TABLE, 1.0, 2, elapsed_ms=2.5001, max_ms=5.0)
     assert not may_continue(TABLE, 1.2, 2, elapsed_ms=2.5, max_ms=5.0)
     assert may_continue(TABLE, 2.0, 3, elapsed_ms=1.0, max_ms=10.0)
+
+
+def test_bold_is_to_take_the_lower_quantile() -> None:
+    assert may_continue(TABLE, 1.0, 2, elapsed_ms=2.8, max_ms=5.0, bold=True)
+    assert not may_continue(TABLE, 1.0, 2, elapsed_ms=2.8001, max_ms=5.0, bold=True)
+    assert not may_continue(TABLE, 1.0, 2, elapsed_ms=2.8, max_ms=5.0, bold=False)
+
+
+def test_the_first_deadlines_are_met_carefully() -> None:
+    budget = MissBudget()
+    for _ in range(round(2 / MISS_SHARE) - 1):
+        assert not budget.bold
+        budget.settle(missed=False)
+    budget.settle(missed=False)
+    assert budget.bold
+    budget.settle(missed=True)
+    assert not budget.bold
+
+
+@given(missed=st.lists(st.booleans(), max_size=2000), quiet=st.integers(0, 2000))
+def test_being_bold_costs_half_of_the_share_at_most(missed: list[bool], quiet: int) -> None:
+    budget, bold_misses = MissBudget(), 0
+    outcomes = [False] * quiet + missed  # a long quiet time pays for no burst
+    for number, miss in enumerate(outcomes, start=1):
+        bold_misses += budget.bold and miss
+        budget.settle(miss)
+        assert bold_misses <= number * MISS_SHARE / 2
+        if number > quiet:
+            assert bold_misses <= 2 + (number - quiet) * MISS_SHARE / 2
 
 
 def test_a_deadline_below_what_exit_1_needs_is_said_or_refused() -> None:
@@ -113,3 +159,22 @@ def test_a_deadline_that_is_no_positive_number_is_refused(max_ms: float) -> None
         check_max_ms(max_ms)
     check_max_ms(None)
     check_max_ms(0.1)
+
+
+def test_a_careful_replay_never_goes_deeper_than_the_rule_that_earns_boldness() -> None:
+    rng = np.random.default_rng(0)
+    rounds = [list(ms * rng.lognormal(0, 0.2, 1000)) for ms in (1.0, 2.0, 4.0)]
+    measured = Latencies(
+        bundle_id="b",
+        fingerprint=Fingerprint(
+            engine="e", cpu="c", cpus=1, power_mode=None, gpu_clocks_mhz=None, versions={}
+        ),
+        segments_ms=tuple(map(tuple, rounds)),
+        rest_ms=(0.1,) * 1000,
+        created="now",
+    )
+    careful = exits_in_time(measured, 8.0, careful=True)
+    bold = exits_in_time(measured, 8.0)
+    assert all(shallow <= deep for shallow, deep in zip(careful, bold, strict=True))
+    assert sum(careful) < sum(bold)
+    assert careful[:200] == bold[:200]

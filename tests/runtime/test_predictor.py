@@ -213,7 +213,8 @@ def timed(bundle_folder: Path) -> tuple[Predictor, TimedEngine, Clock]:
     clock = Clock()
     engine = TimedEngine(read_bundle(bundle_folder), clock, [1.0, 2.0, 4.0])
     predictor = Predictor(engine, "deepest", clock)
-    predictor.latencies = LatencyTable((1.0, 2.0, 4.0), (1.0, 2.0, 4.0), (1.0, 2.0, 4.0), 999, True)
+    ms = (1.0, 2.0, 4.0)
+    predictor.latencies = LatencyTable(ms, ms, ms, ms, 999, True)
     return predictor, engine, clock
 
 
