@@ -65,7 +65,8 @@ def spelled_out(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch
                 reduction="batchmean",
                 log_target=True,
             )
-            loss = loss + alpha * lam * t**2 * divergence
+            attention = mate.options.attention ** ((K - 1 - j) / (K - 1))
+            loss = loss + alpha * attention * lam * t**2 * divergence
     return loss
 
 
@@ -74,7 +75,9 @@ def spelled_out(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch
     [
         {},
         {"beta": 0.5, "gamma": 0.3, "nu": 0.5, "mu": 0.7, "alpha": 2.0, "temperature": 4.0},
-        {"teacher_gradient": "balanced"},
+        {"attention": 1.0},
+        {"attention": 9.0},
+        {"teacher_gradient": "plain"},
         {"teacher_gradient": "none"},
         {"teacher_weights": "single-row"},
         {"teacher_weights": "deeper-only"},
@@ -114,7 +117,8 @@ def test_the_exits_gradient_is_the_closed_form(
     soft = mate.lam @ (teachers / t).softmax(dim=-1)
     onehot = F.one_hot(labels, C)[:, None, :]
     student = logits.softmax(dim=-1) - onehot
-    expected = mate.options.mu * student + mate.options.alpha * t * (
+    attention = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)[:, None]
+    expected = mate.options.mu * student + mate.options.alpha * attention * t * (
         (logits / t).softmax(dim=-1) - soft
     )
     loudness = mate.ensemble_weights.T
@@ -134,7 +138,8 @@ def test_at_zero_weights_it_is_one_mean_ensemble_and_k_times_its_label_loss(
     t, ensemble = mate.options.temperature, logits.mean(dim=1).detach()
     expected = label_loss(logits, labels).sum() + K * F.cross_entropy(ensemble, labels)
     for j in range(K):
-        expected = expected + mate.options.alpha * t**2 * F.kl_div(
+        attention = mate.options.attention ** ((K - 1 - j) / (K - 1))
+        expected = expected + mate.options.alpha * attention * t**2 * F.kl_div(
             F.log_softmax(logits[:, j] / t, dim=-1),
             F.softmax(ensemble / t, dim=-1),
             reduction="batchmean",
@@ -162,14 +167,17 @@ def fit_weights(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch
     return mate.ensemble_weights.detach()
 
 
-def test_without_label_loss_the_weights_tend_to_lambda_transposed(labels: torch.Tensor) -> None:
-    # close to one another the divergences are quadratic, and the minimum is exactly lam^T
+@pytest.mark.parametrize("attention", [1.0, 4.0])
+def test_without_label_loss_teachers_become_what_their_listeners_are(attention: float) -> None:
+    # close to one another the divergences are quadratic: the minimum is the listeners' mean, by
+    # how much each listens; without attention that is exactly lam^T
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(200, 1, C, generator=generator, dtype=torch.float64)
     noise = torch.randn(200, K, C, generator=generator, dtype=torch.float64)
-    mate = make_mate(nu=0.0, gamma=1.0)
+    mate = make_mate(nu=0.0, gamma=1.0, attention=attention)
     found = fit_weights(mate, base + 0.01 * noise, torch.zeros(200, dtype=torch.long))
-    torch.testing.assert_close(found, mate.lam.T.double(), atol=0.02, rtol=0)
+    heard = attention ** torch.tensor([1.0, 0.5, 0.0])[:, None] * mate.lam.double()
+    torch.testing.assert_close(found, (heard / heard.sum(dim=0)).T, atol=0.02, rtol=0)
 
 
 def descend(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -241,7 +249,7 @@ def test_a_single_row_makes_one_teacher_and_deeper_only_looks_no_shallower() -> 
 def test_plain_teachers_label_loss_is_the_exits_own_as_well(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    mate = make_mate(alpha=0.0)
+    mate = make_mate(alpha=0.0, teacher_gradient="plain")
     (found,) = torch.autograd.grad(mate(logits, labels), logits)
     teachers = mate.ensemble_weights @ logits
     loss = label_loss(logits, labels).sum() + label_loss(teachers, labels).sum()

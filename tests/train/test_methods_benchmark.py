@@ -1,0 +1,73 @@
+"""`benchmarks/methods.py` keeps finished trainings as rows, and repeats none of them in vain."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mate_edge.train.compare import parse_methods
+from mate_edge.train.losses import complete_options
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def methods(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("methods")
+
+
+def row(label: str, seed: int, **options: object) -> dict[str, Any]:
+    """A finished training as `compare` writes it; `options` are other than today's."""
+    (contender,) = parse_methods(label)
+    complete = complete_options(contender.method, contender.options) | options
+    words = " ".join(f"{name}={value}" for name, value in complete.items())
+    return {"method": label, "seed": seed, "options": words, "test_mean": 0.5}
+
+
+def keep(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_what_is_kept_is_not_trained_again(methods: ModuleType, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.csv"
+    contenders = parse_methods("ce,byot,mate+alpha=1")
+    assert methods.missing_of(kept, contenders, 0) == list(contenders)
+    keep(kept, [row("ce", 0), row("mate+alpha=1", 0), row("byot", 1)])
+    assert [found.label for found in methods.missing_of(kept, contenders, 0)] == ["byot"]
+    assert [found.label for found in methods.missing_of(kept, contenders, 1)] == [
+        "ce",
+        "mate+alpha=1",
+    ]
+
+
+def test_a_row_of_other_options_is_trained_again_and_replaced(
+    methods: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, contenders = tmp_path / "kept.csv", parse_methods("ce,mate")
+    keep(kept, [row("ce", 0), row("mate", 0, beta=0.9), row("okddip", 0)])
+    assert [found.label for found in methods.missing_of(kept, contenders, 0)] == ["mate"]
+    fresh = [row("mate", 0) | {"test_mean": 0.7}, row("ce", 0) | {"test_mean": 0.6}]
+    monkeypatch.setattr(methods, "write_results", lambda folder: fresh)
+    shown = methods.keep_rows(kept, contenders, tmp_path)
+    assert [(r["method"], float(r["test_mean"])) for r in shown] == [("ce", 0.5), ("mate", 0.7)]
+    rows = methods.read_rows(kept)
+    assert sorted(rows) == [("ce", 0), ("mate", 0), ("okddip", 0)]  # nobody's rows are dropped
+    assert float(rows["mate", 0]["test_mean"]) == 0.7
+    assert rows["mate", 0]["machine"]
+    assert not methods.missing_of(kept, contenders, 0)
+
+
+def test_stale_rows_are_not_shown(methods: ModuleType, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.csv"
+    keep(kept, [row("ce", 0), row("mate", 0, beta=0.9)])
+    shown = methods.keep_rows(kept, parse_methods("ce,mate"), tmp_path / "nothing-new")
+    assert [r["method"] for r in shown] == ["ce"]
