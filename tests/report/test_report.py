@@ -324,8 +324,9 @@ def test_the_deadline_curves_follow_the_rounds_that_were_measured(bundle_folder:
     assert np.allclose(ends, [[1.5, 2.5, 3.5]] * n)
     found = {deadline.max_ms: deadline.endings for deadline in deadlines_of(measured, ends)}
     for max_ms, (ending,) in found.items():
-        # the rule keeps the time outside of segments in reserve once more for the answer
-        deepest = 1 + (max_ms >= 1.5 + 1.5) + (max_ms >= 2.5 + 1.5)
+        # the rule keeps a third of the time outside of segments in reserve once more
+        reserve = 1 + 0.5 / 3
+        deepest = 1 + (max_ms >= 1.5 + reserve) + (max_ms >= 2.5 + reserve)
         assert ending.allowed == deepest
         assert ending.in_time == (deepest if max_ms >= 1.5 else 0)
         assert ending.share == 1.0

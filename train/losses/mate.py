@@ -32,7 +32,8 @@ class Mate(Method):
         t_i  = sum_k A_ik z_k                                           teacher i
         lam  = beta on the diagonal, (1 - beta) / (K - 1) elsewhere     student j <- teacher i
         KL_ji = T^2 mean_b KL(softmax(t_i / T) || softmax(z_j / T))
-        L    = mu sum_j CE(z_j, y) + nu sum_i CE(t_i, y) + r(e) alpha sum_ji lam_ji KL_ji
+        s_j  = attention^((K - j) / (K - 1))                            a shallow exit listens more
+        L    = mu sum_j CE(z_j, y) + nu sum_i CE(t_i, y) + r(e) alpha sum_ji s_j lam_ji KL_ji
 
     The teachers' label loss trains A and the exits. Inside KL a teacher is made of sg(z_k), so that
     only A hears of it, gamma times as loud: gamma t_i + (1 - gamma) sg(t_i). The K^2 divergences
@@ -51,7 +52,9 @@ class Mate(Method):
             gamma: scales the gradient that W gets from KL.
             mu: the weight of the exits' label loss.
             nu: the weight of the teachers' label loss.
-            alpha: the weight of distillation.
+            alpha: the weight of distillation at the last exit.
+            attention: how many times as much as the last exit the first one listens; those between
+                in geometric steps.
             temperature: T.
             ramp: epochs until distillation has its full weight; 0 is from the start.
             teacher_weights: `learned` is A = softmax(W). `fixed` is A = lam transposed, `uniform`
@@ -68,12 +71,13 @@ class Mate(Method):
         mu: Weight = 1.0
         nu: Weight = 1.0
         alpha: Weight = 0.3
+        attention: Annotated[float, Meta(ge=1)] = 4.0
         temperature: Positive = 3.0
         ramp: Epochs = 0
         teacher_weights: Literal["learned", "fixed", "uniform", "single-row", "deeper-only"] = (
             "learned"
         )
-        teacher_gradient: Literal["plain", "balanced", "none"] = "plain"
+        teacher_gradient: Literal["plain", "balanced", "none"] = "balanced"
         freeze_weights: bool = False
 
     OPTIONS: ClassVar[type[msgspec.Struct]] = Options
@@ -89,9 +93,12 @@ class Mate(Method):
         others = (1 - options.beta) / (num_exits - 1) if num_exits > 1 else 0.0
         lam = torch.full((num_exits, num_exits), others).fill_diagonal_(options.beta)
         shallower = torch.ones(num_exits, num_exits).tril(-1).bool()
+        attention = options.attention ** torch.linspace(1, 0, num_exits)
         self.lam: Tensor
         self.shallower: Tensor
+        self.attention: Tensor
         self.register_buffer("lam", lam, persistent=False)
+        self.register_buffer("attention", attention, persistent=False)
         self.register_buffer("shallower", shallower, persistent=False)
         rows = {"learned": num_exits, "deeper-only": num_exits, "single-row": 1}
         learned = num_exits > 1 and options.teacher_weights in rows
@@ -150,18 +157,18 @@ class Mate(Method):
         return weights @ (held + (logits - held) / loudness)
 
     def _divergence(self, logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
-        """Return sum_ji lam_ji KL_ji.
+        """Return sum_ji s_j lam_ji KL_ji.
 
-        With p_i and q_j the softened probabilities this is T^2 mean_b of
-        sum_i (sum_j lam_ji) p_i.log p_i - sum_i p_i.(lam^T log q)_i.
+        With p_i and q_j the softened probabilities and l_ji = s_j lam_ji this is T^2 mean_b of
+        sum_i (sum_j l_ji) p_i.log p_i - sum_i p_i.(l^T log q)_i.
         """
         gamma, temperature = self.options.gamma, self.options.temperature
         inner = gamma * teachers + (1 - gamma) * teachers.detach()
         log_p = F.log_softmax(inner / temperature, dim=-1)
         log_q = F.log_softmax(logits / temperature, dim=-1)
         p = log_p.exp()
-        lam = self.lam.to(logits.dtype)
-        weighted = lam.sum(dim=0)[:, None] * log_p - lam.T @ log_q
+        heard = (self.attention[:, None] * self.lam).to(logits.dtype)
+        weighted = heard.sum(dim=0)[:, None] * log_p - heard.T @ log_q
         if self.training:
             self._count(p.detach(), log_p.detach(), log_q.detach(), labels)
         return temperature**2 * (p * weighted).sum() / len(logits)
