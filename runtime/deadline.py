@@ -232,8 +232,8 @@ def exits_in_time(measured: Latencies, max_ms: float, careful: bool = False) -> 
     Args:
         measured: of this device.
         max_ms: the deadline.
-        careful: never bold, as the first rounds of a process: so no round goes deeper here than
-            there, which is what a guarantee must rest on.
+        careful: never bold, as the first rounds of a process: with the same slow-down factor no
+            round then goes deeper here than there, which is what a guarantee must rest on.
     """
     table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
     slow_down, budget = SlowDown(), MissBudget()
