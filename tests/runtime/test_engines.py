@@ -96,12 +96,13 @@ def test_a_batch_can_start_at_any_segment(
 
     with open_engine() as engine:
         bundle = read_bundle(engine.bundle.folder)
-        features = images
-        for k, segment in enumerate(bundle.manifest.segments, start=1):
-            engine.load(features, k)
-            check(engine.run(k), golden["logits"][:, k - 1])
-            model, feed = bundle.read(segment.file), {segment.input.name: features}
-            features = make_session(model, session_options(1, False), "it").run(None, feed)[0]
+        for features in (images[:1], images, images[:1]):
+            n = len(features)
+            for k, segment in enumerate(bundle.manifest.segments, start=1):
+                engine.load(features, k)
+                check(engine.run(k), golden["logits"][:n, k - 1])
+                model, feed = bundle.read(segment.file), {segment.input.name: features}
+                features = make_session(model, session_options(1, False), "it").run(None, feed)[0]
 
 
 def test_what_was_loaded_last_counts(
@@ -113,6 +114,16 @@ def test_what_was_loaded_last_counts(
         check(engine.run(1), golden["logits"][4:6, 0])
         engine.load(images[2:3])
         check(engine.run(1), golden["logits"][2:3, 0])
+
+
+def test_logits_are_the_callers_own(open_engine: OpenEngine, images: np.ndarray) -> None:
+    with open_engine() as engine:
+        engine.load(images[:1])
+        first = engine.run(1)
+        kept = first.copy()
+        engine.load(images[1:2])
+        assert not np.array_equal(engine.run(1), kept)
+        np.testing.assert_array_equal(first, kept)
 
 
 def test_clones_do_not_disturb_each_other(
