@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 HaltedBy = Literal["policy", "deadline", "last-exit"]
+REASONS: tuple[HaltedBy, ...] = get_args(HaltedBy)
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, eq=False):

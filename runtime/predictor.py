@@ -396,9 +396,7 @@ class Predictor:
             max_ms,
             *times,
         )
-        self._tally.add(found)
-        if policy is self.policy:
-            self._tally.see(first)
+        self._tally.add(found, first if policy is self.policy else None)
         return found
 
     def _answer_batches(
@@ -412,9 +410,7 @@ class Predictor:
             self.engine.load(batch)
             found, first = run_batch(self.engine, len(batch), policy, self.clock, started, *times)
             for prediction, confidence in zip(found, first, strict=True):
-                self._tally.add(prediction)
-                if policy is self.policy:
-                    self._tally.see(confidence)
+                self._tally.add(prediction, confidence if policy is self.policy else None)
             predictions += found
         return predictions
 

@@ -7,7 +7,15 @@ from math import isfinite
 
 import numpy as np
 
-from mate_edge.decide.policy import Confidence, Deepest, FixedExit, Logits, Policy, largest
+from mate_edge.decide.policy import (
+    Confidence,
+    Deepest,
+    FixedExit,
+    Logits,
+    Policy,
+    glance_answer,
+    largest,
+)
 from mate_edge.errors import EngineError
 from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, time_left
 from mate_edge.runtime.engines.engine import Engine
@@ -52,7 +60,7 @@ def run_one(
     Raises:
         EngineError: the engine failed, or returned something that is no number.
     """
-    num_segments, classes = engine.num_segments, engine.bundle.manifest.classes
+    num_segments = engine.num_segments
     passed: list[Logits] = []
     segment_ms: list[float] = []
     glance = None
@@ -73,13 +81,11 @@ def run_one(
             goes_on &= time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms)
         seen = glance(logits, k) if glance else None
         if seen is not None:
-            confidence, answer = seen
-            leaves = answer is not None
+            leaves, confidence = seen[:2]
         else:
             _check(logits, k, engine)
             leave, probabilities = policy.decide(np.stack(passed, axis=1))
-            leaves, answer = bool(leave[0]), probabilities[0]
-            confidence = float(largest(probabilities)[0])
+            leaves, confidence = bool(leave[0]), float(largest(probabilities)[0])
         if k == 1:
             first = confidence
         if leaves or not goes_on:
@@ -89,15 +95,28 @@ def run_one(
         halted_by = "last-exit"
     elif not leaves:
         halted_by = "deadline"
+    answer = probabilities[0] if seen is None else glance_answer(seen)
     if answer is None:
         answer = policy.decide(np.stack(passed, axis=1))[1][0]
     index = int(answer.argmax())  # before the clock is read: the answer is then known
     elapsed_ms = (clock() - started) / 1e6
-    times = elapsed_ms, decode_ms, preprocess_ms, tuple(segment_ms)
     missed = max_ms is not None and elapsed_ms > max_ms
     if max_ms is not None:
         budget.settle(missed and k > 1)
-    return _prediction(classes[index], index, answer, k, halted_by, times, missed), first
+    prediction = Prediction(
+        label=engine.bundle.manifest.classes[index],
+        index=index,
+        confidence=answer.item(index),
+        probabilities=answer,
+        exit=k,
+        halted_by=halted_by,
+        elapsed_ms=elapsed_ms,
+        decode_ms=decode_ms,
+        preprocess_ms=preprocess_ms,
+        segment_ms=tuple(segment_ms),
+        deadline_missed=missed,
+    )
+    return prediction, first
 
 
 def run_batch(
@@ -139,10 +158,21 @@ def run_batch(
         if k == num_segments:
             leave, halted_by = np.ones(len(rows), np.bool_), "last-exit"
         elapsed_ms = (clock() - started) / 1e6
-        times = elapsed_ms, decode_ms, preprocess_ms, tuple(segment_ms)
         for row, answer in zip(rows[leave], probabilities[leave], strict=True):
             index = int(answer.argmax())
-            predictions[row] = _prediction(classes[index], index, answer, k, halted_by, times)
+            predictions[row] = Prediction(
+                label=classes[index],
+                index=index,
+                confidence=answer.item(index),
+                probabilities=answer,
+                exit=k,
+                halted_by=halted_by,
+                elapsed_ms=elapsed_ms,
+                decode_ms=decode_ms,
+                preprocess_ms=preprocess_ms,
+                segment_ms=tuple(segment_ms),
+                deadline_missed=False,
+            )
         if leave.all():
             break
         if leave.any():
@@ -150,32 +180,6 @@ def run_batch(
             rows, passed = rows[stay], passed[stay]
             engine.keep(stay)
     return predictions, first
-
-
-def _prediction(
-    label: str,
-    index: int,
-    answer: Logits,
-    k: int,
-    halted_by: HaltedBy,
-    times: tuple[float, float, float, tuple[float, ...]],
-    missed: bool = False,
-) -> Prediction:
-    """Return what exit k answers; `times` are those of the whole, decoding, scaling, segments."""
-    elapsed_ms, decode_ms, preprocess_ms, segment_ms = times
-    return Prediction(
-        label=label,
-        index=index,
-        confidence=answer.item(index),
-        probabilities=answer,
-        exit=k,
-        halted_by=halted_by,
-        elapsed_ms=elapsed_ms,
-        decode_ms=decode_ms,
-        preprocess_ms=preprocess_ms,
-        segment_ms=segment_ms,
-        deadline_missed=missed,
-    )
 
 
 def _check(logits: Logits, k: int, engine: Engine) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,10 +11,11 @@ import numpy as np
 from mate_edge.decide.drift import FEWEST, FINE, Drift, compare, count_confidences, fine_bin
 from mate_edge.decide.policy import Policy
 from mate_edge.runtime.calibration import read_calibration
+from mate_edge.runtime.prediction import REASONS, HaltedBy
 
 if TYPE_CHECKING:
     from mate_edge.bundle import Bundle
-    from mate_edge.runtime.prediction import HaltedBy, Prediction
+    from mate_edge.runtime.prediction import Prediction
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,20 @@ class Stats:
 
 
 class Tally:
-    """Counts predictions, in about 1 us each."""
+    """Counts predictions, in about half a us each."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.left: Counter[tuple[HaltedBy, int]] = Counter()
-        self.misses = 0
-        self.total_ms = 0.0
-        self.fine = [0] * FINE
         self._reference: dict[str, tuple[Policy, list[int]]] = {}
+        self.reset()
 
-    def add(self, prediction: Prediction) -> None:
-        """Count a prediction."""
-        self.left[prediction.halted_by, prediction.exit] += 1
+    def add(self, prediction: Prediction, confidence: float | None = None) -> None:
+        """Count a prediction, and how sure exit 1 was of the image."""
+        self.left[prediction.halted_by][prediction.exit - 1] += 1
         self.misses += prediction.deadline_missed
         self.total_ms += prediction.elapsed_ms
-
-    def see(self, confidence: float) -> None:
-        """Count how sure exit 1 was of an image."""
-        self.fine[fine_bin(confidence)] += 1
+        if confidence is not None:
+            self.fine[fine_bin(confidence)] += 1
 
     @staticmethod
     def joined(tallies: Sequence[Tally]) -> Tally:
@@ -68,7 +63,10 @@ class Tally:
         whole = Tally(tallies[0].bundle)
         whole._reference = tallies[0]._reference  # reading it again takes long
         for tally in tallies:
-            whole.left.update(tally.left.copy())
+            for reason, counts in tally.left.items():
+                whole.left[reason] = [
+                    a + b for a, b in zip(whole.left[reason], counts, strict=True)
+                ]
             whole.misses += tally.misses
             whole.total_ms += tally.total_ms
             whole.fine = [a + b for a, b in zip(whole.fine, tally.fine, strict=True)]
@@ -76,7 +74,8 @@ class Tally:
 
     def reset(self) -> None:
         """Count anew."""
-        self.left.clear()
+        exits = len(self.bundle.manifest.exits)
+        self.left: dict[HaltedBy, list[int]] = {reason: [0] * exits for reason in REASONS}
         self.misses, self.total_ms = 0, 0.0
         self.forget_confidences()
 
@@ -90,12 +89,9 @@ class Tally:
         Raises:
             BundleError: `calibration.npz` is missing or damaged.
         """
-        exits = range(1, len(self.bundle.manifest.exits) + 1)
-        left = self.left.copy()  # another thread may go on counting
-        n = sum(left.values())
-        reasons: list[HaltedBy] = ["policy", "deadline", "last-exit"]
-        by_halted = {reason: tuple(left[reason, k] for k in exits) for reason in reasons}
-        counts = np.sum(list(by_halted.values()), axis=0)
+        by_halted = {reason: tuple(left) for reason, left in self.left.items()}
+        counts = np.sum(list(by_halted.values()), axis=0)  # another thread may go on counting
+        n = int(counts.sum())
         return Stats(
             predictions=n,
             exit_shares=tuple(float(count) for count in counts / max(n, 1)),

@@ -20,8 +20,8 @@ NEVER = 2.0
 FEW_CLASSES = 32
 """Up to here plain floats are faster than numpy."""
 LARGE = 50.0
-CLOSE = 1e-5
-"""More than float32 can be off in a softmax of `FEW_CLASSES` logits between -LARGE and LARGE."""
+ROUNDING = 2.0**-24
+"""Of float32, relative."""
 
 
 class Policy(Protocol):
@@ -83,18 +83,22 @@ def check_temperatures(temperatures: tuple[float, ...]) -> None:
         raise ValueError(f"temperatures must be positive, not {temperatures}")
 
 
-Glance = tuple[float, Logits | None]
+Glance = tuple[bool, float, float, list[float]]
 """What plain floats see of one sample, where they are sure to decide as `Policy.decide` does.
 
-The confidence, to within `CLOSE`, and the probabilities, float32 [C], of a sample that leaves, None
-of one that stays. Right after a segment numpy's code is out of the cache, and `decide` takes 20 us
-where a glance takes 5. Floats round differently from float32: a policy's `glance`, of logits [1, C]
-of exit k, is None where only `decide` can tell.
+Whether it leaves; its confidence; how far float32 may be from that at most; and the probabilities
+in proportion to the largest. Right after a segment numpy's code is out of the cache, and `decide`
+takes 20 us where a glance takes 5. Floats round differently from float32: a policy's `glance`, of
+logits [1, C] of exit k, is None where only `decide` can tell.
 """
 
 
-def _confidence(logits: Logits, temperature: float) -> tuple[float, list[float]] | None:
-    """Return the largest probability of [1, C], and all in proportion to it.
+def _soften(logits: Logits, temperature: float) -> tuple[float, float, list[float]] | None:
+    """Return the largest probability of [1, C], float32's error in it, and all in proportion to it.
+
+    The error is first order: a scaled logit s is off by |s| roundings, and so is the largest one
+    that is taken off; their difference, of 2 |s|, once more; a sum of C by C, exp and division by a
+    few. The sum holds all that twice.
 
     None for more than `FEW_CLASSES`, where floats are slower, for logits that float32 rounds too
     much, and for those that are no finite numbers.
@@ -103,18 +107,23 @@ def _confidence(logits: Logits, temperature: float) -> tuple[float, list[float]]
     if len(values) > FEW_CLASSES:
         return None
     top = max(values)
-    if not -LARGE < min(values) / temperature <= top / temperature < LARGE:
+    farthest = max(top, -min(values)) / temperature
+    if not farthest < LARGE:
         return None
     weights = [exp((value - top) / temperature) for value in values]
     confidence = 1 / sum(weights)
-    return (confidence, weights) if confidence > 0 else None  # else one of them is no number
-
-
-def _answer(confidence: float, weights: list[float]) -> Glance | None:
-    """Return the probabilities of a sample that leaves; None where two classes are as likely."""
-    if confidence < 0.5 + CLOSE and (1 - sorted(weights)[-2]) * confidence < CLOSE:
+    if not confidence > 0:  # one of them is no number
         return None
-    return confidence, np.array([weight * confidence for weight in weights], np.float32)
+    doubt = confidence * ROUNDING * (8 * farthest + len(values) + 12)
+    return confidence, doubt, weights
+
+
+def glance_answer(glance: Glance) -> Logits | None:
+    """Return the probabilities, float32 [C]; None where two classes are as likely."""
+    _, confidence, doubt, weights = glance
+    if confidence < 0.5 + doubt and (1 - sorted(weights)[-2]) * confidence < 2 * doubt:
+        return None
+    return np.array([weight * confidence for weight in weights], np.float32)
 
 
 @dataclass(frozen=True)
@@ -165,14 +174,14 @@ class Confidence(Thresholds):
 
     def glance(self, logits: Logits, k: int) -> Glance | None:
         """See `Glance`; None also close to the threshold."""
-        seen = _confidence(logits, self.temperatures[k - 1])
+        seen = _soften(logits, self.temperatures[k - 1])
         if seen is None:
             return None
-        confidence, weights = seen
-        above = confidence - (self.thresholds[k - 1] if k <= len(self.thresholds) else 0.0)
-        if abs(above) < CLOSE:
-            return None
-        return (confidence, None) if above < 0 else _answer(confidence, weights)
+        confidence, doubt, _ = seen
+        if k > len(self.thresholds):
+            return True, *seen
+        above = confidence - self.thresholds[k - 1]
+        return None if abs(above) < doubt else (above > 0, *seen)
 
 
 class Entropy(Thresholds):
@@ -273,10 +282,8 @@ class FixedExit:
 
     def glance(self, logits: Logits, k: int) -> Glance | None:
         """See `Glance`."""
-        seen = _confidence(logits, self.temperatures[k - 1])
-        if seen is None:
-            return None
-        return _answer(*seen) if k >= self.exit else (seen[0], None)
+        seen = _soften(logits, self.temperatures[k - 1])
+        return None if seen is None else (k >= self.exit, *seen)
 
 
 @dataclass(frozen=True)
@@ -296,10 +303,8 @@ class Deepest:
 
     def glance(self, logits: Logits, k: int) -> Glance | None:
         """See `Glance`."""
-        seen = _confidence(logits, self.temperatures[k - 1])
-        if seen is None:
-            return None
-        return _answer(*seen) if k >= len(self.temperatures) else (seen[0], None)
+        seen = _soften(logits, self.temperatures[k - 1])
+        return None if seen is None else (k >= len(self.temperatures), *seen)
 
 
 THRESHOLDS: dict[str, type[Thresholds]] = {

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mate_edge.decide.policy import (
-    CLOSE,
     LARGE,
     POLICIES,
     THRESHOLDS,
@@ -20,10 +19,12 @@ from mate_edge.decide.policy import (
     Deepest,
     Entropy,
     FixedExit,
+    Glance,
     Margin,
     Patience,
     Policy,
     RunningEnsemble,
+    glance_answer,
     make_policy,
     softmax,
 )
@@ -32,6 +33,7 @@ from mate_edge.errors import UsageError
 
 ONES = (1.0, 1.0, 1.0)
 TEMPERATURES = (0.5, 1.0, 2.0)
+SMALL = 1e-4  # more than a glance doubts of anything
 
 
 def draw_logits(seed: int, n: int = 40, k: int = 3, c: int = 4) -> np.ndarray:
@@ -94,17 +96,26 @@ def test_a_glance_decides_as_the_policy_does_or_not_at_all(
         passed = np.repeat(logits, k, axis=1)
         (leaves,), (probabilities,) = policy.decide(passed)
         confidence, glance = probabilities.max(), policy.glance(passed[:, -1], k)
-        if max(map(abs, values)) < LARGE * temperature:
-            second = np.sort(probabilities)[-2]
-            near = min(abs(confidence - threshold), confidence - second) < 2 * CLOSE
-            assert glance is not None or near
-        if glance is not None:
-            assert glance[0] == pytest.approx(confidence, abs=CLOSE)
-            assert (glance[1] is not None) == leaves
-        if glance is not None and glance[1] is not None:
-            assert (glance[1].dtype, glance[1].shape) == (np.float32, (len(values),))
-            assert np.abs(glance[1] - probabilities).max() < CLOSE
-            assert glance[1].argmax() == probabilities.argmax()
+        if glance is None:
+            too_large = max(map(abs, values)) >= LARGE * temperature
+            assert too_large or abs(confidence - threshold) < SMALL
+            continue
+        assert glance[0] == leaves
+        check_glance(glance, probabilities)
+
+
+def check_glance(glance: Glance, probabilities: np.ndarray) -> None:
+    """Check what a glance says besides where a sample leaves."""
+    _, confidence, doubt, _ = glance
+    assert abs(confidence - probabilities.max()) <= doubt < SMALL
+    answer = glance_answer(glance)
+    if answer is None:
+        second, first = np.sort(probabilities)[-2:]
+        assert first - second < SMALL
+        return
+    assert (answer.dtype, answer.shape) == (np.float32, probabilities.shape)
+    assert np.abs(answer - probabilities).max() <= doubt
+    assert answer.argmax() == probabilities.argmax()
 
 
 @given(
@@ -121,13 +132,25 @@ def test_a_glance_knows_which_exit_is_fixed(
         (leaves,), (probabilities,) = fixed.decide(np.repeat(logits, k, axis=1))
         glance = fixed.glance(logits[:, 0], k)
         if glance is None:
-            second, first = np.sort(probabilities)[-2:]
-            assert first - second < 2 * CLOSE or max(map(abs, values)) >= LARGE * temperature
+            assert max(map(abs, values)) >= LARGE * temperature
             continue
-        confidence, answer = glance
-        assert confidence == pytest.approx(probabilities.max(), abs=CLOSE)
-        assert (answer is not None) == leaves
-        assert answer is None or answer.argmax() == probabilities.argmax()
+        assert glance[0] == leaves
+        check_glance(glance, probabilities)
+
+
+@given(
+    values=st.lists(st.floats(-0.125, 0.125, width=32), min_size=10, max_size=10),
+    temperature=st.floats(0.5, 5),
+)
+def test_a_glance_tells_confidences_apart_that_differ_by_a_millionth(
+    values: list[float], temperature: float
+) -> None:
+    logits = np.array([values], np.float32)
+    largest = float(softmax(logits, temperature).max())
+    for threshold in (largest - 1e-6, largest + 1e-6):
+        glance = Confidence((threshold,), (temperature, temperature)).glance(logits, 1)
+        assert glance is not None
+        assert glance[0] == (largest > threshold)
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
