@@ -73,30 +73,33 @@ class OnnxRuntimeEngine(Engine):
 
     def run(self, k: int) -> NDArray[np.float32]:
         """See `Engine.run`."""
+        single = self._single.get(k) or self._bind(k)
         try:
-            single = self._single.get(k) or self._bind(k)
             if single.takes(self._features):
-                logits = single.run()
-                self._features = single.features
-                return logits
-            feed = {self._inputs[k - 1]: self._features}
-            outputs = self._sessions[k].run(self._outputs[k - 1], feed)
-        except EngineError:
-            raise
+                outputs = single.run()
+            else:
+                feed = {self._inputs[k - 1]: self._features}
+                outputs = self._sessions[k].run(self._outputs[k - 1], feed)
         except Exception as error:  # ONNX Runtime's own exception types share no base class
-            reason = str(error).splitlines()[0]
-            raise EngineError(f"segment {k} of {self.bundle.folder} failed: {reason}") from None
+            raise self._failure(k, error) from None
         self._features = outputs[0]
-        batch_logits: NDArray[np.float32] = outputs[-1]
-        return batch_logits
+        logits: NDArray[np.float32] = outputs[-1]
+        return logits
 
     def _bind(self, k: int) -> _Single:
         """Give segment k its memory for one sample; its input is where segment k - 1 writes."""
         self.open(k)
         segment = self.bundle.manifest.segments[k - 1]
         source = self._single[k - 1].features if k - 1 in self._single else None
-        self._single[k] = _Single(self._sessions[k], segment, source)
+        try:
+            self._single[k] = _Single(self._sessions[k], segment, source)
+        except Exception as error:  # a manifest that names other tensors than the model has
+            raise self._failure(k, error) from None
         return self._single[k]
+
+    def _failure(self, k: int, error: Exception) -> EngineError:
+        reason = str(error).splitlines()[0]
+        return EngineError(f"segment {k} of {self.bundle.folder} failed: {reason}")
 
     def keep(self, rows: NDArray[np.intp]) -> None:
         """See `Engine.keep`."""
@@ -154,7 +157,8 @@ class _Single:
             written.append(np.empty((1, *output.shape), output.dtype))
             value = onnxruntime.OrtValue.ortvalue_from_numpy(written[-1])
             self._binding.bind_ortvalue_output(output.name, value)
-        self.features, self._logits = written[0], written[-1]
+        self.features: NDArray[np.generic] = written[0]
+        self._logits: NDArray[np.float32] = written[-1]
 
     def takes(self, features: NDArray[np.generic] | None) -> bool:
         """Say whether this is one sample as the segment wants it, and take it if so."""
@@ -167,11 +171,10 @@ class _Single:
         np.copyto(self._source, features)
         return True
 
-    def run(self) -> NDArray[np.float32]:
-        """Run it on what was taken; return the logits [1, C], the caller's own."""
+    def run(self) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
+        """Run it on what was taken; return `features`, and the logits [1, C], the caller's own."""
         self._session.run_with_iobinding(self._binding)
-        logits: NDArray[np.float32] = self._logits.copy()
-        return logits
+        return self.features, self._logits.copy()
 
 
 def check_rounding(what: str) -> None:
