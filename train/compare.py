@@ -50,7 +50,7 @@ class Contender:
 
 
 def parse_methods(text: str) -> tuple[Contender, ...]:
-    """Return the contenders of a list such as `ce,mate,mate+alpha=2+ramp=80`.
+    """Return the contenders of a list such as `ce,mate,mate+alpha=2+ramp=0.2`.
 
     Raises:
         UsageError: an unknown method or option, or one contender twice.

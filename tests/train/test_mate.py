@@ -257,12 +257,17 @@ def test_plain_teachers_label_loss_is_the_exits_own_as_well(
     torch.testing.assert_close(found, expected)
 
 
-def test_the_ramp_scales_distillation_alone(logits: torch.Tensor, labels: torch.Tensor) -> None:
-    mate, without = make_mate(ramp=80), make_mate(alpha=0.0)
+def test_the_ramp_scales_all_that_comes_of_teachers(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> None:
+    mate, without = make_mate(ramp=0.4), make_mate(alpha=0.0, nu=0.0)
     full = make_mate()(logits, labels) - without(logits, labels)
     for epoch, weight in ((0, math.exp(-5)), (40, math.exp(-1.25)), (80, 1.0), (100, 1.0)):
         mate.begin_epoch(epoch, Recipe(epochs=200))
         torch.testing.assert_close(mate(logits, labels) - without(logits, labels), weight * full)
+    at_once = make_mate(ramp=0.0)
+    at_once.begin_epoch(0, Recipe(epochs=200))
+    torch.testing.assert_close(at_once(logits, labels), make_mate()(logits, labels))
 
 
 def test_frozen_weights_stay_from_the_last_drop_on_and_through_a_resume(
@@ -326,7 +331,8 @@ def test_the_log_holds_the_weights_the_teachers_accuracy_and_the_gaps(
         ("mate", {"gamma": float("nan")}, "gamma=nan"),
         ("mate", {"temperature": "inf"}, "temperature=inf"),
         ("mate", {"temperature": "warm"}, "temperature=warm: expected `float`"),
-        ("mate", {"ramp": 2.5}, "ramp=2.5: expected `int`"),
+        ("mate", {"ramp": 2.5}, "ramp=2.5: expected `float` <= 1.0"),
+        ("okddip", {"ramp": 2.5}, "ramp=2.5: expected `int`"),
         ("mate", {"teacher_weights": "fix"}, "Did you mean fixed?"),
         ("ce", {"beta": 0.5}, "no options"),
     ],

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mate_edge.errors import UsageError
 from mate_edge.runs import Recipe
-from mate_edge.train.losses.method import Epochs, Method, Positive, Weight
+from mate_edge.train.losses.method import Method, Positive, Share, Weight
 from mate_edge.train.losses.terms import label_loss, ramp
 
 
@@ -33,12 +33,13 @@ class Mate(Method):
         lam  = beta on the diagonal, (1 - beta) / (K - 1) elsewhere     student j <- teacher i
         KL_ji = T^2 mean_b KL(softmax(t_i / T) || softmax(z_j / T))
         s_j  = attention^((K - j) / (K - 1))                            a shallow exit listens more
-        L    = mu sum_j CE(z_j, y) + nu sum_i CE(t_i, y) + r(e) alpha sum_ji s_j lam_ji KL_ji
+        L    = mu sum_j CE(z_j, y) + r (nu sum_i CE(t_i, y) + alpha sum_ji s_j lam_ji KL_ji)
 
-    The teachers' label loss trains A and the exits. Inside KL a teacher is made of sg(z_k), so that
-    only A hears of it, gamma times as loud: gamma t_i + (1 - gamma) sg(t_i). The K^2 divergences
-    are never formed: all that they need are two [K, K] products with [B, K, C] tensors. With K = 1
-    this is plain cross-entropy.
+    r grows to 1 in the first epochs: exits that know nothing make teachers that teach nothing.
+    The teachers' label loss trains A and the exits. Inside KL a teacher is made of sg(z_k): only A
+    hears of it, gamma times as loud: gamma t_i + (1 - gamma) sg(t_i). The K^2 divergences are
+    never formed: all that they need are two [K, K] products with [B, K, C] tensors. With K = 1 this
+    is plain cross-entropy.
 
     Raises:
         UsageError: beta is not above 1 / K.
@@ -56,7 +57,8 @@ class Mate(Method):
             attention: how many times as much as the last exit the first one listens; those between
                 in geometric steps.
             temperature: T.
-            ramp: epochs until distillation has its full weight; 0 is from the start.
+            ramp: the share of the epochs until r is 1: exp(-5 (1 - e)^2), e from 0 to 1 (Laine &
+                Aila, arXiv:1610.02242). 0 is from the start.
             teacher_weights: `learned` is A = softmax(W). `fixed` is A = lam transposed, `uniform`
                 A = 1 / K. `single-row` learns one row for all teachers, `deeper-only` lets teacher
                 i use the exits from i on.
@@ -73,7 +75,7 @@ class Mate(Method):
         alpha: Weight = 0.3
         attention: Annotated[float, Meta(ge=1)] = 4.0
         temperature: Positive = 3.0
-        ramp: Epochs = 0
+        ramp: Share = 0.3
         teacher_weights: Literal["learned", "fixed", "uniform", "single-row", "deeper-only"] = (
             "learned"
         )
@@ -110,7 +112,7 @@ class Mate(Method):
         self.register_buffer("frozen", torch.zeros(num_exits, num_exits))
         self.sums: Tensor  # of this epoch: correct teachers, KL_jj, KL_jK, and the samples
         self.register_buffer("sums", torch.zeros(3 * num_exits + 1), persistent=False)
-        self.weight = options.alpha
+        self.ramp = 1.0
         self.is_frozen = False
 
     @property
@@ -127,8 +129,8 @@ class Mate(Method):
         return self.frozen + 0 * learned if self.is_frozen else learned
 
     def begin_epoch(self, epoch: int, recipe: Recipe) -> None:
-        """Set r(e), freeze A when its time has come, and start new sums."""
-        self.weight = self.options.alpha * ramp(epoch, self.options.ramp)
+        """Set r, freeze A when its time has come, and start new sums."""
+        self.ramp = ramp(epoch, self.options.ramp * recipe.epochs)
         self.sums.zero_()
         self.is_frozen = bool(self.frozen.any())
         if self.options.freeze_weights and not self.is_frozen and epoch >= max(recipe.drops):
@@ -143,8 +145,9 @@ class Mate(Method):
         weights = self.ensemble_weights.to(logits.dtype)
         teachers = weights @ logits.detach()
         judged = self._judged(weights, logits)
-        loss = self.options.mu * own + self.options.nu * label_loss(judged, labels).sum()
-        return loss + self.weight * self._divergence(logits, teachers, labels)
+        taught = self.options.nu * label_loss(judged, labels).sum()
+        taught = taught + self.options.alpha * self._divergence(logits, teachers, labels)
+        return self.options.mu * own + self.ramp * taught
 
     def _judged(self, weights: Tensor, logits: Tensor) -> Tensor:
         """Return the teachers as their label loss sees them: equal in value, not in gradient."""

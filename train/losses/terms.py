@@ -50,7 +50,7 @@ def divergence(teacher: Tensor, students: Tensor, temperature: float) -> Tensor:
     return soft_cross_entropy(teacher, students, temperature) - temperature**2 * entropy
 
 
-def ramp(epoch: int, epochs: int) -> float:
+def ramp(epoch: int, epochs: float) -> float:
     """Return exp(-5 (1 - e / E)^2), from 0.0067 at e = 0 to 1 from e = E on; 1 when E is 0.
 
     Laine & Aila, "Temporal Ensembling", ICLR 2017, arXiv:1610.02242.
