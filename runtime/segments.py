@@ -13,7 +13,7 @@ from mate_edge.decide.policy import (
     FixedExit,
     Logits,
     Policy,
-    glance_answer,
+    is_clear,
     largest,
 )
 from mate_edge.errors import EngineError
@@ -95,19 +95,22 @@ def run_one(
         halted_by = "last-exit"
     elif not leaves:
         halted_by = "deadline"
-    answer = probabilities[0] if seen is None else glance_answer(seen)
-    if answer is None:
-        answer = policy.decide(np.stack(passed, axis=1))[1][0]
-    index = int(answer.argmax())  # before the clock is read: the answer is then known
-    elapsed_ms = (clock() - started) / 1e6
+    relative: list[float] | Logits
+    if seen is not None and is_clear(seen):
+        relative = seen[3]
+        index = relative.index(1.0)
+    else:
+        answer = policy.decide(np.stack(passed, axis=1))[1][0] if seen else probabilities[0]
+        index, relative = int(answer.argmax()), answer
+        confidence = answer.item(index)
+    elapsed_ms = (clock() - started) / 1e6  # the answer is known
     missed = max_ms is not None and elapsed_ms > max_ms
     if max_ms is not None:
         budget.settle(missed and k > 1)
     prediction = Prediction(
         label=engine.bundle.manifest.classes[index],
         index=index,
-        confidence=answer.item(index),
-        probabilities=answer,
+        confidence=confidence,
         exit=k,
         halted_by=halted_by,
         elapsed_ms=elapsed_ms,
@@ -115,6 +118,7 @@ def run_one(
         preprocess_ms=preprocess_ms,
         segment_ms=tuple(segment_ms),
         deadline_missed=missed,
+        relative=relative,
     )
     return prediction, first
 
@@ -164,7 +168,6 @@ def run_batch(
                 label=classes[index],
                 index=index,
                 confidence=answer.item(index),
-                probabilities=answer,
                 exit=k,
                 halted_by=halted_by,
                 elapsed_ms=elapsed_ms,
@@ -172,6 +175,7 @@ def run_batch(
                 preprocess_ms=preprocess_ms,
                 segment_ms=tuple(segment_ms),
                 deadline_missed=False,
+                relative=answer,
             )
         if leave.all():
             break

@@ -118,12 +118,12 @@ def _soften(logits: Logits, temperature: float) -> tuple[float, float, list[floa
     return confidence, doubt, weights
 
 
-def glance_answer(glance: Glance) -> Logits | None:
-    """Return the probabilities, float32 [C]; None where two classes are as likely."""
-    _, confidence, doubt, weights = glance
-    if confidence < 0.5 + doubt and (1 - sorted(weights)[-2]) * confidence < 2 * doubt:
-        return None
-    return np.array([weight * confidence for weight in weights], np.float32)
+def is_clear(glance: Glance) -> bool:
+    """Say whether the likeliest class is sure to be the one that float32 finds."""
+    _, confidence, doubt, relative = glance
+    if confidence > 0.5 + doubt:
+        return True
+    return (1 - sorted(relative)[-2]) * confidence > 2 * doubt
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from mate_edge.runtime.metrics import Metrics
 
 def answer(exit_: int, ms: float, halted_by: HaltedBy = "policy", late: bool = False) -> Prediction:
     return Prediction(
-        label="a", index=0, confidence=0.5, probabilities=np.array([0.5, 0.5], np.float32),
+        label="a", index=0, confidence=0.5, relative=[0.5, 0.5],
         exit=exit_, halted_by=halted_by, elapsed_ms=ms, decode_ms=0.0, preprocess_ms=0.0,
         segment_ms=(ms,), deadline_missed=late,
     )  # fmt: skip

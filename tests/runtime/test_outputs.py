@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mate_edge.errors import UsageError
@@ -20,7 +19,7 @@ from mate_edge.runtime.sources.source import Shot
 
 def answer(name: str, label: str = "cat", exit_: int = 1, late: bool = False) -> Answer:
     found = Prediction(
-        label=label, index=0, confidence=0.9, probabilities=np.array([0.9, 0.1], np.float32),
+        label=label, index=0, confidence=0.9, relative=[0.9, 0.1],
         exit=exit_, halted_by="policy", elapsed_ms=2.0, decode_ms=0.0, preprocess_ms=0.0,
         segment_ms=(1.0,), deadline_missed=late,
     )  # fmt: skip
