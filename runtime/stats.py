@@ -50,7 +50,7 @@ class Tally:
         self.reset()
 
     def add(self, prediction: Prediction, confidence: float | None = None) -> None:
-        """Count a prediction, and how sure exit 1 was of the image."""
+        """Count a prediction, and how sure exit 1 was of the image; None if by another policy."""
         self.left[prediction.halted_by][prediction.exit - 1] += 1
         self.misses += prediction.deadline_missed
         self.total_ms += prediction.elapsed_ms
