@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import time
@@ -361,8 +362,8 @@ def trained_case(folder: Path, out: Path) -> tuple[str, Path, np.ndarray]:
     from mate_edge.runs import read_finished_run, read_outputs
 
     run, path = read_finished_run(folder), out / f"{folder.name}.mate"
-    if not path.exists():
-        export_run(folder, run, "cpu", None, None, path, print)
+    shutil.rmtree(path, ignore_errors=True)  # it may be of another run of that name
+    export_run(folder, run, "cpu", None, None, path, print)
     outputs: dict[str, Any] = read_outputs(folder, run)
     return f"{run.arch} on {Path(run.data).name}", path, outputs["val_images"]
 
