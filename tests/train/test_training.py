@@ -50,7 +50,8 @@ def test_a_run_folder_holds_what_the_design_says(run_folder: Path) -> None:
     with open(run_folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    # the loss itself gains the teachers' terms in these epochs; what it is for must grow
+    assert float(rows[-1]["train_accuracy_1"]) > float(rows[0]["train_accuracy_1"])
     assert {"train_accuracy_1", "val_accuracy_3", "val_ensemble", "images_per_s"} <= set(rows[0])
     assert float(rows[0]["teacher_weight_1_1"]) != pytest.approx(1 / 3)
     assert sorted(p.name for p in run_folder.iterdir() if p.name != "profile.json") == [
