@@ -266,6 +266,18 @@ def test_without_a_test_folder_val_is_the_test_split(tmp_path: Path) -> None:
     assert "val/ serves as the test split" in dataset.note
 
 
+def test_folders_in_train_are_classes_whatever_their_names(tmp_path: Path) -> None:
+    tree = {"train/test": 20, "train/training": 20}
+    assert load_dataset(str(make_folder(tmp_path, tree)), 32).classes == ("test", "training")
+
+
+def test_what_begins_with_a_dot_is_no_image(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, {"ant": 20, "bee": 20, "bee/.ipynb_checkpoints": 20})
+    (root / "ant" / "._0.png").write_bytes(b"what macOS leaves")
+    dataset = load_dataset(str(root), 32)
+    assert sum(len(s.labels) for s in (dataset.train, dataset.val, dataset.test)) == 40
+
+
 def test_a_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
     dataset = load_dataset(str(make_folder(tmp_path, {"0": 1, "1": 40, "3": 15})), 32)
     assert dataset.classes == ("0", "1", "3")
@@ -316,6 +328,8 @@ def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
         ({"train/a": 9, "train/b": 9, "val/a": 1, "val/b": 0}, "no readable image"),
         ({"train/a": 9, "train/b": 9, "val": 2}, "val has no class folders"),
         ({"val/a": 9, "val/b": 9, "test/a": 9, "test/b": 9}, "no train/"),
+        ({"Training/a": 9, "Testing/a": 9}, "Testing looks like a split: rename it to test, or"),
+        ({"train/a": 9, "train/b": 9, "valid/a": 9}, "valid looks like a split: rename it to val$"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_is_a_clear_error(

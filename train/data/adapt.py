@@ -25,7 +25,7 @@ def read_classes(file: Path) -> tuple[str, ...]:
     """
     data = files.read_bytes(file, files.MAX_JSON_BYTES, DataError)
     try:
-        lines = data.decode("utf-8").splitlines()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"--classes {file} is not UTF-8 text") from None
     names = tuple(line.strip() for line in lines if line.strip())

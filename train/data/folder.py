@@ -3,6 +3,7 @@
 Without `train/` the classes lie in DIR itself. Without `val/`, a tenth of the training images
 validates. Without `test/`, `val/` is the test split (as is usual with ImageNet), or else another
 tenth of the training images is. `val/` and `test/` may lack classes, as happens with rare ones.
+What begins with a dot, such as a notebook's checkpoints, is nobody's image.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ from mate_edge.train.data.images import FileImages
 from mate_edge.train.data.splits import split_off
 
 SIZE = 224
+SPLITS = {
+    "train": ("train", "training", "trainset", "train_set"),
+    "val": ("val", "valid", "validation", "valset", "val_set"),
+    "test": ("test", "testing", "testset", "test_set"),
+}
+"""What people call the folder of a split, in lower case; only the first name is one here."""
 
 
 def load(root: Path, size: int) -> Dataset:
@@ -30,6 +37,7 @@ def load(root: Path, size: int) -> Dataset:
     if top == root and any((root / name).is_dir() for name in ("val", "test")):
         raise DataError(f"{root} has val/ or test/ but no train/: put the training images there")
     classes = _class_folders(top)
+    _check_names(root, top)
     if len(classes) < 2:
         raise DataError(
             f"{top} has {len(classes)} class folders: put each class's images into a folder of its "
@@ -60,6 +68,25 @@ def _class_folders(top: Path) -> tuple[str, ...]:
     return tuple(sorted(e.name for e in top.iterdir() if e.is_dir() and not e.name.startswith(".")))
 
 
+def _check_names(root: Path, top: Path) -> None:
+    """Refuse folders that are a split by their name and would be a class, or nothing.
+
+    Raises:
+        DataError: with the name that they should have.
+    """
+    for name in _class_folders(root):
+        meant = next((split for split, names in SPLITS.items() if name.lower() in names), None)
+        if meant is not None and name != meant:
+            raise DataError(
+                f"{root / name} looks like a split: rename it to {meant}"
+                + (
+                    ""
+                    if top != root
+                    else f", or, if it is a class, put all classes into {root}/train"
+                )
+            )
+
+
 def _note_missing(top: Path, found: tuple[str, ...], classes: tuple[str, ...]) -> list[str]:
     """Say which classes a split lacks.
 
@@ -84,7 +111,12 @@ def _note_missing(top: Path, found: tuple[str, ...], classes: tuple[str, ...]) -
 def _scan(top: Path, found: tuple[str, ...], classes: tuple[str, ...]) -> FileImages:
     pairs: list[tuple[Path, int]] = []
     for name in found:
-        images = sorted(file for file in (top / name).rglob("*") if file.suffix.lower() in SUFFIXES)
+        images = sorted(
+            file
+            for file in (top / name).rglob("*")
+            if file.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(top / name).parts)
+        )
         if not any(_is_readable(image) for image in images):
             raise DataError(
                 f"the class folder {top / name} has no readable image (of {len(images)} files): "
