@@ -24,11 +24,11 @@ from mate_edge.train.backbones import TORCHVISION, make_parts
 from mate_edge.train.backbones.imagenet import first_convolution
 from mate_edge.train.backbones.parts import Classifier, Parts
 
-WRAPPERS = ("state_dict", "model")
+WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Under these names training scripts keep the state dict, beside optimiser and epoch."""
 
-PARALLEL = "module."
-"""What `DataParallel` puts before every name."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What `DataParallel`, `torch.compile` and Lightning put before every name."""
 
 SHOWN = 20
 """So many names that do not fit are listed; more only count."""
@@ -127,7 +127,7 @@ def _tensors_only() -> Iterator[None]:
 def read_weights(file: Path) -> Weights:
     """Read a state dict: `.safetensors`, or what `torch.save` wrote; never unpickling code.
 
-    The state dict may lie under one of `WRAPPERS`, and its names may begin with `PARALLEL`.
+    The state dict may lie under one of `WRAPPERS`, and its names may all begin with `PREFIXES`.
 
     Raises:
         UsageError: missing, damaged, or no state dict.
@@ -156,8 +156,12 @@ def read_weights(file: Path) -> Weights:
             f"--weights {file} holds no state dict: save it with "
             "torch.save(network.state_dict(), ...)"
         )
-    if all(name.startswith(PARALLEL) for name in found):
-        found = {name.removeprefix(PARALLEL): tensor for name, tensor in found.items()}
+    while prefix := next(
+        (p for p in PREFIXES if found and all(n.startswith(p) for n in found)), ""
+    ):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    if spoilt := [name for name, tensor in found.items() if not tensor.float().isfinite().all()]:
+        raise UsageError(f"--weights {file} holds what is no number in {some(spoilt)}")
     return Weights(file.name, found, files.sha256(data))
 
 

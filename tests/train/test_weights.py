@@ -146,6 +146,23 @@ def test_without_freezing_all_of_the_network_learns(home: Path) -> None:
                 {"state_dict": {f"module.{name}": t for name, t in tensors.items()}}, path
             ),
         ),
+        (
+            "compiled.pth",
+            lambda tensors, path: torch.save(
+                {
+                    "model_state_dict": {
+                        f"module._orig_mod.{name}": t for name, t in tensors.items()
+                    }
+                },
+                path,
+            ),
+        ),
+        (
+            "lightning.ckpt",
+            lambda tensors, path: torch.save(
+                {"state_dict": {f"model.{name}": t for name, t in tensors.items()}}, path
+            ),
+        ),
         ("c.safetensors", lambda tensors, path: save_file(tensors, path)),
     ],
 )
