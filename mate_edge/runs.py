@@ -46,11 +46,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """The share of each label that goes to all classes alike."""
     mixup: float = 0.0
     """The alpha of MixUp's Beta(alpha, alpha); 0 for none."""
+    flip: bool | None = None
+    """Whether images are mirrored at random; None: as the data set says."""
 
     @property
     def drops(self) -> tuple[int, ...]:
-        """The epochs, from 0, that begin with a lower learning rate."""
-        return tuple(round(milestone * self.epochs) for milestone in self.milestones)
+        """The epochs, from 0, that begin with a lower learning rate; the first never does."""
+        return tuple(max(1, round(milestone * self.epochs)) for milestone in self.milestones)
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):

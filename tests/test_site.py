@@ -127,7 +127,7 @@ def test_the_list_of_messages_has_those_of_every_part(site: Path) -> None:
     for said in (
         "there is no run under runs/ yet: type mate-edge train, or name a run folder",
         "… is damaged: …",
-        "--lr must be positive, not …",
+        "--lr must lie between 0 and 100, not …",
         "--exits must keep the last exit, …",
         "this predictor is busy in another thread: use clone() for each",
     ):

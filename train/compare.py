@@ -37,6 +37,7 @@ from mate_edge.train.state import read_metrics
 COMPARISONS = Path("comparisons")
 RESULTS = "results.csv"
 OPTIONS = "options.json"
+MOST_SEEDS = 1000
 SPLITS = {"test": "test", "val": "validation"}
 
 
@@ -70,14 +71,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Return the seeds of a number, `3` for 0, 1 and 2, or of a list such as `0,4,7`.
 
     Raises:
-        UsageError: neither, or a seed twice.
+        UsageError: neither, a seed twice, or more than `MOST_SEEDS`.
     """
     try:
         numbers = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         numbers = ()
     if len(numbers) == 1 and "," not in text:
-        numbers = tuple(range(numbers[0]))
+        numbers = tuple(range(min(numbers[0], MOST_SEEDS + 1)))
+    if len(numbers) > MOST_SEEDS:
+        raise UsageError(f"--seeds {text} is more than {MOST_SEEDS}")
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise UsageError(f"--seeds takes a number, or a list such as 0,1,2, not {text!r}")
     return numbers
@@ -152,10 +155,13 @@ def run_comparison(
 
 
 def _agree(folder: Path, options: Options) -> None:
-    """Keep the options of a comparison with it, and refuse others: its runs must be comparable."""
+    """Keep the options of a comparison with it, and refuse others: its runs must be comparable.
+
+    Those with which no run began, such as mistaken ones, bind nobody.
+    """
     path = folder / OPTIONS
     given = msgspec.to_builtins(options, enc_hook=str)
-    if not path.exists():
+    if not (path.exists() and any(folder.glob("*-seed*/run.json"))):
         files.write_json(path, given)
         return
     data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)

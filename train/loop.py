@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import GradientAccumulationPlugin
 from safetensors.torch import save as save_safetensors
 from torch.optim import SGD
 from torch.utils import deterministic
@@ -68,6 +69,8 @@ def provenance() -> dict[str, Any]:
 def make_accelerator(precision: str, accumulate: int = 1) -> Accelerator:
     """Return an Accelerator for `fp32`, `bf16` or `fp16`, with `accumulate` batches a step.
 
+    Both are the run's, whatever a launcher's environment says.
+
     Raises:
         UsageError: the device cannot compute with this precision.
     """
@@ -75,7 +78,7 @@ def make_accelerator(precision: str, accumulate: int = 1) -> Accelerator:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision={"fp32": "no"}.get(precision, precision),
-            gradient_accumulation_steps=accumulate,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
     except ValueError as error:

@@ -39,6 +39,7 @@ class Options:
     randaugment: int | None = None
     label_smoothing: float | None = None
     mixup: float | None = None
+    flip: bool | None = None
     exits: str | None = None
     pretrained: bool | None = None
     weights: Path | None = None

@@ -60,7 +60,7 @@ def check_recipe(recipe: Recipe, train_images: int, processes: int = 1) -> None:
             f"--accumulate {recipe.accumulate} parts of 2 images or more"
         )
     if not 0 < recipe.lr < 100:
-        raise UsageError(f"--lr must be positive, not {recipe.lr}")
+        raise UsageError(f"--lr must lie between 0 and 100, not {recipe.lr:g}")
     if not 0 <= recipe.randaugment <= 30:
         raise UsageError(f"--randaugment must lie between 0 and 30, not {recipe.randaugment}")
     if not 0 <= recipe.label_smoothing < 1:

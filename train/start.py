@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,12 +14,14 @@ import msgspec
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 from mate_edge import files
 from mate_edge.errors import ImageError, RunError, UsageError
 from mate_edge.names import look_up
 from mate_edge.runs import RUNS, Recipe, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
+from mate_edge.train.backbones.own import check_training
 from mate_edge.train.data import DATASETS, load_dataset
 from mate_edge.train.data.adapt import read_classes, reorder_classes, use_imagenet_statistics
 from mate_edge.train.data.again import load_again
@@ -70,6 +75,10 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     recipe = msgspec.structs.replace(
         defaults, **{name: value for name, value in chosen.items() if value is not None}
     )
+    if recipe.flip is None:
+        recipe = msgspec.structs.replace(recipe, flip=dataset.flip)
+        if dataset.flip and data not in DATASETS:
+            dataset = dataset.noting("images are mirrored at random: --no-flip if a side matters")
     check_recipe(recipe, len(dataset.train.labels), processes)
     validate_every = 1 if options.validate_every is None else options.validate_every
     if validate_every < 1:
@@ -84,6 +93,8 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     network = assemble(arch, imported.parts, head, channels, size, len(dataset.classes), cuts)
     if options.freeze_backbone:
         _check_freezing(weights, imported, network.num_exits)
+    if ":" in arch:
+        check_training(arch, network, channels, size, len(dataset.classes), processes)
     method_options = complete_options(method, options.method_options)
     make_method(method, network.num_exits, len(dataset.classes), method_options)
     label = data if data in DATASETS else re.sub(r"[^\w.-]+", "-", Path(data).resolve().name)
@@ -153,17 +164,39 @@ def _last_exit_accuracy(network: MultiExitNet, dataset: Dataset) -> float:
 def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
     """Open a run to continue it; options given must say what the run says.
 
+    A folder of images may have moved: `options.data` then names the new one, and the run notes it.
+
     Raises:
-        RunError: there is no such run, or its data set has changed.
+        RunError: there is no such run, or its data set is gone or has changed.
         UsageError: an option that differs from the run's.
     """
     folder = find_run(out)
     run = read_run(folder)
+    moved = _moved(run, options.data)
+    if moved is not None:
+        options = dataclasses.replace(options, data=None)
+    elif run.data not in DATASETS and not Path(run.data).is_dir():
+        raise RunError(
+            f"the images of {folder} are not in {run.data}: give --data FOLDER, where they are now"
+        )
     check_options(folder, run, options)
-    dataset = load_again(run)
+    dataset = load_again(run, moved)
     if dataset is None:
-        raise RunError(f"the images of {run.data} have changed since {folder} began: train anew")
+        raise RunError(
+            f"the images of {moved or run.data} have changed since {folder} began: train anew"
+        )
+    if moved is not None:
+        data = str(moved.resolve())
+        run = msgspec.structs.replace(run, data=data, images_sha256=dataset.fingerprint())
+        write_run(folder, run)
     return folder, run, dataset
+
+
+def _moved(run: Run, data: str | None) -> Path | None:
+    """Return the folder of the run's images if the user names another one than the run does."""
+    if data is None or data in DATASETS or run.data in DATASETS:
+        return None
+    return None if str(Path(data).resolve()) == run.data else Path(data)
 
 
 def is_main_process() -> bool:
@@ -186,29 +219,52 @@ def run_training(
         raise UsageError(f"--workers must be 0 or more, not {workers}")
     # the others wait while the first process evaluates
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_EVALUATION)
-    if state.is_main_process:
-        if resume:
-            folder, run, dataset = old_run(options, out)
-            if not run.finished:
-                announce_import(folder, run)
-        else:
-            folder, run, dataset = new_run(options, out, state.num_processes)
-        shared = [str(folder)]
-    else:
+    with ExitStack() as held:
         shared = [""]
-    broadcast_object_list(shared)
-    if not state.is_main_process:
-        folder, run, dataset = old_run(Options(), Path(shared[0]))
-    elif dataset.note:
-        print(dataset.note, file=sys.stderr)
-    if run.finished:
-        return folder, run
+        if state.is_main_process:
+            if resume:
+                folder = find_run(out)
+                if not read_run(folder).finished:
+                    held.enter_context(_alone(folder))
+                folder, run, dataset = old_run(options, folder)
+                if not run.finished:
+                    announce_import(folder, run)
+            else:
+                folder, run, dataset = new_run(options, out, state.num_processes)
+                held.enter_context(_alone(folder))
+            shared = [str(folder)]
+        broadcast_object_list(shared)
+        if not state.is_main_process:
+            folder, run, dataset = old_run(Options(), Path(shared[0]))
+        elif dataset.note:
+            print(dataset.note, file=sys.stderr)
+        if run.finished:
+            return folder, run
+        try:
+            accelerator = make_accelerator(run.precision, run.recipe.accumulate)
+            train(folder, run, dataset, accelerator, workers)
+            return folder, read_run(folder)
+        except ImageError as error:
+            reason = str(error).rsplit("ImageError: ", 1)[-1].strip()  # a worker's: a traceback
+            raise ImageError(
+                f"{reason}: mend it, then type mate-edge train --resume --out {folder}"
+            ) from None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder."""
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        accelerator = make_accelerator(run.precision, run.recipe.accumulate)
-        train(folder, run, dataset, accelerator, workers)
-        return folder, read_run(folder)
-    except ImageError as error:
-        reason = str(error).rsplit("ImageError: ", 1)[-1].strip()  # a worker's has its traceback
-        raise ImageError(
-            f"{reason}: mend it, then type mate-edge train --resume --out {folder}"
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"another process is training in {folder}: wait for it, or choose another --out"
         ) from None
+    except OSError as error:
+        raise UsageError(f"cannot write in {folder}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()

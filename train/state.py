@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from mate_edge import files
-from mate_edge.errors import RunError
+from mate_edge.errors import RunError, UsageError
 from mate_edge.train.network import MultiExitNet
 
 STATE = "state"
@@ -39,23 +40,43 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def save_state(accelerator: Accelerator, folder: Path, position: Position) -> None:
-    """Keep model, method, optimiser and random states; drop the states before."""
+    """Keep model, method, optimiser and random states; drop the states before.
+
+    Raises:
+        UsageError: one of the processes cannot write; the state before is kept.
+    """
     name = f"epoch-{position.epoch}" + (f"-step-{position.step}" if position.step else "")
     final, temporary = folder / STATE / name, folder / STATE / ".writing"
-    if accelerator.is_main_process:
+
+    def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary), safe_serialization=True)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+
+    def end() -> None:
         files.write_json(temporary / POSITION, position)
         files.publish(temporary, final)
         for old in (folder / STATE).glob("epoch-*"):
             if old != final:  # first out of the way: a half removed state must not be found
                 old.rename(temporary)
                 shutil.rmtree(temporary)
-    accelerator.wait_for_everyone()
+
+    def write() -> None:
+        accelerator.save_state(str(temporary), safe_serialization=True)
+
+    for part, alone in ((begin, True), (write, False), (end, True)):
+        reason = ""
+        if accelerator.is_main_process or not alone:
+            try:
+                part()
+            except (OSError, UsageError, RuntimeError, SafetensorError) as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+        if reasons := [found for found in gather_object([reason]) if found]:  # waits for all
+            if accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise UsageError(
+                f"cannot write {final} ({reasons[0]}): the state before it is kept; make room, "
+                f"then type mate-edge train --resume --out {folder}"
+            )
 
 
 def load_state(accelerator: Accelerator, folder: Path) -> Position:

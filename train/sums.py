@@ -121,9 +121,10 @@ class EpochSums:
         if found:
             bad = min(found)
             step = -(-bad * self.steps // self.batches) if self.steps else 1
+            kept = "; the state after the last whole epoch is kept" if self.epoch else ""
             raise RunError(
                 f"the loss is no number at step {step} of epoch {self.epoch + 1}: lower --lr and "
-                "train again; the state after the last whole epoch is kept"
+                f"train again{kept}"
             )
 
     def line(self, accelerator: Accelerator) -> str:

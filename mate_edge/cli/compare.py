@@ -72,3 +72,4 @@ def compare(
     if failed:
         print(f"{failed} of the runs failed, see above: the tables are without them")
     print(f"comparison: {folder}")
+    raise typer.Exit(1 if failed else 0)

@@ -83,10 +83,11 @@ def _evaluate_run(run: Path | None, json: bool) -> None:
             flops,
         )
         title = f"{trained.arch} on {Path(trained.data).name}, {trained.method}"
+        if json:
+            print(msgspec.json.encode(found).decode())
+        else:
+            print_evaluation(title, found)
         files.write_whole(folder / "evaluation.png", draw_evaluation(title, found))
     files.write_json(folder / "evaluation.json", found)
-    if json:
-        print(msgspec.json.encode(found).decode())
-    else:
-        print_evaluation(title, found)
+    if not json:
         print(f"curves: {folder / 'evaluation.png'}, figures: {folder / 'evaluation.json'}")

@@ -69,6 +69,10 @@ def training_options(
         float | None, typer.Option(help="The share of a label that goes to all classes.")
     ] = None,
     mixup: Annotated[float | None, typer.Option(help="MixUp's alpha, such as 0.2.")] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option(help="Mirror images at random; default: all but digits are."),
+    ] = None,
     validate_every: Annotated[
         int | None, typer.Option(help="Validate each so many epochs, and after the last.")
     ] = None,

@@ -96,6 +96,12 @@ def test_runs_of_other_options_are_not_taken_for_these(comparison: Path) -> None
         kept.rename(comparison / "mate+alpha=2-seed0")
 
 
+def test_options_with_which_no_run_began_bind_nobody(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--epochs must be 1 or more"):
+        run_comparison(tmp_path, parse_methods("ce"), (0,), dataclasses.replace(QUICK, epochs=0))
+    assert run_comparison(tmp_path, parse_methods("ce"), (0,), QUICK) == (0, 0)
+
+
 def make_rows(**accuracies: list[float]) -> list[Row]:
     """Rows of two exits; a method's list is its mean over the exits, one a seed."""
     rows: list[Row] = []
@@ -168,6 +174,11 @@ def test_methods_and_seeds_are_read_as_written() -> None:
     assert parse_seeds("3") == (0, 1, 2)
     assert parse_seeds("4,0") == (4, 0)
     assert parse_seeds("7,") == (7,)
+
+
+def test_more_seeds_than_anybody_trains_are_refused() -> None:
+    with pytest.raises(UsageError, match="99999999999999999999 is more than 1000"):
+        parse_seeds("99999999999999999999")
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1,1", "a", "1,-2", "1.5"])

@@ -84,6 +84,24 @@ def classifying():
         def forward(self, x): return self.conv(x)
     return [Odd(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)]
 
+def overwriting(): return [conv(1, 4), nn.Sequential(nn.ReLU(inplace=True), conv(4, 8))]
+class OnlyEval(nn.Module):
+    def forward(self, features):
+        if self.training: raise KeyError("no mask")
+        return features
+def only_eval(): return [nn.Sequential(conv(1, 4), OnlyEval()), conv(4, 8)]
+class OfTwo(nn.Module):
+    def forward(self, features): return features[:2]
+def of_two(): return [nn.Sequential(conv(1, 4), OfTwo()), conv(4, 8)]
+class Idle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Linear(3, 3)
+    def forward(self, features): return features
+def idle(): return [nn.Sequential(conv(1, 4), Idle()), conv(4, 8)]
+def leaving():
+    import sys
+    sys.exit(3)
 def pooled():
     pool = nn.AdaptiveAvgPool2d(8)
     return [nn.Sequential(nn.Conv2d(1, 4, 3), pool), nn.Sequential(nn.Conv2d(4, 4, 3), pool)]
@@ -156,6 +174,7 @@ def test_a_last_module_that_classifies_is_the_last_head(nets: Callable[[str], st
         (":twice", r"stage 2 \(0.weight\) and stage 2 \(1.weight\)"),
         (":classifying", r"stage 1 \(unused.weight\) and stage 2 \(2.weight\)"),
         (":broken", r"broken\(\) fails \(ZeroDivisionError"),
+        (":leaving", r"leaving\(\) fails \(SystemExit: 3"),
     ],
 )
 def test_a_network_that_cannot_work_is_a_clear_error(
@@ -175,6 +194,31 @@ def test_a_stage_that_cannot_be_counted_fails_before_there_is_a_run(
     with pytest.raises(UsageError, match=r"FLOPs of block 2 cannot be counted.*ScriptModules"):
         new_run(dataclasses.replace(options, exits="0.5"), None)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (":overwriting", r"cannot be trained: a module overwrites .*: use inplace=False"),
+        (":only_eval", "cannot be trained: 'no mask'"),
+        (":of_two", "cannot be trained: Expected input batch_size"),
+    ],
+)
+def test_what_fails_only_in_training_fails_before_there_is_a_run(
+    name: str, says: str, nets: Callable[[str], str]
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        new_run(Options(data="digits", arch=nets(name), epochs=1), None)
+    assert not Path("runs").exists()
+
+
+def test_a_weight_without_a_gradient_is_refused_only_where_processes_must_agree_on_it(
+    nets: Callable[[str], str],
+) -> None:
+    options = Options(data="digits", arch=nets(":idle"), epochs=1)
+    with pytest.raises(UsageError, match=r"nothing depends on \(stages.0.1.left.weight"):
+        new_run(options, None, processes=2)
+    new_run(options, None)
 
 
 def test_a_layer_without_weights_may_stand_in_two_stages_and_counts_in_both(

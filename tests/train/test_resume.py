@@ -206,6 +206,28 @@ def test_images_that_changed_since_are_noticed(tmp_path: Path, quick: Options) -
         old_run(Options(), folder)
 
 
+@pytest.mark.parametrize("size", [32, 128])
+def test_a_folder_of_images_may_move(size: int, tmp_path: Path, quick: Options) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(20):
+            shade = Image.new("L", (130, 130), number)
+            shade.save(tmp_path / "set" / name / f"{number:02}.png")
+    options = Options(data="set", arch="resnet8", size=size, batch_size=8)
+    folder, _, _ = new_run(options, None)
+    (tmp_path / "set").rename(tmp_path / "moved")
+    with pytest.raises(RunError, match="are not in .*/set: give --data FOLDER, where they are now"):
+        old_run(Options(), folder)
+    moved = old_run(Options(data="moved"), folder)[1]
+    assert moved.data == str(tmp_path / "moved")
+    assert old_run(Options(), folder)[1] == moved == read_run(folder)
+    (tmp_path / "moved" / "bee" / "03.png").unlink()
+    (tmp_path / "moved").rename(tmp_path / "set")
+    with pytest.raises(RunError, match="images of set have changed"):
+        old_run(Options(data="set"), folder)
+    assert read_run(folder) == moved
+
+
 def test_a_damaged_state_is_a_clear_error(quick: Options) -> None:
     folder, _, _ = new_run(quick, None)
     state = folder / "state" / "epoch-1"

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from filelock import FileLock
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -21,7 +23,9 @@ from mate_edge.errors import RunError, UsageError
 from mate_edge.runs import Recipe, read_finished_run, read_outputs, read_run
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.images import FileImages
+from mate_edge.train.data.loader import make_loader
 from mate_edge.train.evaluate import compute_logits, exit_accuracy
+from mate_edge.train.loop import make_accelerator
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
@@ -41,6 +45,33 @@ def test_the_rate_falls_tenfold_at_each_milestone() -> None:
     expected = {0: 0.1, 74: 0.1, 75: 0.01, 129: 0.01, 130: 1e-3, 179: 1e-3, 180: 1e-4, 199: 1e-4}
     for epoch, rate in expected.items():
         assert learning_rate(paper, epoch) == pytest.approx(rate)
+
+
+def test_the_first_epoch_has_the_rate_that_was_asked_for() -> None:
+    for epochs in range(1, 20):
+        assert learning_rate(Recipe(epochs=epochs, lr=0.3), 0) == 0.3
+
+
+@pytest.mark.parametrize("flip", [None, True, False])
+def test_images_of_a_folder_are_mirrored_unless_told_otherwise(
+    flip: bool | None, quick: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, box in (("left", (0, 0, 16, 32)), ("right", (16, 0, 32, 32))):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        image = Image.new("RGB", (32, 32))
+        image.paste((255, 255, 255), box)
+        for number in range(20):
+            image.save(tmp_path / "set" / name / f"{number}.png")
+    given = dataclasses.replace(quick, data="set", arch="resnet8", size=32, batch_size=8, flip=flip)
+    _, run, dataset = new_run(given, None)
+    assert run.recipe.flip is (flip is not False)
+    assert ("--no-flip" in dataset.note) is (flip is None)
+    loader, _ = make_loader(dataset, run.recipe, seed=0)
+    mirrored = []
+    for images, labels in loader:
+        right = images[..., 16:].mean(dim=(1, 2, 3)) > images[..., :16].mean(dim=(1, 2, 3))
+        mirrored += (right != (labels == 1)).tolist()
+    assert any(mirrored) is (flip is not False)
 
 
 def test_a_run_folder_holds_what_the_design_says(run_folder: Path) -> None:
@@ -128,6 +159,42 @@ def test_a_folder_of_large_images_trains_and_a_broken_one_is_named(
 def test_a_loss_that_is_no_number_stops_the_training(quick: Options) -> None:
     with pytest.raises(RunError, match="the loss is no number at step .* of epoch"):
         run_training(dataclasses.replace(quick, lr=99.0, batch_size=16), None, resume=False)
+
+
+def test_a_disk_that_is_full_keeps_the_state_before(
+    quick: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Accelerator.save_state
+    calls = 0
+
+    def full(self: Accelerator, folder: str, **options: bool) -> None:
+        nonlocal calls
+        calls += 1
+        save(self, folder, **options)
+        if calls == 2:  # as torch says it
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "save_state", full)
+        with pytest.raises(UsageError, match=r"epoch-2 \(.*pos 64.* make room, then .* --out r$"):
+            run_training(quick, Path("r"), resume=False)
+    assert [path.name for path in Path("r/state").iterdir()] == ["epoch-1"]
+    assert run_training(Options(), Path("r"), resume=True)[1].finished
+
+
+def test_two_trainings_in_one_folder_do_not_meet(quick: Options) -> None:
+    folder, _, _ = new_run(quick, None)
+    with FileLock(folder / ".lock"), pytest.raises(UsageError, match="another process is training"):
+        run_training(Options(), folder, resume=True)
+    assert run_training(Options(), folder, resume=True)[1].finished
+    assert not (folder / ".lock").exists()
+
+
+def test_accumulation_is_the_runs_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    assert make_accelerator("fp32", 4).gradient_accumulation_steps == 4
 
 
 def test_the_step_of_the_first_bad_loss_is_named_and_the_state_before_is_kept(

@@ -10,10 +10,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from mate_edge.errors import UsageError
+from mate_edge.names import some
 from mate_edge.train.backbones.parts import Parts, output_shapes
+
+PROBE_IMAGES = 3
+"""So many train a network once; two are what its shapes are found with."""
 
 
 def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
@@ -72,6 +78,48 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
     return Parts(modules, network, classifier)
 
 
+def check_training(
+    arch: str, network: nn.Module, channels: int, size: int, classes: int, processes: int
+) -> None:
+    """Try a step of training: what only fails there should fail before a run is made.
+
+    Args:
+        arch: the name, for messages.
+        network: with the exits that it will have, from images to logits [B, K, C]; a copy is tried.
+        channels: of the images.
+        size: of the images, in pixels.
+        classes: of the data set.
+        processes: that will train it together; with several each weight must have a gradient.
+
+    Raises:
+        UsageError: the step fails.
+    """
+    tried = copy.deepcopy(network).train()
+    with torch.random.fork_rng():
+        images = torch.rand(PROBE_IMAGES, channels, size, size)
+        labels = torch.arange(PROBE_IMAGES) % classes
+        try:
+            logits = tried(images)
+            labels = labels[:, None].expand(-1, logits.shape[1])
+            cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()  # type: ignore[no-untyped-call]
+        except Exception as error:  # the user's code may raise anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if "inplace operation" in reason:
+                reason = (
+                    "a module overwrites what another one needs for its gradient, as a stage does "
+                    "that begins with ReLU(inplace=True): use inplace=False"
+                )
+            raise UsageError(f"{arch} cannot be trained: {reason}") from error
+    idle = [
+        n for n, p in tried.named_parameters() if p.requires_grad and p.is_leaf and p.grad is None
+    ]
+    if idle and processes > 1:
+        raise UsageError(
+            f"{arch} has weights that nothing depends on ({some(idle)}), which several processes "
+            "cannot train together: remove them, or train in one process"
+        )
+
+
 def _check_sharing(arch: str, modules: Sequence[nn.Module]) -> None:
     """Refuse weights that stand in two places: each segment's engine has its own."""
     places: dict[int, str] = {}
@@ -99,7 +147,10 @@ def _make(arch: str, channels: int, size: int) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # importing runs the user's code, which may raise anything
         raise UsageError(
             f"--arch {arch} cannot be imported from {os.getcwd()} ({type(error).__name__}: {error})"
         ) from error
@@ -108,7 +159,7 @@ def _make(arch: str, channels: int, size: int) -> Any:
     arguments = (channels, size) if _takes_two(found) else ()
     try:
         return found(*arguments)
-    except Exception as error:  # the user's code, again
+    except (Exception, SystemExit) as error:  # the user's code, again
         call = f"{name}({', '.join(map(str, arguments))})"
         raise UsageError(
             f"--arch {arch}: {call} fails ({type(error).__name__}: {error})"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mate_edge.runs import Run
 from mate_edge.train.data import OF_ONE_SIZE, load_dataset
 from mate_edge.train.data.adapt import reorder_classes, use_imagenet_statistics
 from mate_edge.train.data.dataset import Dataset
 
 
-def load_again(run: Run) -> Dataset | None:
+def load_again(run: Run, moved: Path | None = None) -> Dataset | None:
     """Return the data set that a run was trained on, or None when its images have changed.
+
+    Args:
+        run: whose data set is wanted.
+        moved: where the folder lies now; None for where it lay.
 
     Raises:
         UsageError: its folder is gone.
@@ -17,10 +23,11 @@ def load_again(run: Run) -> Dataset | None:
         ImageError: an image that cannot be read, as far as they are read now.
     """
     size = None if run.data in OF_ONE_SIZE else run.preprocessing.size
-    dataset = load_dataset(run.data, size, run.train_images)
+    dataset = load_dataset(str(moved or run.data), size, run.train_images)
     if set(dataset.classes) == set(run.classes):
         dataset = reorder_classes(dataset, run.classes)
     if run.weights is not None:
         dataset = use_imagenet_statistics(dataset)
     same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
-    return dataset if same and dataset.fingerprint() == run.images_sha256 else None
+    lay = None if moved is None else (moved.resolve(), Path(run.data))
+    return dataset if same and dataset.fingerprint(lay) == run.images_sha256 else None

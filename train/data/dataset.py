@@ -13,7 +13,7 @@ from mate_edge.errors import DataError, UsageError
 from mate_edge.images import Preprocessing
 from mate_edge.names import some
 from mate_edge.runs import Recipe
-from mate_edge.train.data.images import FileImages, Images, MemoryImages
+from mate_edge.train.data.images import FileImages, Images, MemoryImages, Moved
 from mate_edge.train.data.splits import choose_some, split_off
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -47,12 +47,16 @@ class Dataset:
     recipe: Recipe
     note: str = ""
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of the labels and images of all splits: what a resume must find."""
+    def fingerprint(self, moved: Moved | None = None) -> str:
+        """Return the SHA-256 of the labels and images of all splits: what a resume must find.
+
+        Args:
+            moved: from where to where the names of files are to be changed first.
+        """
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
             digest.update(split.labels.tobytes())
-            digest.update(split.identity())
+            digest.update(split.identity(moved))
         return digest.hexdigest()
 
     def noting(self, *notes: str) -> Dataset:

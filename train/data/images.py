@@ -18,6 +18,8 @@ from mate_edge.images import Preprocessing, crop, decode
 from mate_edge.train.data.augment import crop_resized, crop_shifted, flip_some
 
 Pixels = NDArray[np.uint8]
+Moved = tuple[Path, Path]
+"""The folder that images lie in, and the one that they lay in."""
 
 
 class Images(Protocol):
@@ -32,8 +34,12 @@ class Images(Protocol):
         """Return the images where `chosen`, bool [N], is true."""
         ...
 
-    def identity(self) -> bytes:
-        """Return bytes that change when the images do (for files: when their names do)."""
+    def identity(self, moved: Moved | None = None) -> bytes:
+        """Return bytes that change when the images do (for files: when their names do).
+
+        Args:
+            moved: the names are those of files that lay elsewhere.
+        """
         ...
 
     def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
@@ -64,7 +70,7 @@ class MemoryImages:
         """See `Images.pick`."""
         return MemoryImages(self.pixels[chosen], self.labels[chosen])
 
-    def identity(self) -> bytes:
+    def identity(self, moved: Moved | None = None) -> bytes:
         """See `Images.identity`."""
         return self.pixels.tobytes()
 
@@ -114,9 +120,13 @@ class FileImages:
         paths = tuple(path for path, keep in zip(self.paths, chosen, strict=True) if keep)
         return FileImages(paths, self.labels[chosen])
 
-    def identity(self) -> bytes:
+    def identity(self, moved: Moved | None = None) -> bytes:
         """See `Images.identity`."""
-        return b"\0".join(os.fsencode(path) for path in self.paths)
+        paths: Iterable[Path] = self.paths
+        if moved is not None:
+            now, then = moved
+            paths = (then / path.relative_to(now) for path in self.paths)
+        return b"\0".join(os.fsencode(path) for path in paths)
 
     def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
         """See `Images.plain`.

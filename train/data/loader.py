@@ -40,8 +40,9 @@ class TrainingImages(TorchDataset[tuple[Tensor, int]]):
         """
         dataset, recipe, seed = self.dataset, self.recipe, self.seed
         epoch, indices = keys[0][0], [index for _, index in keys]
+        flip = dataset.flip if recipe.flip is None else recipe.flip
         pixels = dataset.train.augmented(
-            indices, dataset.preprocessing, flip=dataset.flip, seed=seed, epoch=epoch
+            indices, dataset.preprocessing, flip=flip, seed=seed, epoch=epoch
         )
         if self.vary:
             pixels = self.vary(pixels, seed, epoch, indices)
