@@ -411,6 +411,11 @@ def _keep(
             f"{latencies.rounds} are fewer, and a quantile needs {needed}"
         )
         return False
+    if before is not None and before.fps is not None and options.fps is None:
+        say(
+            f"these rounds, one after another, replace those of {before.created} at "
+            f"{before.fps:g} a second: bench --fps {before.fps:g} if frames come at that pace"
+        )
     try:
         keep_latencies(latencies)
     except UsageError as error:  # the figures are worth more than their record

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mate_edge.bundle import Bundle
+from mate_edge.files import sha256
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.fingerprint import Fingerprint, fingerprint
 from mate_edge.runtime.state import read_state, state_folder, write_state
@@ -28,7 +29,10 @@ MOST_ROUNDS = 5000
 
 
 class Latencies(msgspec.Struct, frozen=True, kw_only=True):
-    """`latencies.json` of the device state: n rounds of one image through all segments, in ms.
+    """A `latencies-….json` of the device state: n rounds of one image through all segments, in ms.
+
+    Each fingerprint has a file of its own: a process that is pinned to one core, or a power mode
+    tried out, does not cost the others their rounds.
 
     Attributes:
         bundle_id: of the bundle that was measured.
@@ -105,7 +109,8 @@ def keep_latencies(latencies: Latencies) -> None:
     Raises:
         UsageError: the device state cannot be written.
     """
-    write_state(state_folder(latencies.bundle_id, latencies.fingerprint.engine), STATE, latencies)
+    folder = state_folder(latencies.bundle_id, latencies.fingerprint.engine)
+    write_state(folder, _name(latencies.fingerprint), latencies)
 
 
 def read_latencies(
@@ -113,17 +118,22 @@ def read_latencies(
 ) -> Latencies | None:
     """Return what was kept of a bundle on this device as it is now.
 
-    None when nothing was kept, or what was kept is damaged, of another schema, or of a device that
-    has changed since (power mode, clocks, versions, CPUs).
+    None when nothing was kept of the device in this state (power mode, clocks, versions, CPUs), or
+    what was kept is damaged or of another schema.
 
     Args:
         bundle: opened; its unsplit network, as a bundle, has no latencies of its own.
         engine: of the bundle; `device_key` and threads are its.
         machine: this one when None.
     """
-    found = read_state(state_folder(bundle.id, engine.device_key), STATE, Latencies)
+    now = fingerprint(engine, machine)
+    found = read_state(state_folder(bundle.id, engine.device_key), _name(now), Latencies)
     if found is None or (found.schema, found.bundle_id) != (SCHEMA, bundle.id):
         return None
     if len(found.segments_ms) != len(bundle.manifest.segments):
         return None
-    return found if found.fingerprint == fingerprint(engine, machine) else None
+    return found if found.fingerprint == now else None
+
+
+def _name(of: Fingerprint) -> str:
+    return f"{STATE}-{sha256(msgspec.json.encode(of, order='deterministic'))[:8]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -244,6 +245,7 @@ def test_the_latencies_that_deadlines_rest_on_are_the_paced_ones(
     assert "go on resting on the 220 rounds" in said[-1]
     assert read_latencies(bundle, engine, machine) == kept
     assert run(rounds=200).kept
+    assert re.search("replace those of .* at 30 a second: bench --fps 30 if", said[-1])
 
 
 def test_several_engines_run_in_the_same_rounds(bundle_folder: Path, tmp_path: Path) -> None:

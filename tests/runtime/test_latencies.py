@@ -31,7 +31,8 @@ def engine(bundle_folder: Path) -> Engine:
 
 
 def file_of(engine: Engine) -> Path:
-    return state_folder(engine.bundle.id, engine.device_key) / "latencies.json"
+    (found,) = state_folder(engine.bundle.id, engine.device_key).glob("latencies-*.json")
+    return found
 
 
 def test_what_was_kept_is_read_again_round_by_round(engine: Engine) -> None:
@@ -100,6 +101,10 @@ def test_another_power_mode_or_clock_lock_is_another_device(engine: Engine, tmp_
         found = read_latencies(engine.bundle, engine, jetson(tmp_path, mode, lowest))
         assert (found == kept) == same
     assert read_latencies(engine.bundle, engine) is None  # and this machine is a third one
+    other = record_latencies(engine, SEGMENTS, REST, machine=jetson(tmp_path, "MAXN", 306))
+    keep_latencies(other)
+    for mode, was in (("15W", kept), ("MAXN", other)):
+        assert read_latencies(engine.bundle, engine, jetson(tmp_path, mode, 306)) == was
     now = record_latencies(engine, SEGMENTS, REST, machine=jetson(tmp_path, "MAXN", 306))
     assert kept.fingerprint.changes(now.fingerprint) == ["power_mode: 15W, then MAXN"]
 
