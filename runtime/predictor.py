@@ -8,14 +8,16 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.decide.policy import Deepest, Policy
+from mate_edge.decide.policy import Deepest, Logits, Policy
 from mate_edge.errors import ImageError, UsageError
 from mate_edge.images import crop, normalize
 from mate_edge.runtime.deadline import (
@@ -37,27 +39,36 @@ from mate_edge.runtime.latencies import (
 )
 from mate_edge.runtime.policy import Chosen, PolicyChoice, choose_policy, resolve_policy
 from mate_edge.runtime.prediction import Prediction
-from mate_edge.runtime.segments import run_batch, run_one
+from mate_edge.runtime.segments import GLANCE, run_batch, run_one
 from mate_edge.runtime.stats import Stats, Tally
+from mate_edge.runtime.warm import load_decoders
 
 MEASURE_MS = 1000.0
 """How long the latencies are measured at load, at most; at least `FEWEST_ROUNDS` are."""
 FEWEST_ROUNDS = 10
 WARM_UP_ROUNDS = 3
+DECIDING_ROUNDS = 20
 
 
-class _Alone:
-    """Refuses a second thread."""
+class _Known:
+    """What a predictor and its clones know of the device; of several that ask, one measures."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        self.measured: Latencies | None = None
+        self.deciding_ms: dict[type, float] = {}
 
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise UsageError("this predictor is busy in another thread: use clone() for each")
 
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+class _Onward:
+    """Decides as a policy does and goes on all the same: to time it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
+        """See `Policy.decide`."""
+        leave, probabilities = self._policy.decide(logits)
+        return np.zeros_like(leave), probabilities
 
 
 class Predictor:
@@ -83,7 +94,8 @@ class Predictor:
         self.measured: Latencies | None = None
         self.slow_down, self.budget = SlowDown(), MissBudget()
         self._tally = Tally(self.bundle)
-        self._alone = _Alone()
+        self._lock, self._known = threading.Lock(), _Known()
+        self._tables: dict[type, LatencyTable] = {}
 
     @classmethod
     def load(
@@ -109,7 +121,8 @@ class Predictor:
             shared_pool: see `OnnxRuntimeEngine`.
             lazy: open a segment only when it is first needed: for one image without a deadline.
             max_ms: a deadline that `predict` will be given: what it rests on is made ready now,
-                see `know_latencies`, and there is a warning if exit 1 may need longer.
+                see `know_latencies`, as are the decoders of pictures, and there is a warning if
+                exit 1 may need longer.
             strict: make that warning an error.
 
         Raises:
@@ -124,6 +137,7 @@ class Predictor:
         with ExitStack() as when_it_fails:
             predictor = when_it_fails.enter_context(cls(made, policy))
             if max_ms is not None:
+                load_decoders(made.bundle.manifest.preprocessing)
                 check_reachable(predictor.know_latencies(), max_ms, strict, warnings.warn)
             elif not lazy:
                 predictor.warm_up()
@@ -140,25 +154,80 @@ class Predictor:
 
         Args:
             say: told when they must be measured, which takes about `MEASURE_MS`.
+
+        Returns:
+            Their table, with what the decisions of the predictor's policy take.
+
+        Raises:
+            UsageError: another thread is predicting with this object.
         """
+        with self._alone():
+            return self._know(self.policy, say)
+
+    def _know(self, policy: Policy, say: Say = warnings.warn) -> LatencyTable:
+        """As `know_latencies`, for any policy."""
         if self.latencies is None:
-            kept = read_latencies(self.bundle, self.engine)
-            if kept is None:
-                say(f"{self.bundle.folder} was never measured on this device as it is now: that "
-                    "is done first")  # fmt: skip
-                return self.measure()
-            self.use_latencies(kept)
-            self.warm_up()
-        assert self.latencies is not None
-        return self.latencies
+            with self._known.lock:
+                measured = self._known.measured or read_latencies(self.bundle, self.engine)
+                if measured is None:
+                    say(f"{self.bundle.folder} was never measured on this device as it is now: "
+                        "that is done first")  # fmt: skip
+                    measured = self._measure()
+                self._known.measured = measured
+            self.use_latencies(measured)
+            self._warm_up()
+        return self._table(policy)
 
     def use_latencies(self, measured: Latencies) -> None:
         """Let deadlines rest on these."""
-        self.measured = measured
+        self.measured, self._tables = measured, {}
         self.latencies = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
 
+    def latencies_of(self, policy: Policy) -> Latencies:
+        """Return what was measured, its rest longer by what the policy's decisions take.
+
+        The rounds are of a policy that is quick to decide. How much longer another kind takes is
+        measured once, in `DECIDING_ROUNDS` of all segments.
+        """
+        assert self.measured is not None, "know_latencies comes first"
+        kind = type(policy)
+        if kind in GLANCE:
+            return self.measured
+        with self._known.lock:
+            if kind not in self._known.deciding_ms:
+                usual, longer = (
+                    median(
+                        found.elapsed_ms - sum(found.segment_ms)
+                        for found in (self._run_noise(one) for _ in range(DECIDING_ROUNDS))
+                    )
+                    for one in (None, _Onward(policy))
+                )
+                self._known.deciding_ms[kind] = max(longer - usual, 0.0)
+            more = self._known.deciding_ms[kind]
+        rest = tuple(ms + more for ms in self.measured.rest_ms)
+        return msgspec.structs.replace(self.measured, rest_ms=rest)
+
+    def _table(self, policy: Policy) -> LatencyTable:
+        """Return the table of a policy's kind."""
+        kind = type(policy)
+        if kind in GLANCE or self.measured is None:
+            assert self.latencies is not None
+            return self.latencies
+        if kind not in self._tables:
+            own = self.latencies_of(policy)
+            self._tables[kind] = LatencyTable.from_samples(own.segments_ms, own.rest_ms)
+        return self._tables[kind]
+
     def warm_up(self) -> None:
-        """Open all segments and run them a few times."""
+        """Open all segments and run them a few times.
+
+        Raises:
+            UsageError: another thread is predicting with this object.
+        """
+        with self._alone():
+            self._warm_up()
+
+    def _warm_up(self) -> None:
         for k in range(1, self.engine.num_segments + 1):
             self.engine.open(k)
         for _ in range(WARM_UP_ROUNDS):
@@ -169,8 +238,18 @@ class Predictor:
 
         A device state that cannot be written keeps nothing, and the next process measures again.
         Takes about `MEASURE_MS`, and `FEWEST_ROUNDS` of the whole network at least.
+
+        Raises:
+            UsageError: another thread is predicting with this object.
         """
-        self.warm_up()
+        with self._alone():
+            with self._known.lock:
+                self._known.measured = measured = self._measure()
+            self.use_latencies(measured)
+            return self._table(self.policy)
+
+    def _measure(self) -> Latencies:
+        self._warm_up()
         segments: list[list[float]] = [[] for _ in range(self.engine.num_segments)]
         post: list[float] = []
         began = self.clock()
@@ -184,12 +263,14 @@ class Predictor:
         measured = record_latencies(self.engine, segments, post)
         with suppress(UsageError):
             keep_latencies(measured)
-        self.use_latencies(measured)
-        assert self.latencies is not None
-        return self.latencies
+        return measured
 
-    def _run_noise(self) -> Prediction:
-        """Run all segments on an image of noise: their times do not depend on what is shown."""
+    def _run_noise(self, policy: Policy | None = None) -> Prediction:
+        """Run all segments on an image of noise: their times do not depend on what is shown.
+
+        Args:
+            policy: one that never leaves early; None for `Deepest`.
+        """
         pre = self.manifest.preprocessing
         shape = (1, pre.size, pre.size, pre.channels)
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -197,7 +278,7 @@ class Predictor:
         self.engine.load(normalize(noise, pre))
         return run_one(
             self.engine,
-            deepest,
+            policy or deepest,
             self.clock,
             self.clock(),
             self.slow_down,
@@ -235,9 +316,9 @@ class Predictor:
         """
         check_max_ms(max_ms)
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
-        with self._alone:
-            if max_ms is not None and self.latencies is None:
-                self.know_latencies()
+        with self._alone():
+            if max_ms is not None:
+                self._know(chosen)
             frame, name = read_frame(frame)
             began = self.clock()
             started = began if started_ns is None else started_ns
@@ -273,7 +354,7 @@ class Predictor:
         if not frames:
             return []
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
-        with self._alone:
+        with self._alone():
             encoded = [read_frame(frame) for frame in frames]
             began = self.clock()
             pre = self.manifest.preprocessing
@@ -323,9 +404,9 @@ class Predictor:
         if max_ms is not None and len(inputs) > 1:
             raise UsageError("a deadline is one image's: give them one by one")
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
-        with self._alone:
-            if max_ms is not None and self.latencies is None:
-                self.know_latencies()
+        with self._alone():
+            if max_ms is not None:
+                self._know(chosen)
             started = self.clock() if started_ns is None else started_ns
             if len(inputs) > 1:
                 return self._answer_batches(inputs, chosen, started)
@@ -369,6 +450,7 @@ class Predictor:
         twin = Predictor(self.engine.clone(), self.policy, self.clock)
         twin.chosen = self.chosen
         twin.latencies, twin.measured = self.latencies, self.measured
+        twin._known, twin._tables = self._known, self._tables.copy()
         return twin
 
     def close(self) -> None:
@@ -392,7 +474,7 @@ class Predictor:
             started,
             self.slow_down,
             self.budget,
-            self.latencies,
+            self.latencies if max_ms is None else self._table(policy),
             max_ms,
             *times,
         )
@@ -413,6 +495,19 @@ class Predictor:
                 self._tally.add(prediction, confidence if policy is self.policy else None)
             predictions += found
         return predictions
+
+    def _alone(self) -> threading.Lock:
+        """Return what keeps a second call out.
+
+        A second thread is refused here; one that comes at the same moment waits. The lock itself
+        is entered, since Ctrl-C can end any Python function, and must not leave it locked.
+
+        Raises:
+            UsageError: another thread, or a policy of this one, is predicting with this object.
+        """
+        if self._lock.locked():
+            raise UsageError("this predictor is busy in another thread: use clone() for each")
+        return self._lock
 
     def _ms_since(self, then: int) -> float:
         return (self.clock() - then) / 1e6

@@ -75,10 +75,6 @@ def run_one(
         ms = (now - began) / 1e6
         segment_ms.append(ms)
         passed.append(logits)
-        goes_on = k < num_segments
-        if latencies is not None:
-            since_ms = (now - started) / 1e6
-            goes_on &= time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms)
         seen = glance(logits, k) if glance else None
         if seen is not None:
             leaves, confidence = seen[:2]
@@ -88,6 +84,12 @@ def run_one(
             leaves, confidence = bool(leave[0]), float(largest(probabilities)[0])
         if k == 1:
             first = confidence
+        goes_on = k < num_segments
+        if latencies is not None:
+            if max_ms is not None:
+                now = clock()  # deciding may have taken long
+            since_ms = (now - started) / 1e6
+            goes_on &= time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms)
         if leaves or not goes_on:
             break
     halted_by: HaltedBy = "policy"

@@ -12,7 +12,7 @@ import numpy as np
 
 from mate_edge.bundle import Bundle, Guarantee, OperatingPoint
 from mate_edge.decide.calibrate import Calibrated, Calibration
-from mate_edge.decide.policy import THRESHOLDS
+from mate_edge.decide.policy import NEVER, THRESHOLDS
 from mate_edge.decide.risk import check_levels
 from mate_edge.decide.tune import Loss
 from mate_edge.errors import UsageError
@@ -147,7 +147,7 @@ def tune(
     logits, labels = read_calibration(opened)
     if goal.max_risk is not None:
         check_levels(*goal.levels, len(labels) - len(labels) // 2)
-    measured = _latencies(opened, engine, threads, say) if goal.needs_latencies else None
+    measured = _latencies(opened, kind, engine, threads, say) if goal.needs_latencies else None
     costs: Sequence[float] = [exit_.cumulative_flops for exit_ in opened.manifest.exits]
     rounds = None
     if goal.budget_ms is not None and measured is not None:
@@ -171,15 +171,18 @@ def tune(
     return found
 
 
-def _latencies(bundle: Bundle, engine: str | None, threads: int | None, say: Say) -> Latencies:
-    """Return what predictions take on this device, measured now when it is not known."""
+def _latencies(
+    bundle: Bundle, kind: str, engine: str | None, threads: int | None, say: Say
+) -> Latencies:
+    """Return what predictions take here with a kind of policy, measured when it is not known."""
     chosen = engine or choose_engine(bundle, say)
+    temperatures = tuple(exit_.temperature for exit_ in bundle.manifest.exits)
+    policy = THRESHOLDS[kind]((NEVER,) * (len(temperatures) - 1), temperatures)
 
     def start() -> Latencies:
-        with Predictor(make_engine(chosen, bundle, threads, True), "deepest") as predictor:
+        with Predictor(make_engine(chosen, bundle, threads, True), policy) as predictor:
             predictor.know_latencies(say)
-            assert predictor.measured is not None
-            return predictor.measured
+            return predictor.latencies_of(policy)
 
     return build_if_needed(bundle, start, say)
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-from PIL import Image
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.errors import BundleError
@@ -21,6 +18,7 @@ from mate_edge.runtime.policy import choose_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.serve.model import Model
 from mate_edge.runtime.verify import verified_before, verify
+from mate_edge.runtime.warm import load_decoders
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,7 @@ def load_model(
         table = predictor.know_latencies(say)
         if options.max_ms is not None:
             check_reachable(table, options.max_ms, False, say)
-        for kind in ("JPEG", "PNG"):  # the first of each loads its decoder
-            predictor.predict(_picture(kind))
-        predictor.reset_stats()
+        load_decoders(bundle.manifest.preprocessing)
         predictors = [predictor]
         for _ in range(options.workers - 1):
             predictors.append(when_it_fails.enter_context(predictor.clone()))
@@ -102,12 +98,6 @@ def _start(bundle: Bundle, engine: str, options: Options) -> Predictor:
         predictor.warm_up()
         when_it_fails.pop_all()
     return predictor
-
-
-def _picture(kind: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def _verify(folder: Path, bundle: Bundle, engine: str, options: Options, say: Say) -> None:

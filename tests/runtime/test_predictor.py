@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sys
 import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -315,11 +319,76 @@ def test_the_next_process_starts_from_what_was_measured(
     assert later.measured == predictor.measured
     assert not recwarn
     assert measured.median_ms == pytest.approx((1.0, 2.0, 4.0))
-    (state,) = Path(os.environ["MATE_EDGE_STATE"]).rglob("latencies.json")
+    (state,) = Path(os.environ["MATE_EDGE_STATE"]).rglob("latencies-*.json")
     state.write_text("{")
     with pytest.warns(UserWarning, match="never measured"):
         assert Predictor(engine, "deepest", clock).know_latencies().median_ms[0] == 5.0
     assert Predictor(engine, "deepest", clock).know_latencies().median_ms[0] == 5.0
+
+
+@dataclasses.dataclass
+class Slow:
+    """A policy that takes its time, on a clock of its own."""
+
+    clock: Clock
+    ms: float
+
+    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.clock.pass_ms(self.ms)
+        return np.zeros(len(logits), np.bool_), np.full((len(logits), 10), 0.1, np.float32)
+
+
+def test_a_policy_that_takes_long_to_decide_keeps_its_deadlines_too(
+    timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray]
+) -> None:
+    predictor, engine, clock = timed
+    predictor.measure()
+    slow = Predictor(engine, Slow(clock, 0.5), clock)
+    for max_ms, exit_ in ((1.6, 1), (3.9, 1), (4.1, 2), (8.4, 2), (8.6, 3)):
+        found = [slow.predict(frames[0], max_ms=max_ms) for _ in range(3)]
+        assert {(p.exit, p.deadline_missed) for p in found} == {(exit_, False)}, max_ms
+        quick = predictor.predict(frames[0], max_ms=max_ms, policy=Slow(clock, 0.5))
+        assert quick.exit == exit_, "the policy of a call counts as well"
+    assert predictor.predict(frames[0], max_ms=7.1).exit == 3, "and not for others"
+
+
+def test_of_clones_that_meet_their_first_deadline_together_one_measures(
+    bundle_folder: Path, frames: list[np.ndarray]
+) -> None:
+    first = Predictor.load(bundle_folder, policy="deepest")
+    clones = [first.clone() for _ in range(4)]
+    with warnings.catch_warnings(record=True) as said, ThreadPoolExecutor(4) as pool:
+        warnings.simplefilter("always")
+        list(pool.map(lambda one: one.predict(frames[0], max_ms=10_000), clones))
+    assert sum("never measured" in str(one.message) for one in said) == 1
+    assert len({id(one.measured) for one in clones}) == 1
+
+
+def test_a_thread_that_was_interrupted_comes_in_again(
+    predictor: Predictor, frames: list[np.ndarray]
+) -> None:
+    expected = predictor.predict(frames[0]).index
+    interrupted = 0
+
+    def interrupt(frame: object, event: str, argument: object) -> None:
+        nonlocal interrupted
+        if event == "call":
+            seen.append(event)
+            if len(seen) == at:
+                interrupted += 1
+                raise KeyboardInterrupt
+
+    for at in range(1, 80):  # noqa: B007 - interrupt() reads it
+        seen: list[str] = []
+        try:
+            sys.setprofile(interrupt)
+            predictor.predict(frames[0])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+    assert interrupted > 20
+    assert predictor.predict(frames[0]).index == expected
 
 
 def test_a_state_that_cannot_be_written_only_costs_the_next_process_its_time(
