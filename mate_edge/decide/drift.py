@@ -61,7 +61,9 @@ def count_confidences(confidences: NDArray[np.float32]) -> list[int]:
 def compare(reference: Sequence[int], counts: Sequence[int]) -> Drift | None:
     """Compare the counts of fine bins with calibration's.
 
-    The bins are joined into `BINS` groups that calibration fills about equally, and
+    The bins are joined into `BINS` groups that calibration fills about equally: a bin belongs where
+    its middle sample does, so that one that holds nearly all leaves the others to themselves. With
+    a single confidence the groups are that one and all others.
     PSI = sum (a - e) ln(a / e) over the groups' shares, half a sample added to each. When nothing
     moved, PSI is about (1/n + 1/m) times a chi-square variable of one degree less than groups
     (Yurdakul and Naranjo, "Statistical properties of the population stability index", Journal of
@@ -74,18 +76,19 @@ def compare(reference: Sequence[int], counts: Sequence[int]) -> Drift | None:
         counts: of n images.
 
     Returns:
-        None with fewer than `FEWEST` of either, or when calibration has a single confidence.
+        None with fewer than `FEWEST` of either.
     """
     m, n = sum(reference), sum(counts)
     if min(m, n) < FEWEST:
         return None
     held = np.asarray(reference)
-    before = (np.cumsum(held) - held) * BINS // m
-    begins = np.maximum.accumulate(np.where(held > 0, before, 0))  # empty bins join the last filled
+    middle = (2 * np.cumsum(held) - held) * BINS // (2 * m)
+    lowest = middle[held > 0][0]
+    begins = np.maximum.accumulate(np.where(held > 0, middle, lowest))  # an empty bin: as below it
     groups = np.unique(begins, return_inverse=True)[1]
+    if np.count_nonzero(held) == 1:
+        groups = (held > 0).astype(np.intp)
     size = int(groups.max()) + 1
-    if size < 2:
-        return None
     filled = np.bincount(groups, weights=held, minlength=size)
     seen = np.bincount(groups, weights=counts, minlength=size)
     expected = (filled + 0.5) / (m + 0.5 * size)

@@ -75,9 +75,55 @@ def test_confidence_that_has_shifted_warns(n: int) -> None:
         assert found.warns
 
 
-def test_thirty_images_say_nothing_and_neither_does_a_network_with_one_confidence() -> None:
+def mixed(shares: dict[float, float], n: int) -> list[int]:
+    """Count n confidences, of each the share that is said."""
+    each = [np.full(round(share * n), confidence) for confidence, share in shares.items()]
+    return count_confidences(np.concatenate(each).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "usual",
+    [
+        {1.0: 0.89, 0.6: 0.11},
+        {1.0: 0.92, 0.6: 0.08},
+        {1.0: 0.999, 0.6: 0.001},
+        {1.0: 1.0},
+        {0.9: 1.0},
+        {0.5: 0.05, 0.9: 0.92, 0.99: 0.03},
+    ],
+)
+@pytest.mark.parametrize("n", [200, 5000])
+def test_a_network_that_is_nearly_always_sure_warns_when_it_no_longer_is(
+    usual: dict[float, float], n: int
+) -> None:
+    reference = mixed(usual, 3000)
+    found = compare(reference, mixed({0.3: 1.0}, n))
+    assert found is not None
+    assert found.warns
+    same = compare(reference, mixed(usual, 1000))
+    assert same is not None
+    assert not same.warns
+
+
+@pytest.mark.parametrize("sure", [0.92, 0.995])
+@pytest.mark.parametrize("n", [FEWEST, 1000])
+@pytest.mark.parametrize("m", [150, 3000])
+def test_a_network_that_is_nearly_always_sure_gives_no_more_false_alarms(
+    sure: float, n: int, m: int
+) -> None:
+    rng, alarms = np.random.default_rng(0), 0
+
+    def some(size: int) -> list[int]:
+        return count_confidences(np.where(rng.random(size) < sure, 1, draw(rng, size)))
+
+    for _ in range(400):
+        found = compare(some(m), some(n))
+        assert found is not None
+        alarms += found.warns
+    assert alarms <= 4
+
+
+def test_thirty_images_say_nothing() -> None:
     rng = np.random.default_rng(0)
     reference = count_confidences(draw(rng, 3000))
     assert compare(reference, count_confidences(draw(rng, 30, shift=4))) is None
-    sure = count_confidences(np.ones(500, np.float32))
-    assert compare(sure, reference) is None
