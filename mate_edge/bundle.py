@@ -7,6 +7,7 @@ SHA-256 and the size of every other file; the bytes that are checked are the byt
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,10 @@ BUNDLES = Path("bundles")
 MANIFEST = "manifest.json"
 UNSPLIT_OUTPUT = "logits"
 MAX_BATCH = 1024
+POINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(?<!\.json)")
+"""What an operating point may be called: it may become a file's name, and is told from a file."""
+TAKEN_NAME = re.compile(r"deepest|unsplit|(exit|patience)-\d{1,4}")
+"""These mean a policy already, or the unsplit network that `bench` compares with."""
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -180,6 +185,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("there must be one segment for each exit")
         if len(self.classes) < 2:
             raise ValueError("there must be two classes or more")
+        for name in self.operating_points:
+            if TAKEN_NAME.fullmatch(name) or not POINT_NAME.fullmatch(name):
+                raise ValueError(f"no operating point may be called {name!r}")
         pre, classes = self.preprocessing, (len(self.classes),)
         expected: tuple[int, ...] = (pre.channels, pre.size, pre.size)
         dtype = "float32"

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from mate_edge import files
-from mate_edge.bundle import Bundle, OperatingPoint
+from mate_edge.bundle import POINT_NAME, TAKEN_NAME, Bundle, OperatingPoint
 from mate_edge.errors import UsageError
 from mate_edge.report.tuned import SCHEMA, TunedPoint
 from mate_edge.runtime.state import read_state, state_folder, write_state
@@ -29,12 +29,12 @@ def check_name(bundle: Bundle, name: str) -> None:
     Raises:
         UsageError: with the name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name.endswith(".json"):
+    if not POINT_NAME.fullmatch(name):
         raise UsageError(f"--name takes up to 64 letters, digits, -, _ and ., not {name!r}")
     if name in bundle.manifest.operating_points:
         raise UsageError(f"--name {name} is one of the bundle's own: choose another")
-    if name == DEEPEST or NUMBERED.fullmatch(name):
-        raise UsageError(f"--name {name} means a policy already: choose another")
+    if TAKEN_NAME.fullmatch(name):
+        raise UsageError(f"--name {name} means a policy or the unsplit network: choose another")
 
 
 def check_out(out: Path) -> None:

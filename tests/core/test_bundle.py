@@ -125,6 +125,17 @@ def test_a_manifest_that_makes_no_sense_is_a_clear_error(
         read_bundle(own_bundle)
 
 
+@pytest.mark.parametrize(
+    "name", ["deepest", "unsplit", "exit-2", "patience-2", "exit 1", "a/b", "mine.json", ""]
+)
+def test_a_point_whose_name_means_something_else_is_a_clear_error(
+    name: str, own_bundle: Path
+) -> None:
+    edit(own_bundle, lambda m: m["operating_points"].update({name: m["operating_points"]["fast"]}))
+    with pytest.raises(BundleError, match=f"no operating point may be called '{name}'"):
+        read_bundle(own_bundle)
+
+
 @pytest.mark.parametrize("path", ["../../secret", "/etc/passwd", "segments/../../x"])
 def test_a_path_out_of_the_bundle_is_refused(path: str, own_bundle: Path) -> None:
     edit(own_bundle, lambda m: m["segments"][0]["file"].update(path=path))
