@@ -310,11 +310,13 @@ class Predictor:
         Raises:
             ImageError: the image cannot be read, or lies in device memory and the engine was not
                 built for frames like it.
-            UsageError: a deadline that is not positive, an unknown policy, or another thread is
-                predicting with this object.
+            UsageError: a deadline that is not positive, another color, an unknown policy, or
+                another thread is predicting with this object.
             EngineError: the engine failed, or returned something that is no number.
         """
         check_max_ms(max_ms)
+        if color != "rgb" and color != "bgr":
+            raise UsageError(f"color must be rgb or bgr, not {color!r}")
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             if max_ms is not None:

@@ -161,6 +161,14 @@ def test_every_kind_of_frame_gives_the_same_answer(
     assert max(answers) - min(answers) < 1e-6
 
 
+@pytest.mark.parametrize("color", ["BGR", "gray", None])
+def test_a_color_order_that_is_not_known_is_refused_and_never_taken_for_rgb(
+    color: Any, predictor: Predictor, frames: list[np.ndarray]
+) -> None:
+    with pytest.raises(UsageError, match=f"color must be rgb or bgr, not {color!r}"):
+        predictor.predict(frames[0], color=color)
+
+
 def test_a_stream_reports_a_bad_image_and_goes_on(predictor: Predictor, pictures: Path) -> None:
     bad = pictures / "bad.png"
     bad.write_bytes(b"")
