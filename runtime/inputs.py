@@ -38,6 +38,9 @@ class DLPackArray(Protocol):
         """Return kind and number of the device."""
 
 
+OVERSHOOT = 0.25
+"""By which share of their range preprocessed numbers may leave it: some filters sharpen edges."""
+
 Frame = str | Path | bytes | Image.Image | NDArray[np.uint8] | CudaArray | DLPackArray
 
 
@@ -126,6 +129,29 @@ def goes_in_raw(frame: Frame, color: str, engine: Engine) -> bool:
         f"the frame in device memory is {_sides(shape)} {color}, the engine takes {takes}: type "
         f"mate-edge build --frame {size}, or give a numpy frame"
     )
+
+
+def check_inputs(inputs: NDArray[np.float32], preprocessing: Preprocessing) -> None:
+    """Refuse what is no batch of preprocessed images.
+
+    Raises:
+        ImageError: no array, another shape or dtype, or numbers that no pixel in 0..255 becomes.
+    """
+    shape = (preprocessing.channels, preprocessing.size, preprocessing.size)
+    wanted = f"preprocessed images must be float32 [n, {', '.join(map(str, shape))}]"
+    if not isinstance(inputs, np.ndarray):
+        raise ImageError(f"{wanted}, not a {type(inputs).__name__}")
+    if inputs.dtype != np.float32 or inputs.shape[1:] != shape or not inputs.size:
+        raise ImageError(f"{wanted}, not {inputs.dtype} {list(inputs.shape)}")
+    each = list(zip(preprocessing.mean, preprocessing.std, strict=True))
+    low = min((0 - mean - OVERSHOOT) / std for mean, std in each)
+    high = max((1 - mean + OVERSHOOT) / std for mean, std in each)
+    least, most = inputs.min(), inputs.max()
+    if not (low <= least and most <= high):  # neither when one of them is no number
+        raise ImageError(
+            f"the inputs hold numbers from {least:g} to {most:g}, and no image is preprocessed to "
+            f"less than {low:.3g} or more than {high:.3g}: scale them by the bundle's mean and std"
+        )
 
 
 def device_shape(frame: object) -> tuple[int, ...] | None:

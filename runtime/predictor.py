@@ -30,7 +30,14 @@ from mate_edge.runtime.deadline import (
 )
 from mate_edge.runtime.engines import Say, make_engine
 from mate_edge.runtime.engines.engine import Engine
-from mate_edge.runtime.inputs import Frame, goes_in_raw, read_frame, ready_pixels, to_image
+from mate_edge.runtime.inputs import (
+    Frame,
+    check_inputs,
+    goes_in_raw,
+    read_frame,
+    ready_pixels,
+    to_image,
+)
 from mate_edge.runtime.latencies import (
     Latencies,
     keep_latencies,
@@ -391,18 +398,12 @@ class Predictor:
             policy: see `predict`.
 
         Raises:
-            ImageError: another shape or dtype.
+            ImageError: another shape or dtype, or numbers that no image is preprocessed to.
             UsageError: a deadline for several images, or as `predict`.
             EngineError: the engine failed.
         """
         check_max_ms(max_ms)
-        pre = self.manifest.preprocessing
-        shape = (pre.channels, pre.size, pre.size)
-        if inputs.dtype != np.float32 or inputs.shape[1:] != shape or not inputs.size:
-            raise ImageError(
-                f"preprocessed images must be float32 [n, {', '.join(map(str, shape))}], not "
-                f"{inputs.dtype} {list(inputs.shape)}"
-            )
+        check_inputs(inputs, self.manifest.preprocessing)
         if max_ms is not None and len(inputs) > 1:
             raise UsageError("a deadline is one image's: give them one by one")
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)

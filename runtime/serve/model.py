@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mate_edge.decide.drift import FINE, Drift
 from mate_edge.decide.policy import Policy
-from mate_edge.errors import EngineError, ImageError
+from mate_edge.errors import ImageError
 from mate_edge.images import crop, decode, from_array, normalize
 from mate_edge.runtime.metrics import Metrics
 from mate_edge.runtime.points import DEEPEST, kept_points
@@ -36,8 +36,6 @@ MOST_POLICIES = 256
 """That are kept at hand: any threshold is one."""
 LARGEST_NAME = 64
 DRIFT_WINDOW = 5000
-LARGEST_INPUT = 1e4
-"""No preprocessing makes more of a pixel: a network that overflows beyond it is not damaged."""
 
 
 @dataclass
@@ -241,12 +239,6 @@ class Model:
                 found = _in_turn(predictor, self._prepared(data), max_ms, started_ns, policy)
         except ImageError:
             self.metrics.add_failure(self.name)
-            raise
-        except EngineError:
-            if isinstance(data, np.ndarray) and not np.abs(data).max() <= LARGEST_INPUT:
-                raise Refusal(
-                    400, f"input {tensor.name} holds numbers that no image is preprocessed to"
-                ) from None
             raise
         for prediction in found:
             self.metrics.add(self.name, prediction)

@@ -127,9 +127,32 @@ def test_preprocessed_images_are_answered_like_frames_and_others_refused(
     assert (single.exit, single.halted_by, single.deadline_missed) == (1, "deadline", True)
     with pytest.raises(UsageError, match="one image's"):
         predictor.predict_inputs(inputs, max_ms=5)
-    for wrong in (inputs[:0], inputs[:, :, 1:], inputs.astype(np.float64), inputs[0]):
+    lists: Any = [[1]]
+    for wrong in (inputs[:0], inputs[:, :, 1:], inputs.astype(np.float64), inputs[0], lists):
         with pytest.raises(ImageError, match=r"float32 \[n, 1, 32, 32\]"):
             predictor.predict_inputs(wrong)
+
+
+@pytest.mark.parametrize("value", [1e30, 255.0, -128.0, np.nan, np.inf, -np.inf])
+def test_numbers_that_no_image_is_preprocessed_to_are_refused_and_not_the_bundles_fault(
+    value: float, predictor: Predictor
+) -> None:
+    pre = predictor.manifest.preprocessing
+    inputs = np.zeros((2, pre.channels, pre.size, pre.size), np.float32)
+    inputs[1, 0, 5, 5] = value
+    with pytest.raises(ImageError, match="no image is preprocessed to less than"):
+        predictor.predict_inputs(inputs)
+
+
+def test_black_and_white_and_a_little_beyond_are_preprocessed_images(
+    predictor: Predictor,
+) -> None:
+    pre = predictor.manifest.preprocessing
+    for level in (0, 255):
+        pixels = np.full((1, pre.size, pre.size, pre.channels), level, np.uint8)
+        inputs = normalize(pixels, pre)
+        for scale in (1, 1.05):
+            assert predictor.predict_inputs(inputs * np.float32(scale))
 
 
 def test_a_segment_computes_only_the_images_that_have_not_left(
