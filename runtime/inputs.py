@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mate_edge.errors import ImageError
+from mate_edge.errors import ImageError, UsageError
 from mate_edge.images import Preprocessing, decode, from_array, read_image, standardize
 from mate_edge.runtime.cuda.arrays import DLPACK_CPU
 from mate_edge.runtime.engines.engine import Engine
@@ -152,6 +153,20 @@ def check_inputs(inputs: NDArray[np.float32], preprocessing: Preprocessing) -> N
             f"the inputs hold numbers from {least:g} to {most:g}, and no image is preprocessed to "
             f"less than {low:.3g} or more than {high:.3g}: scale them by the bundle's mean and std"
         )
+
+
+def check_started(started_ns: int, now_ns: int) -> int:
+    """Return when a deadline began, as Python's own number.
+
+    Raises:
+        UsageError: no whole number, or one in the future: of another clock.
+    """
+    if isinstance(started_ns, Integral) and started_ns <= now_ns:
+        return int(started_ns)
+    raise UsageError(
+        f"started_ns must be a time.perf_counter_ns() that has passed, not {started_ns!r}: other "
+        "clocks do not count from the same moment"
+    )
 
 
 def device_shape(frame: object) -> tuple[int, ...] | None:

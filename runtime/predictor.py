@@ -33,6 +33,7 @@ from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.inputs import (
     Frame,
     check_inputs,
+    check_started,
     goes_in_raw,
     read_frame,
     ready_pixels,
@@ -317,8 +318,8 @@ class Predictor:
         Raises:
             ImageError: the image cannot be read, or lies in device memory and the engine was not
                 built for frames like it.
-            UsageError: a deadline that is not positive, another color, an unknown policy, or
-                another thread is predicting with this object.
+            UsageError: a deadline that is not positive or began on another clock, another color, an
+                unknown policy, or another thread is predicting with this object.
             EngineError: the engine failed, or returned something that is no number.
         """
         check_max_ms(max_ms)
@@ -330,7 +331,7 @@ class Predictor:
                 self._know(chosen)
             frame, name = read_frame(frame)
             began = self.clock()
-            started = began if started_ns is None else started_ns
+            started = began if started_ns is None else check_started(started_ns, began)
             pre = self.manifest.preprocessing
             decoded = began
             if goes_in_raw(frame, color, self.engine):
@@ -410,7 +411,9 @@ class Predictor:
         with self._alone():
             if max_ms is not None:
                 self._know(chosen)
-            started = self.clock() if started_ns is None else started_ns
+            started = self.clock()
+            if started_ns is not None:
+                started = check_started(started_ns, started)
             if len(inputs) > 1:
                 return self._answer_batches(inputs, chosen, started)
             self.engine.load(inputs)

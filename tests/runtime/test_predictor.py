@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -288,6 +289,17 @@ def test_the_age_of_a_frame_counts(
     stale = predictor.predict(frames[0], max_ms=7.5, started_ns=clock() - 2_000_000)
     assert (fresh.exit, stale.exit) == (3, 2)
     assert stale.elapsed_ms == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("odd", [time.time_ns(), float("nan"), 1.5, "5"])
+def test_a_moment_of_another_clock_or_none_is_refused(
+    odd: Any, timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray]
+) -> None:
+    predictor, _, _ = timed
+    inputs = normalize(np.stack(frames[:1]), predictor.manifest.preprocessing)
+    for predict, given in ((predictor.predict, frames[0]), (predictor.predict_inputs, inputs)):
+        with pytest.raises(UsageError, match=r"started_ns must be a time\.perf_counter_ns"):
+            predict(given, started_ns=odd, max_ms=5)  # type: ignore[operator]
 
 
 def test_a_slower_device_answers_from_a_shallower_exit_and_still_in_time(
