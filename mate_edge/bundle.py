@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from mate_edge import files
+from mate_edge.decide.policy import COLDEST, HOTTEST
 from mate_edge.errors import BundleError
 from mate_edge.images import Preprocessing
 
@@ -88,8 +89,11 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"the temperature must be positive, not {self.temperature}")
+        if not COLDEST <= self.temperature <= HOTTEST:
+            raise ValueError(
+                f"the temperature must lie between {COLDEST:g} and {HOTTEST:g}, not "
+                f"{self.temperature}"
+            )
 
 
 class Guarantee(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import exp, inf
+from math import exp
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +17,8 @@ from mate_edge.names import look_up
 Logits = NDArray[np.float32]
 NEVER = 2.0
 """A threshold that no score reaches."""
+COLDEST, HOTTEST = 1e-3, 1e3
+"""The bounds of a temperature: far beyond them float32 knows neither logits nor classes apart."""
 FEW_CLASSES = 32
 """Up to here plain floats are faster than numpy."""
 LARGE = 50.0
@@ -74,13 +76,15 @@ def log_softmax(logits: Logits, temperature: float = 1.0) -> Logits:
 
 
 def check_temperatures(temperatures: tuple[float, ...]) -> None:
-    """Refuse temperatures that are no positive numbers.
+    """Refuse temperatures out of their bounds.
 
     Raises:
-        ValueError: with the values.
+        UsageError: with the values.
     """
-    if not temperatures or not all(0 < value < inf for value in temperatures):
-        raise ValueError(f"temperatures must be positive, not {temperatures}")
+    if not temperatures or not all(COLDEST <= value <= HOTTEST for value in temperatures):
+        raise UsageError(
+            f"temperatures must lie between {COLDEST:g} and {HOTTEST:g}, not {temperatures}"
+        )
 
 
 Glance = tuple[bool, float, float, list[float]]
@@ -140,13 +144,13 @@ class Thresholds(ABC):
 
     def __post_init__(self) -> None:
         if len(self.temperatures) != len(self.thresholds) + 1:
-            raise ValueError(
+            raise UsageError(
                 f"{len(self.temperatures)} exits need {len(self.temperatures) - 1} thresholds, "
                 f"not {len(self.thresholds)}"
             )
         check_temperatures(self.temperatures)
         if not all(value >= 0 for value in self.thresholds):
-            raise ValueError(f"thresholds must not be negative, not {self.thresholds}")
+            raise UsageError(f"thresholds must not be negative, not {self.thresholds}")
 
     def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
         """See `Policy.decide`."""
@@ -243,7 +247,7 @@ class Patience:
     def __post_init__(self) -> None:
         check_temperatures(self.temperatures)
         if self.patience < 1:
-            raise ValueError(f"patience must be 1 or more, not {self.patience}")
+            raise UsageError(f"patience must be 1 or more, not {self.patience}")
 
     def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
         """See `Policy.decide`."""
@@ -272,7 +276,8 @@ class FixedExit:
     def __post_init__(self) -> None:
         check_temperatures(self.temperatures)
         if not 1 <= self.exit <= len(self.temperatures):
-            raise ValueError(f"exit must lie between 1 and {len(self.temperatures)}")
+            last = len(self.temperatures)
+            raise UsageError(f"exit must lie between 1 and {last}, not {self.exit}")
 
     def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
         """See `Policy.decide`."""
@@ -332,6 +337,6 @@ def make_policy(name: str, parameters: dict[str, Any]) -> Policy:
     kind = look_up("policy", name, POLICIES)
     try:
         policy: Policy = msgspec.convert(parameters, kind)
-    except msgspec.ValidationError as reason:
+    except (msgspec.ValidationError, UsageError) as reason:
         raise UsageError(f"policy {name}: {reason}") from None
     return policy

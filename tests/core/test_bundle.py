@@ -109,6 +109,7 @@ def test_a_damaged_manifest_is_a_clear_error(
         (lambda m: m["preprocessing"].update(mean="x"), "mean"),
         (lambda m: m["segments"][0]["file"].update(bytes="many"), "bytes"),
         (lambda m: m["exits"][0].update(temperature=0), "temperature"),
+        (lambda m: m["exits"][0].update(temperature=1e-50), "between 0.001 and 1000"),
         (lambda m: m["classes"].pop(), "shapes of segment 1"),
         (lambda m: m["segments"][1]["input"].update(shape=[1, 2, 3]), "shapes of segment 2"),
         (lambda m: m["segments"][1]["input"].update(dtype="float16"), "segment 2 must be float32"),

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mate_edge.decide.policy import (
+    COLDEST,
+    HOTTEST,
     LARGE,
     POLICIES,
     THRESHOLDS,
@@ -229,6 +231,8 @@ def test_a_fixed_exit_takes_that_exit_and_the_deepest_the_last() -> None:
         ("fixed-exit", {"exit": 3, "temperatures": [1.0, 1.0]}),
         ("deepest", {"temperatures": []}),
         ("deepest", {"temperatures": [0.0]}),
+        ("deepest", {"temperatures": [1e-50]}),
+        ("deepest", {"temperatures": [1e12]}),
     ],
 )
 def test_parameters_that_make_no_sense_are_a_clear_error(
@@ -236,3 +240,28 @@ def test_parameters_that_make_no_sense_are_a_clear_error(
 ) -> None:
     with pytest.raises(UsageError, match=f"policy {name}"):
         make_policy(name, parameters)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Confidence((-1.0, 0.5), ONES),
+        lambda: Margin((0.5,), ONES),
+        lambda: Entropy((0.5, 0.5), (1.0, 1.0, 1e-50)),
+        lambda: Patience(0, ONES),
+        lambda: FixedExit(4, ONES),
+        lambda: Deepest((1.0, float("nan"))),
+    ],
+)
+def test_a_policy_made_by_hand_is_checked_likewise(build: Callable[[], Policy]) -> None:
+    with pytest.raises(UsageError, match="must|need 2 thresholds"):
+        build()
+
+
+@pytest.mark.parametrize("temperature", [COLDEST, HOTTEST])
+def test_the_coldest_and_the_hottest_still_tell_classes_apart(temperature: float) -> None:
+    policy = Deepest((temperature,))
+    logits = np.array([[[-3.0, 7.0, 6.0]]], np.float32)
+    _, (probabilities,) = policy.decide(logits)
+    assert probabilities.argmax() == 1
+    assert probabilities.sum() == pytest.approx(1)
