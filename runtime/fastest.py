@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from mate_edge.bundle import Bundle
-from mate_edge.errors import EngineError
+from mate_edge.errors import EngineError, UsageError
 from mate_edge.machine import cpu_count
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.policy import DEFAULT_POLICY
@@ -48,7 +48,7 @@ def keep_fastest(
     """Measure engines on a bundle, in turns, and keep the fastest in the device state.
 
     An image's mean time is that of the segments, each weighed by how often the bundle's default
-    operating point reaches it.
+    operating point reaches it. A device state that cannot be written is only said.
 
     Args:
         bundle: an opened bundle.
@@ -58,7 +58,6 @@ def keep_fastest(
 
     Raises:
         EngineError: the default one cannot run the bundle.
-        UsageError: the device state cannot be written.
     """
     engines: dict[str, Engine] = {}
     try:
@@ -79,9 +78,13 @@ def keep_fastest(
             engine.close()
     best = min(mean_ms, key=lambda name: mean_ms[name] * (WORTH if name == names[0] else 1))
     found = Fastest(engine=best, mean_ms=mean_ms)
-    write_state(_folder(bundle), STATE, found)
     for name, ms in mean_ms.items():
         say(f"{devices[name]}: {ms:.3f} ms an image on average")
+    try:
+        write_state(_folder(bundle), STATE, found)
+    except UsageError as error:  # the times are worth more than their record
+        say(f"{best} is not kept as the engine to take: {error}")
+        return found
     say(f"mate-edge run will take {best} for {bundle.folder} on this device")
     return found
 

@@ -7,6 +7,7 @@ the device state.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from mate_edge import files
@@ -47,16 +48,28 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out takes a file that ends in .json, not {out}")
 
 
-def keep_point(found: TunedPoint, out: Path | None) -> None:
+def keep_point(
+    found: TunedPoint, out: Path | None, say: Callable[[str], object]
+) -> str | Path | None:
     """Store an operating point in the file `out`, then under its name on this device.
 
+    A device state that cannot be written is only said: the figures are worth more than their name.
+
+    Returns:
+        What `run --policy` takes for it: the name, or else the file; None when there is neither.
+
     Raises:
-        UsageError: a place that cannot be written.
+        UsageError: `out` cannot be written.
     """
     if out is not None:
         files.make_folder(out.parent)
         files.write_json(out, found)
-    write_state(state_folder(found.bundle, POINTS), found.name, found)
+    try:
+        write_state(state_folder(found.bundle, POINTS), found.name, found)
+    except UsageError as error:
+        say(f"{found.name} is not kept on this device: {error}")
+        return out
+    return found.name
 
 
 def all_points(bundle: Bundle) -> dict[str, OperatingPoint]:

@@ -118,7 +118,7 @@ def tune(
     engine: str | None,
     threads: int | None,
     say: Say,
-) -> TunedPoint:
+) -> tuple[TunedPoint, str | Path | None]:
     """Choose thresholds for a goal, say what they do on held-back samples, and store them.
 
     Args:
@@ -130,6 +130,9 @@ def tune(
         engine: the one to measure, for a goal in ms; None lets `choose_engine` choose.
         threads: of the CPU engine.
         say: told what is going on.
+
+    Returns:
+        The operating point, and what `run --policy` takes for it; see `keep_point`.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -165,10 +168,10 @@ def tune(
         )
     found = _point(opened, name, goal, kind, calibrated, guarantee, measured)
     before = kept_point(opened, name)
-    keep_point(found, out)
-    if before is not None:
+    stored = keep_point(found, out, say)
+    if before is not None and stored == name:
         say(f"{name} replaces the one tuned for {before.goal} on {before.created[:10]}")
-    return found
+    return found, stored
 
 
 def _latencies(

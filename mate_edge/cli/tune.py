@@ -87,11 +87,15 @@ def tune(
         max_ms=max_ms,
     )
     opened = read_bundle(find_bundle(bundle))
-    found = tune(opened, goal, policy, name=name, out=out, engine=engine, threads=threads, say=say)
+    found, stored = tune(
+        opened, goal, policy, name=name, out=out, engine=engine, threads=threads, say=say
+    )
     if json:
         print(msgspec.json.encode(found).decode())
     else:
         print_tuned(found, opened.manifest)
+        if stored is not None:
+            print(f"stored: mate-edge run --policy {stored}")
 
 
 def _share(option: str, given: str | None) -> float | None:

@@ -92,4 +92,3 @@ def print_tuned(found: TunedPoint, manifest: Manifest) -> None:
     else:
         print(f"guaranteed: {promise(point.guarantee)}")
         print(f"            ({point.guarantee.losses} of {point.guarantee.n} were lost)")
-    print(f"stored: mate-edge run --policy {found.name}")

@@ -79,6 +79,18 @@ def test_an_engine_that_cannot_run_the_bundle_is_left_out(bundle: Bundle) -> Non
         keep_fastest(bundle, NAMES[::-1], make, said.append)
 
 
+def test_the_times_are_said_where_the_choice_cannot_be_kept(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
+    said: list[str] = []
+    found = keep_fastest(bundle, NAMES, engines_of(bundle, "openvino"), said.append)
+    assert (found.engine, len(said)) == ("onnxruntime", 3)
+    assert all("ms an image on average" in line for line in said[:2])
+    assert said[2].startswith("onnxruntime is not kept as the engine to take: cannot make")
+
+
 def test_what_is_no_longer_installed_or_unknown_is_not_chosen(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

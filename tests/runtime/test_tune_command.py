@@ -198,6 +198,25 @@ def test_a_damaged_state_is_as_if_nothing_was_stored(
     assert tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")["name"] == "mine"
 
 
+def test_what_was_found_is_printed_where_it_cannot_be_kept(
+    cli: Any, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
+    goal, out = ("--max-drop", "1", "--name", "mine"), tmp_path / "p.json"
+    done = cli("tune", bundle_folder, *goal, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["name"] == "mine"
+    assert "mine is not kept on this device: cannot make the folder" in done.stderr
+    plain = cli("tune", bundle_folder, *goal)
+    assert "validation images held back: accuracy" in plain.stdout
+    assert "stored:" not in plain.stdout
+    assert (
+        f"stored: mate-edge run --policy {out}"
+        in cli("tune", bundle_folder, *goal, "--out", out).stdout
+    )
+
+
 def test_calibration_that_does_not_fit_the_manifest_is_a_clear_error(
     cli: Any, own_bundle: Path
 ) -> None:
