@@ -244,7 +244,8 @@ def measure(
     if options.fps is not None:
         limit_s = PACED_LIMIT_S if options.rounds is None else math.inf
         plan = replace(plan, fps=options.fps, limit_s=limit_s)
-        seconds = min(plan.rounds * len(contenders) / options.fps, limit_s)
+        round_s = len(contenders) / options.fps
+        seconds = max(min(plan.rounds * round_s, limit_s), plan.least * round_s)
         say(f"pacing {len(contenders)} contenders at {options.fps:g} a second: {seconds:.0f} s")
         paced, use = run(plan, "paced")
     return [

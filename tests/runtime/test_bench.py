@@ -248,6 +248,24 @@ def test_the_latencies_that_deadlines_rest_on_are_the_paced_ones(
     assert re.search("replace those of .* at 30 a second: bench --fps 30 if", said[-1])
 
 
+@pytest.mark.parametrize("fps", [0.1, 2.0, 100.0])
+@pytest.mark.parametrize("rounds", [None, 40])
+def test_pacing_takes_as_long_as_it_says(
+    fps: float, rounds: int | None, bundle_folder: Path, tmp_path: Path
+) -> None:
+    clock, slept, said = Clock(), [], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.pass_ms(1000 * seconds)
+
+    engines = [subject(read_bundle(bundle_folder), clock, [0.01] * 3, 0.01)]
+    measure(engines, [png()], "", Options(rounds=rounds, fps=fps), say=said.append, sleep=sleep,
+            machine=Machine(root=tmp_path))  # fmt: skip
+    (line,) = [line for line in said if line.startswith("pacing")]
+    assert float(line.split()[-2]) == pytest.approx(sum(slept), rel=0.02, abs=1)
+
+
 def test_several_engines_run_in_the_same_rounds(bundle_folder: Path, tmp_path: Path) -> None:
     clock, bundle = Clock(), read_bundle(bundle_folder)
     subjects = [
