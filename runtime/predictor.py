@@ -319,7 +319,8 @@ class Predictor:
             ImageError: the image cannot be read, or lies in device memory and the engine was not
                 built for frames like it.
             UsageError: a deadline that is not positive or began on another clock, another color, an
-                unknown policy, or another thread is predicting with this object.
+                unknown policy or one whose probabilities are none, or another thread is predicting
+                with this object.
             EngineError: the engine failed, or returned something that is no number.
         """
         check_max_ms(max_ms)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mate_edge.decide.drift import FEWEST, FINE, Drift, compare, count_confidences, fine_bin
+from mate_edge.decide.drift import (
+    FEWEST,
+    FINE,
+    Drift,
+    check_confidence,
+    compare,
+    count_confidences,
+    fine_bin,
+)
 from mate_edge.decide.policy import Policy
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.prediction import REASONS, HaltedBy
@@ -50,12 +58,17 @@ class Tally:
         self.reset()
 
     def add(self, prediction: Prediction, confidence: float | None = None) -> None:
-        """Count a prediction, and how sure exit 1 was of the image; None if by another policy."""
+        """Count a prediction, and how sure exit 1 was of the image; None if by another policy.
+
+        Raises:
+            UsageError: one of the two confidences is no probability; nothing is counted.
+        """
+        check_confidence(prediction.confidence)
+        if confidence is not None:
+            self.fine[fine_bin(confidence)] += 1
         self.left[prediction.halted_by][prediction.exit - 1] += 1
         self.misses += prediction.deadline_missed
         self.total_ms += prediction.elapsed_ms
-        if confidence is not None:
-            self.fine[fine_bin(confidence)] += 1
 
     @staticmethod
     def joined(tallies: Sequence[Tally]) -> Tally:

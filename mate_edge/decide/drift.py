@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mate_edge.errors import UsageError
+
 BINS = 10
 FINE = 256
 SMALLEST = 2.0**-20  # added to 1 - confidence, which may be 0
 SCALE = FINE / 20.0001
+ROUNDING = 1e-5
 
 LARGE = 0.25
 """From here on a population stability index is called a large shift, by custom: Siddiqi, "Credit
@@ -48,8 +51,28 @@ class Drift:
 
 
 def fine_bin(confidence: float) -> int:
-    """Return the bin of a confidence in [0, 1]: of equal width in log(1 - confidence)."""
+    """Return the bin of a confidence in [0, 1]: of equal width in log(1 - confidence).
+
+    Raises:
+        UsageError: it is no probability.
+    """
+    if not 0.0 <= confidence <= 1.0:
+        check_confidence(confidence)
+        confidence = 1.0
     return int(math.log2(1.0 - confidence + SMALLEST) * -SCALE)
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse what somebody's own policy returns for a probability and is none.
+
+    Raises:
+        UsageError: with the value; it may exceed 1 by what float32 rounds.
+    """
+    if not 0.0 <= confidence <= 1.0 + ROUNDING:
+        raise UsageError(
+            f"the policy returned a probability of {confidence:g}: decide() must return "
+            "probabilities in [0, 1], such as those of softmax()"
+        )
 
 
 def count_confidences(confidences: NDArray[np.float32]) -> list[int]:

@@ -131,6 +131,46 @@ def test_stats_count_what_was_answered_and_can_begin_anew(
     assert predictor.clone().stats().predictions == 0
 
 
+class Scaled:
+    """Somebody's own policy, whose probabilities are multiplied by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sure = np.eye(logits.shape[2], dtype=np.float32)[np.zeros(len(logits), int)]
+        return np.ones(len(logits), np.bool_), sure * np.float32(self.factor)
+
+
+@pytest.mark.parametrize("factor", [1.5, 300.0, float("nan")])
+def test_a_policy_whose_probabilities_are_none_is_refused_and_nothing_counted(
+    factor: float, predictor: Predictor, golden: dict[str, np.ndarray]
+) -> None:
+    frames = list(golden["images"])
+    predictor.set_policy(Scaled(factor))
+    predictor.reset_stats()
+    with pytest.raises(UsageError, match="a probability of"):
+        predictor.predict(frames[0])
+    with pytest.raises(UsageError, match="a probability of"):
+        predictor.predict_batch(frames)
+    predictor.set_policy("fast")
+    with pytest.raises(UsageError, match="a probability of"):
+        predictor.predict(frames[0], policy=Scaled(factor))
+    assert predictor.stats().predictions == 0
+
+
+def test_a_probability_that_rounding_puts_above_one_counts_as_one(
+    predictor: Predictor, golden: dict[str, np.ndarray]
+) -> None:
+    predictor.set_policy(Scaled(1.0000001))
+    predictor.reset_stats()
+    predictor.predict_batch(list(golden["images"]) * 15)
+    drift = predictor.stats().drift
+    assert drift is not None
+    assert drift.samples == 120
+    assert drift.psi < 0.01, "those of calibration are 1, too"
+
+
 def test_drift_compares_exit_1_with_calibration_whatever_exit_answers(
     predictor: Predictor, golden: dict[str, np.ndarray]
 ) -> None:
