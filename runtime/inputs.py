@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,7 +56,10 @@ def read_frame(frame: Frame) -> tuple[Frame, str | None]:
     if isinstance(frame, np.ndarray):
         return frame, None
     if isinstance(frame, str | Path):
-        return read_image(frame), str(frame)
+        try:
+            return read_image(frame), str(frame)
+        except ValueError:  # only a path with a NUL is no path at all
+            raise ImageError(f"{str(frame)!r} is no path of a file") from None
     other: Any = frame
     if (
         not isinstance(frame, bytes | Image.Image)
@@ -130,6 +133,25 @@ def goes_in_raw(frame: Frame, color: str, engine: Engine) -> bool:
         f"the frame in device memory is {_sides(shape)} {color}, the engine takes {takes}: type "
         f"mate-edge build --frame {size}, or give a numpy frame"
     )
+
+
+def check_several(images: object) -> None:
+    """Refuse one image where several are meant: a name would be taken for its letters.
+
+    Raises:
+        UsageError: it is one, or an array of one.
+    """
+    if isinstance(images, np.ndarray):
+        if images.ndim != 4:
+            raise UsageError(
+                f"an array of images must be [n, H, W, C], not {list(images.shape)}: give a list "
+                "of others, and one image to predict()"
+            )
+    elif isinstance(images, str | bytes | Path) or not isinstance(images, Iterable):
+        raise UsageError(
+            f"several images are expected, not a {type(images).__name__}: give a list, and one "
+            "image to predict()"
+        )
 
 
 def check_inputs(inputs: NDArray[np.float32], preprocessing: Preprocessing) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mate_edge.bundle import Bundle, Guarantee, OperatingPoint
 from mate_edge.decide.policy import Confidence, Deepest, Policy, make_policy
 from mate_edge.errors import UsageError
@@ -37,18 +39,24 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
             [0, 1] for all exits; a `Policy`; or None for `balanced`.
 
     Raises:
-        UsageError: an unknown name, a threshold out of range, a file that is damaged or of another
-            bundle, or a policy for another number of exits.
+        UsageError: an unknown name, an object that is no policy, a threshold out of range, a file
+            that is damaged or of another bundle, or a policy for another number of exits.
     """
     temperatures = tuple(exit_.temperature for exit_ in bundle.manifest.exits)
     if policy is None:
         policy = DEFAULT_POLICY
-    if isinstance(policy, int | float):
+    if isinstance(policy, (int, float, np.integer, np.floating)):
         if not 0 <= policy <= 1:
             raise UsageError(f"the threshold must lie between 0 and 1, not {policy}")
-        thresholds = (float(policy),) * (len(temperatures) - 1)
+        policy = float(policy)
+        thresholds = (policy,) * (len(temperatures) - 1)
         return Chosen(f"threshold {policy:g}", Confidence(thresholds, temperatures))
     if not isinstance(policy, str | Path):
+        if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
+            raise UsageError(
+                "a policy is a name, a number in [0, 1] or an object with the method decide, not "
+                f"{policy!r:.80}"
+            )
         return _fitting(Chosen(type(policy).__name__, policy), len(temperatures))
     name = str(policy)
     own = bundle.manifest.operating_points

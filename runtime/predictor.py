@@ -33,6 +33,7 @@ from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.inputs import (
     Frame,
     check_inputs,
+    check_several,
     check_started,
     goes_in_raw,
     read_frame,
@@ -359,9 +360,12 @@ class Predictor:
 
         Raises:
             ImageError: one of the images cannot be read.
-            UsageError: an unknown policy, or another thread is predicting with this object.
+            UsageError: one image instead of several, an unknown policy or one whose probabilities
+                are none, or another thread is predicting with this object.
             EngineError: the engine failed.
         """
+        check_several(frames)
+        frames = list(frames)
         if not frames:
             return []
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
@@ -423,7 +427,12 @@ class Predictor:
     def stream(
         self, sources: Iterable[str | Path], *, max_ms: float | None = None
     ) -> Iterator[tuple[str, Prediction | ImageError]]:
-        """Classify one image file after another; a bad one yields its error and the rest go on."""
+        """Classify one image file after another; a bad one yields its error and the rest go on.
+
+        Raises:
+            UsageError: one file instead of several, or as `predict`.
+        """
+        check_several(sources)
         for source in sources:
             try:
                 yield str(source), self.predict(source, max_ms=max_ms)

@@ -185,6 +185,27 @@ def test_every_kind_of_frame_gives_the_same_answer(
     assert max(answers) - min(answers) < 1e-6
 
 
+def test_a_batch_may_be_an_array_or_whatever_yields_images(
+    predictor: Predictor, frames: list[np.ndarray]
+) -> None:
+    expected = [one.index for one in predictor.predict_batch(frames)]
+    several: Any = (np.stack(frames), tuple(frames), iter(frames))
+    for batch in several:
+        assert [one.index for one in predictor.predict_batch(batch)] == expected
+    assert predictor.predict_batch(np.zeros((0, 32, 32, 1), np.uint8)) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "one",
+    ["a.png", b"bytes", Path("a.png"), np.zeros((32, 32, 3), np.uint8), Image.new("L", (9, 9)), 5],
+)
+def test_one_image_where_several_are_meant_is_a_clear_error(one: Any, predictor: Predictor) -> None:
+    with pytest.raises(UsageError, match=r"one image to predict\(\)"):
+        predictor.predict_batch(one)
+    with pytest.raises(UsageError, match=r"one image to predict\(\)"):
+        next(predictor.stream(one))
+
+
 @pytest.mark.parametrize("color", ["BGR", "gray", None])
 def test_a_color_order_that_is_not_known_is_refused_and_never_taken_for_rgb(
     color: Any, predictor: Predictor, frames: list[np.ndarray]
@@ -202,7 +223,7 @@ def test_a_stream_reports_a_bad_image_and_goes_on(predictor: Predictor, pictures
     assert len(results) == 2
 
 
-@pytest.mark.parametrize("frame", [12, None, [1, 2], np.zeros((3, 3)), b"", b"junk"])
+@pytest.mark.parametrize("frame", [12, None, [1, 2], np.zeros((3, 3)), b"", b"junk", "a\0b"])
 def test_what_is_no_image_is_a_clear_error(frame: Any, predictor: Predictor) -> None:
     with pytest.raises(ImageError):
         predictor.predict(frame)
@@ -212,6 +233,21 @@ def test_what_is_no_image_is_a_clear_error(frame: Any, predictor: Predictor) -> 
 def test_an_unknown_policy_is_a_clear_error(policy: Any, predictor: Predictor) -> None:
     with pytest.raises(UsageError, match="policy|threshold"):
         predictor.set_policy(policy)
+
+
+@pytest.mark.parametrize("policy", [object(), Deepest, np.zeros(3), b"fast", (0.5, 0.5)])
+def test_an_object_that_is_no_policy_is_refused_when_it_is_set(
+    policy: Any, predictor: Predictor
+) -> None:
+    with pytest.raises(UsageError, match="an object with the method decide, not"):
+        predictor.set_policy(policy)
+
+
+def test_a_threshold_may_be_numpys(predictor: Predictor) -> None:
+    for threshold in (np.float32(0.5), np.float64(0.5)):
+        predictor.set_policy(threshold)  # type: ignore[arg-type]
+        assert isinstance(predictor.policy, Confidence)
+        assert predictor.policy.thresholds == (0.5, 0.5)
 
 
 def test_clones_serve_threads_side_by_side_and_one_predictor_refuses_to(
