@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from PIL import Image
 from mate_edge.errors import ImageError, UsageError
 from mate_edge.images import Preprocessing, decode, from_array, read_image, standardize
 from mate_edge.runtime.cuda.arrays import DLPACK_CPU
+from mate_edge.runtime.deadline import check_max_ms
 from mate_edge.runtime.engines.engine import Engine
 
 
@@ -175,6 +176,19 @@ def check_inputs(inputs: NDArray[np.float32], preprocessing: Preprocessing) -> N
             f"the inputs hold numbers from {least:g} to {most:g}, and no image is preprocessed to "
             f"less than {low:.3g} or more than {high:.3g}: scale them by the bundle's mean and std"
         )
+
+
+def plain_ms(max_ms: float) -> float:
+    """Return a deadline as Python's own number: numpy's would make `deadline_missed` numpy's, too.
+
+    Raises:
+        UsageError: no positive number.
+    """
+    if not isinstance(max_ms, Real):
+        raise UsageError(f"the deadline must be a positive number of ms, not {max_ms!r:.80}")
+    plain = float(max_ms)
+    check_max_ms(plain)
+    return plain
 
 
 def check_started(started_ns: int, now_ns: int) -> int:

@@ -36,6 +36,7 @@ from mate_edge.runtime.inputs import (
     check_several,
     check_started,
     goes_in_raw,
+    plain_ms,
     read_frame,
     ready_pixels,
     to_image,
@@ -324,7 +325,8 @@ class Predictor:
                 with this object.
             EngineError: the engine failed, or returned something that is no number.
         """
-        check_max_ms(max_ms)
+        if max_ms is not None:
+            max_ms = plain_ms(max_ms)
         if color != "rgb" and color != "bgr":
             raise UsageError(f"color must be rgb or bgr, not {color!r}")
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
@@ -408,7 +410,8 @@ class Predictor:
             UsageError: a deadline for several images, or as `predict`.
             EngineError: the engine failed.
         """
-        check_max_ms(max_ms)
+        if max_ms is not None:
+            max_ms = plain_ms(max_ms)
         check_inputs(inputs, self.manifest.preprocessing)
         if max_ms is not None and len(inputs) > 1:
             raise UsageError("a deadline is one image's: give them one by one")

@@ -338,6 +338,29 @@ def test_a_moment_of_another_clock_or_none_is_refused(
             predict(given, started_ns=odd, max_ms=5)  # type: ignore[operator]
 
 
+def test_numpys_numbers_give_pythons_in_the_prediction(
+    timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray]
+) -> None:
+    predictor, _, clock = timed
+    moment: Any = np.int64(clock() - 1000)
+    inputs = normalize(np.stack(frames[:1]), predictor.manifest.preprocessing)
+    for max_ms in (np.float32(5), np.float64(5), np.int64(5)):
+        when: Any = {"max_ms": max_ms, "started_ns": moment}
+        for found in (
+            predictor.predict(frames[0], **when),
+            *predictor.predict_inputs(inputs, **when),
+        ):
+            assert (type(found.elapsed_ms), type(found.deadline_missed)) == (float, bool)
+
+
+@pytest.mark.parametrize("max_ms", [0, -1.0, np.float32("nan"), float("inf"), "5", [5]])
+def test_a_deadline_that_is_no_positive_number_is_a_clear_error(
+    max_ms: Any, predictor: Predictor, frames: list[np.ndarray]
+) -> None:
+    with pytest.raises(UsageError, match="the deadline must be a positive number of ms, not"):
+        predictor.predict(frames[0], max_ms=max_ms)
+
+
 def test_a_slower_device_answers_from_a_shallower_exit_and_still_in_time(
     timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray]
 ) -> None:
