@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from mate_edge.errors import UsageError
 
+SMALLEST_RISK = 1e-9
+"""Below it even a path without a single loss would take billions of samples."""
+
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
     """Return P(X <= k) for X ~ Binomial(n, p), 0 < p < 1."""
@@ -92,6 +95,11 @@ def check_levels(epsilon: float, delta: float | None, n: int | None) -> None:
             raise UsageError(
                 f"{name} must lie between 0 and 1, not {level:g}: 0.01 or 1% is one per cent"
             )
+    if epsilon < SMALLEST_RISK:
+        raise UsageError(
+            f"--max-risk must be {SMALLEST_RISK:g} or more, not {epsilon:g}: no number of "
+            "images certifies less, so allow more"
+        )
     needed = math.ceil(1 / epsilon - 1e-12) - 1 if delta is None else samples_needed(epsilon, delta)
     if n is not None and n < needed:
         chance = "" if delta is None else f" and --delta {delta:g}"

@@ -66,13 +66,17 @@ def test_testing_stops_at_the_first_failure_even_when_a_later_step_would_pass() 
     ("epsilon", "delta", "n", "message"),
     [
         (0.0, 0.05, 999, "--max-risk must lie between 0 and 1, not 0"),
+        (1e-320, 0.05, None, "--max-risk must be 1e-09 or more, not 9.99989e-321"),
+        (1e-320, None, 999, "--max-risk must be 1e-09 or more"),
+        (1e-300, 0.05, 999, "--max-risk must be 1e-09 or more, not 1e-300"),
+        (1e-9, 0.05, 999, "needs 2995732[0-9]{3} samples to certify with"),
         (0.01, 1.5, 999, "--delta must lie between 0 and 1, not 1.5"),
         (0.01, 0.05, 298, "needs 299 samples to certify with, here are 298"),
         (0.01, None, 98, "needs 99 samples to certify with, here are 98"),
     ],
 )
 def test_levels_that_make_no_sense_and_too_few_samples_are_refused(
-    epsilon: float, delta: float | None, n: int, message: str
+    epsilon: float, delta: float | None, n: int | None, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         check_levels(epsilon, delta, n)
