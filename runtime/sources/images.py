@@ -47,6 +47,7 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
 
     Raises:
         UsageError: a folder without images, or a glob that matches nothing.
+        ImageError: a folder that cannot be read.
     """
     for source in sources:
         path = Path(source)
@@ -65,18 +66,31 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
                 yield from images_in(file) if file.is_dir() else [file]
 
 
-def walk(folder: Path, suffixes: Set[str]) -> Iterator[Path | ImageError]:
-    """Yield the files of such suffixes in a folder and those in it, sorted.
+def walk(
+    folder: Path, suffixes: Set[str], above: Set[tuple[int, int]] = frozenset()
+) -> Iterator[Path | ImageError]:
+    """Yield the files of such suffixes in a folder and those in it, sorted; links are followed.
 
     The names of one folder at a time are in memory. A folder that cannot be read yields its error.
+    A file that has gone since it was listed is yielded all the same: to say so is the reader's
+    part.
+
+    Args:
+        folder: to look into.
+        suffixes: in lower case.
+        above: device and inode of the folders that it lies in: a link back to one of them yields
+            nothing.
     """
     try:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
         with os.scandir(folder) as entries:
             found = sorted(
-                (entry.name, entry.is_dir(follow_symlinks=False))
+                (entry.name, _leads_to_folder(entry))
                 for entry in entries
-                if os.path.splitext(entry.name)[1].lower() in suffixes
-                or entry.is_dir(follow_symlinks=False)
+                if os.path.splitext(entry.name)[1].lower() in suffixes or _leads_to_folder(entry)
             )
     except OSError as error:
         yield ImageError(f"cannot read the folder {folder}: {error.strerror}")
@@ -84,14 +98,25 @@ def walk(folder: Path, suffixes: Set[str]) -> Iterator[Path | ImageError]:
     for name, is_dir in found:
         path = folder / name
         if is_dir:
-            yield from walk(path, suffixes)
-        elif path.is_file():
+            yield from walk(path, suffixes, above | {here})
+        elif os.path.isfile(path) or not os.path.exists(path):
             yield path
 
 
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
 def images_in(folder: Path) -> Iterator[Path]:
-    """Yield the images in a folder and those in it, sorted; what cannot be read is left out."""
-    return (found for found in walk(folder, SUFFIXES) if isinstance(found, Path))
+    """Yield the images in a folder and those in it, sorted.
+
+    Raises:
+        ImageError: one of the folders cannot be read.
+    """
+    for found in walk(folder, SUFFIXES):
+        if isinstance(found, ImageError):
+            raise found
+        yield found
 
 
 def is_glob(source: str) -> bool:
@@ -118,6 +143,7 @@ def find_labelled(
 
     Raises:
         DataError: no such folder, or no image of any class in it.
+        ImageError: a folder in it that cannot be read.
     """
     try:
         found = {entry.name: entry for entry in sorted(folder.iterdir()) if entry.is_dir()}

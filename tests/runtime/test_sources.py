@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import threading
 import weakref
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from mate_edge.errors import ImageError, UsageError
 from mate_edge.runtime.sources import Wanted, open_sources
 from mate_edge.runtime.sources import video as video_module
 from mate_edge.runtime.sources.files import StandardInput
+from mate_edge.runtime.sources.images import find_labelled
 from mate_edge.runtime.sources.newest import Newest
 from mate_edge.runtime.sources.source import Item, Shot, Source
 from mate_edge.runtime.sources.video import Camera
@@ -61,6 +65,48 @@ def test_a_folders_images_come_sorted_with_those_of_its_folders(tree: Path) -> N
     found = look_at(tree)
     images = [path for path in tree.rglob("*") if path.suffix in (".png", ".jpg", ".PNG")]
     assert found == [str(path) for path in sorted(images)]
+
+
+def test_files_that_vanish_after_they_were_listed_are_still_named(tree: Path) -> None:
+    items = iter(open_sources([str(tree)]))
+    assert names(iter([next(items)])) == [f"{tree}/a/1.jpg"]
+    tree.rename(tree.with_name("unplugged"))
+    rest = names(items)
+    assert [f"{tree}/{name}" for name in ("a/2.jpg", "a.png", "b.png")] == [
+        name for name in rest if not name.startswith("cannot read the folder")
+    ]
+    assert f"cannot read the folder {tree}/a/deep: No such file or directory" in rest
+
+
+def test_a_link_that_leads_nowhere_is_named_and_a_pipe_is_not(tree: Path) -> None:
+    (tree / "c" / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(tree / "c" / "pipe.png")
+    assert look_at(tree / "c") == [f"{tree}/c/gone.png"]
+
+
+def test_a_linked_folder_is_looked_into_and_one_that_leads_back_is_not(tree: Path) -> None:
+    (tree / "c" / "linked").symlink_to(tree / "a" / "deep")
+    (tree / "c" / "back").symlink_to(tree)
+    assert look_at(tree / "c") == [
+        *(f"{tree}/c/back/{name}" for name in ("a/1.jpg", "a/2.jpg", "a/deep/x.PNG", "a.png")),
+        f"{tree}/c/back/b.png",
+        f"{tree}/c/linked/x.PNG",
+    ]
+
+
+def test_a_labelled_folder_that_cannot_be_read_is_an_error(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if Path(folder).name == "deep":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ImageError, match=f"cannot read the folder {tree}/a/deep: Permission"):
+        find_labelled(tree, ["a", "c"], print)
 
 
 def test_a_quoted_glob_finds_files_at_any_depth(tree: Path) -> None:
