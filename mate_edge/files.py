@@ -14,6 +14,7 @@ import io
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -193,17 +194,34 @@ class _Versioned(msgspec.Struct):
     schema: int
 
 
-def read_bytes(path: Path, limit: int, error: type[MateEdgeError]) -> bytes:
-    """Read a file of at most `limit` bytes.
+def read_regular(path: str | Path, limit: int, error: type[MateEdgeError]) -> bytes:
+    """Read a regular file of at most `limit` bytes; see `read_bytes`.
 
     Raises:
-        error: the file is missing, unreadable or larger.
+        OSError: the file is missing or unreadable.
+        error: it is larger, or a pipe or a device, which may have no end or never begin.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{path} is a pipe or a device: copy what it gives into a file")
+        if status.st_size > limit:
+            raise error(f"{path} is larger than the {limit} bytes that it may have")
+        return file.read(status.st_size)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # else a pipe waits for who writes into it
+
+
+def read_bytes(path: Path, limit: int, error: type[MateEdgeError]) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+        error: the file is missing, unreadable, larger, or a pipe or a device.
     """
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > limit:
-                raise error(f"{path} is larger than the {limit} bytes that it should have")
-            return file.read()
+        return read_regular(path, limit, error)
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
     except OSError as reason:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from mate_edge.errors import ImageError
+from mate_edge.files import read_regular
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Pillow's decoders that are tried; the others (EPS starts a program) never see a user's file."""
@@ -25,6 +26,7 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte as RGB
+MAX_IMAGE_BYTES = 2**30  # `MAX_PIXELS` of 64 bits fit, and a header
 TOO_LARGE = f"has more than {MAX_PIXELS} pixels: scale it down first"
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -64,10 +66,11 @@ def read_image(path: str | Path) -> bytes:
     """Return the encoded bytes of an image file.
 
     Raises:
-        ImageError: it is missing or cannot be read.
+        ImageError: it is missing, cannot be read, is larger than `MAX_IMAGE_BYTES`, or a pipe or a
+            device.
     """
     try:
-        return Path(path).read_bytes()
+        return read_regular(path, MAX_IMAGE_BYTES, ImageError)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist") from None
     except OSError as reason:

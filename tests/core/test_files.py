@@ -168,6 +168,16 @@ def test_a_file_larger_than_it_should_be_is_not_read(tmp_path: Path) -> None:
         files.read_bytes(tmp_path / "file", 4, BundleError)
 
 
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        with pytest.raises(BundleError, match=f"{name} is a pipe or a device"):
+            files.read_bytes(tmp_path / name, 5, BundleError)
+    with pytest.raises(BundleError, match="Is a directory"):
+        files.read_bytes(tmp_path, 5, BundleError)
+
+
 def test_names_are_numbered_and_the_latest_is_found(tmp_path: Path) -> None:
     path = tmp_path / "name.mate"
     assert files.unused(path) == path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 
 from mate_edge.errors import ImageError
 from mate_edge.images import (
+    MAX_IMAGE_BYTES,
     Preprocessing,
     crop,
     decode,
@@ -214,6 +216,18 @@ def test_a_pil_image_is_taken_like_its_file() -> None:
     whole = encode(gradient(width=64, height=64))
     with pytest.raises(ImageError, match="damaged"):
         standardize(Image.open(io.BytesIO(whole[: len(whole) // 2])))
+
+
+def test_a_file_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match=r"pipe\.png is a pipe or a device"):
+        decode(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="/dev/zero is a pipe or a device"):
+        decode("/dev/zero")
+    with open(tmp_path / "huge.png", "wb") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)
+    with pytest.raises(ImageError, match=r"huge\.png is larger than"):
+        decode(tmp_path / "huge.png")
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
