@@ -34,7 +34,8 @@ MAX_JSON_BYTES = 64 * 2**20
 MAX_FILE_BYTES = 16 * 2**30
 WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EFBIG, errno.EBUSY, errno.ESTALE),
 )
 
 

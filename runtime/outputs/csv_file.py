@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from mate_edge.errors import UsageError
 from mate_edge.files import write_errors
 from mate_edge.runtime.outputs.answer import Answer, Output
 from mate_edge.runtime.sources.images import shown
@@ -33,11 +32,8 @@ class CsvFile(Output):
         self._path, self._patient = path, patient
         self._was_there = path.exists()
         self._rows = 0
-        try:
-            with write_errors(path):
-                self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
-        except IsADirectoryError:
-            raise UsageError(f"cannot write {path}: it is a folder") from None
+        with write_errors(path):
+            self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
         self._writer = csv.writer(self._file)
 
     def add(self, answer: Answer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -140,6 +141,27 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match="cannot"), files.whole_folder(tmp_path / "file" / "x"):
         pytest.fail("the block must not run")
+
+
+def test_a_folder_or_a_link_in_the_place_of_a_file_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match=r"cannot write .*folder\.json: Is a directory"):
+        files.write_json(tmp_path / "folder.json", {})
+    with pytest.raises(UsageError, match="cannot write .*: Too many levels"):
+        files.write_json(tmp_path / "loop" / "file.json", {})
+    assert sorted(os.listdir(tmp_path)) == ["folder.json", "loop"]
+
+
+def test_a_limit_on_the_size_of_files_is_a_clear_error(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(UsageError, match="cannot write .*: File too large"):
+            files.write_whole(tmp_path / "file", b"x" * 101)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_error_that_is_not_about_writing_stays_what_it_is(tmp_path: Path) -> None:

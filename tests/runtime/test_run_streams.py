@@ -196,7 +196,7 @@ def test_a_video_that_cannot_be_written_leaves_no_part_of_it(
     ("arguments", "says"),
     [
         (["0.png", "--csv", "none/rows.csv"], "cannot write none/rows.csv: No such file"),
-        (["0.png", "--csv", "."], "cannot write .: it is a folder"),
+        (["0.png", "--csv", "."], "cannot write .: Is a directory"),
         (["0.png", "--csv", "0.png"], "0.png is what is classified"),
         (["0.png", "--save-video", "out.mp4"], "goes with one video, camera or stream"),
         (["fake:0", "--save-video", "out.txt"], "takes a file of .mp4, .mov"),
