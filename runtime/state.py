@@ -44,7 +44,7 @@ def read_state(folder: Path, name: str, kind: type[T]) -> T | None:
     try:
         data = files.read_bytes(folder / f"{name}.json", files.MAX_JSON_BYTES, EngineError)
         return msgspec.json.decode(data, type=kind)
-    except (EngineError, msgspec.DecodeError, UnicodeDecodeError):
+    except (EngineError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -35,6 +35,13 @@ def file_of(engine: Engine) -> Path:
     return found
 
 
+def test_what_is_nested_without_end_counts_as_never_kept(engine: Engine) -> None:
+    keep_latencies(record_latencies(engine, SEGMENTS, REST, decode_ms=REST, fps=30.0))
+    file = file_of(engine)
+    file.write_text('{"unknown": ' + "[" * 100_000 + file.read_text()[1:])
+    assert read_latencies(engine.bundle, engine) is None
+
+
 def test_what_was_kept_is_read_again_round_by_round(engine: Engine) -> None:
     assert read_latencies(engine.bundle, engine) is None
     kept = record_latencies(engine, SEGMENTS, REST, decode_ms=REST, fps=30.0)
