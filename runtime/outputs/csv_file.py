@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from mate_edge.files import write_errors
@@ -13,12 +14,14 @@ COLUMNS = (
     *("source", "frame", "time_s", "label", "steady", "index", "confidence", "exit", "halted_by"),
     *("elapsed_ms", "deadline_missed"),
 )
+HEADER = f"{','.join(COLUMNS)}\r\n".encode()
 
 
 class CsvFile(Output):
-    """Rows of `COLUMNS`, each flushed to the system before the next image is looked at.
+    """Rows of `COLUMNS`, each handed to the system before the next image is looked at.
 
-    An older file stays until the first row comes.
+    An older file stays until the first row comes. A row that does not fit on the disk leaves no
+    part of itself.
 
     Args:
         path: of the file.
@@ -31,40 +34,53 @@ class CsvFile(Output):
     def __init__(self, path: Path, patient: bool) -> None:
         self._path, self._patient = path, patient
         self._was_there = path.exists()
-        self._rows = 0
+        self._is_file = path.is_file() or not self._was_there
         with write_errors(path):
-            self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
-        self._writer = csv.writer(self._file)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._bytes = 0
 
     def add(self, answer: Answer) -> None:
         """Write a row."""
         shot, found = answer.shot, answer.prediction
+        row = (
+            shown(shot.source),
+            shot.number,
+            None if shot.time_s is None else f"{shot.time_s:.3f}",
+            found.label,
+            answer.label if self._patient else None,
+            found.index,
+            f"{found.confidence:.6f}",
+            found.exit,
+            found.halted_by,
+            f"{found.elapsed_ms:.3f}",
+            str(found.deadline_missed).lower(),
+        )
+        text = io.StringIO()
+        csv.writer(text).writerow(row)
+        data = text.getvalue().encode()
         with write_errors(self._path):
-            if not self._rows:
-                if self._path.is_file():  # a pipe or a device has nothing to be cut
-                    self._file.truncate(0)
-                self._writer.writerow(COLUMNS)
-            self._rows += 1
-            self._writer.writerow(
-                (
-                    shown(shot.source),
-                    shot.number,
-                    None if shot.time_s is None else f"{shot.time_s:.3f}",
-                    found.label,
-                    answer.label if self._patient else None,
-                    found.index,
-                    f"{found.confidence:.6f}",
-                    found.exit,
-                    found.halted_by,
-                    f"{found.elapsed_ms:.3f}",
-                    str(found.deadline_missed).lower(),
-                )
-            )
-            self._file.flush()
+            if not self._bytes:
+                self._cut()
+                data = HEADER + data
+            try:
+                self._write(data)
+            except OSError:
+                self._cut()
+                raise
+            self._bytes += len(data)
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[self._file.write(data) :]
+
+    def _cut(self) -> None:
+        """Keep the rows of this run alone."""
+        if self._is_file:  # a pipe or a device has nothing to be cut
+            self._file.truncate(self._bytes)
 
     def close(self) -> None:
         """Close it; a file without rows that was not there before goes again."""
         with write_errors(self._path):
             self._file.close()
-        if not self._rows and not self._was_there:
+        if not self._bytes and not self._was_there:
             self._path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,22 @@ def test_rows_are_in_the_file_as_soon_as_they_are_answered(tmp_path: Path) -> No
         "c.png,,,dog,,0,0.900000,2,policy,2.000,true",
     ]
     rows.close()
+
+
+def test_a_row_that_does_not_fit_leaves_no_part_of_itself(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows = CsvFile(path, patient=False)
+    rows.add(answer("a.png"))
+    whole = path.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 9, before[1]))
+    try:
+        with pytest.raises(UsageError, match="cannot write .*: File too large"):
+            rows.add(answer("b.png"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    rows.close()
+    assert path.read_bytes() == whole
 
 
 def test_a_file_without_rows_does_not_stay(tmp_path: Path) -> None:
