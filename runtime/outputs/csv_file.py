@@ -6,6 +6,7 @@ import csv
 import io
 from pathlib import Path
 
+from mate_edge.errors import UsageError
 from mate_edge.files import write_errors
 from mate_edge.runtime.outputs.answer import Answer, Output
 from mate_edge.runtime.sources.images import shown
@@ -28,7 +29,7 @@ class CsvFile(Output):
         patient: whether a steady label is kept; that column stays empty otherwise.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: it cannot be written, or holds something other than such rows.
     """
 
     def __init__(self, path: Path, patient: bool) -> None:
@@ -36,6 +37,10 @@ class CsvFile(Output):
         self._was_there = path.exists()
         self._is_file = path.is_file() or not self._was_there
         with write_errors(path):
+            if path.is_file() and not _may_be_replaced(path):
+                raise UsageError(
+                    f"{path} is there and holds no answers of run: write to another file"
+                )
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._bytes = 0
 
@@ -84,3 +89,9 @@ class CsvFile(Output):
             self._file.close()
         if not self._bytes and not self._was_there:
             self._path.unlink()
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Say whether a file is empty or begins like one of `CsvFile`."""
+    with open(path, "rb") as file:
+        return file.read(len(HEADER)) in (b"", HEADER)

@@ -227,6 +227,17 @@ def test_a_mistake_gets_one_line_and_leaves_no_file(
     assert sorted(pictures.iterdir()) == before
 
 
+def test_a_file_that_holds_no_answers_is_never_replaced_by_them(
+    typed: Any, own_bundle: Path, pictures: Path
+) -> None:
+    for file in (own_bundle / "manifest.json", pictures / "0.png"):
+        before = file.read_bytes()
+        done = typed("run", "--bundle", own_bundle, "--csv", file, pictures, cwd=pictures)
+        assert done.returncode == 2
+        assert f"{file} is there and holds no answers of run" in done.stderr
+        assert file.read_bytes() == before
+
+
 def test_stdin_without_a_path_is_a_mistake(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
