@@ -54,9 +54,14 @@ def make_engine(
     if name == "openvino" and not _importable(name):
         raise EngineError("openvino is not installed: pip install 'mate-edge[openvino]'")
     module, _, kind = look_up("--engine", name, ENGINES).partition(":")
-    engine: Engine = getattr(import_module(module), kind)(
-        bundle, threads=threads, shared_pool=shared_pool
-    )
+    try:
+        found = import_module(module)
+    except (ImportError, OSError) as error:
+        other = "" if name == EVERYWHERE else f", or give --engine {EVERYWHERE}"
+        raise EngineError(
+            f"{name} is installed, but cannot be imported ({error}): install it again{other}"
+        ) from None
+    engine: Engine = getattr(found, kind)(bundle, threads=threads, shared_pool=shared_pool)
     return engine
 
 

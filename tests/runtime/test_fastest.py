@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.errors import EngineError
 from mate_edge.runtime import engines, fastest
+from mate_edge.runtime.bench import Options, bench
+from mate_edge.runtime.build_command import build_bundle
 from mate_edge.runtime.engines import choose_engine, installed_engines, make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -112,14 +115,51 @@ def test_build_measures_what_is_installed(
     bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("openvino")
-    from mate_edge.runtime.build_command import build_bundle
-
     build_bundle(bundle.folder, None, None, None, "rgb", force=False, json=False)
     chosen = read_fastest(bundle)
     assert chosen in NAMES
     said = capsys.readouterr().err
     for text in ("onnxruntime", "OpenVINO", "ms an image on average", f"will take {chosen} for"):
         assert text in said
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What an OpenVINO says that is installed and lacks a library."""
+    says = "libtbb.so.12: cannot open shared object file"
+    (tmp_path / "openvino.py").write_text(f"raise ImportError({says!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("openvino", "mate_edge.runtime.engines.openvino"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return says
+
+
+def test_an_engine_that_cannot_be_imported_is_a_clear_error(broken: str, bundle: Bundle) -> None:
+    with pytest.raises(
+        EngineError, match=f"openvino is installed, but cannot be imported .{broken}"
+    ) as raised:
+        make_engine("openvino", bundle, 1, False)
+    assert str(raised.value).endswith("install it again, or give --engine onnxruntime")
+
+
+def test_build_and_bench_go_on_without_an_engine_that_cannot_be_imported(
+    broken: str, bundle: Bundle, no_gpu: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_bundle(bundle.folder, None, None, None, "rgb", force=False, json=False)
+    assert read_fastest(bundle) == "onnxruntime"
+    assert "openvino cannot run it: openvino is installed, but" in capsys.readouterr().err
+    said: list[str] = []
+    (found,) = bench(
+        bundle.folder,
+        Options(rounds=2),
+        engine=None,
+        engines="all",
+        images=None,
+        say=said.append,
+        progress=lambda what, share: None,
+    )
+    assert found.engine.startswith("onnxruntime")
+    assert any(line.startswith("without openvino: openvino is installed, but") for line in said)
 
 
 def test_a_bundle_for_a_gpu_is_no_business_of_openvinos(
