@@ -19,7 +19,7 @@ from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms, check_reachable, samples_needed
 from mate_edge.runtime.engines import choose_engine, make_engine
 from mate_edge.runtime.outputs.answer import Answer, Output, Steady
-from mate_edge.runtime.outputs.lines import JsonLines, LiveLine, Table
+from mate_edge.runtime.outputs.lines import JsonLines, LiveLine, StdoutError, Table
 from mate_edge.runtime.outputs.summary import Summary
 from mate_edge.runtime.policy import PolicyChoice
 from mate_edge.runtime.predictor import Predictor
@@ -112,7 +112,7 @@ def classify(names: Sequence[str], bundle: Path | None, run: Run) -> int:
             except MateEdgeError as error:
                 failure = failure or error
         if summary.count > 1 or (summary.count and run.max_ms is not None):
-            file = sys.stderr if run.json or code == BROKEN_PIPE else sys.stdout
+            file = sys.stderr if run.json or loop.stdout_ended else sys.stdout
             summary.print(file, sources.dropped, sources.remarks())
     if failure is not None:
         raise failure
@@ -274,7 +274,7 @@ class _Loop:
         self.summary, self.metrics = summary, metrics
         self.model, self.dropped = predictor.manifest.name, 0
         self.live: LiveLine | None = None
-        self.rows_shown = sys.stdout.isatty()
+        self.rows_shown, self.stdout_ended = sys.stdout.isatty(), False
         if sys.stderr.isatty():
             self.live = LiveLine(summary, lambda: sources.dropped)
         if metrics is not None:
@@ -302,12 +302,13 @@ class _Loop:
                     self._add(result)
                 if self.live is not None:
                     self.live.draw()
-        except MateEdgeError as error:
-            return 0, error
-        except BrokenPipeError:
+        except (BrokenPipeError, StdoutError) as error:
             # what else is flushed must not fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return BROKEN_PIPE, None
+            self.stdout_ended = True
+            return (0, error) if isinstance(error, StdoutError) else (BROKEN_PIPE, None)
+        except MateEdgeError as error:
+            return 0, error
         finally:
             if self.live is not None:
                 self.live.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -31,7 +32,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        sys.exit(app(prog_name="mate-edge", standalone_mode=False))
+        code = app(prog_name="mate-edge", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except MateEdgeError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
@@ -40,7 +43,20 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own usage errors
             sys.exit(_complain(error.format_message()))
+        if isinstance(error, OSError) and not _can_print():
+            # what is flushed at the end must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(_complain(f"cannot write to stdout: {error.strerror}"))
         raise
+
+
+def _can_print() -> bool:
+    """Say whether stdout takes what is printed; what it did not take is tried again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _complain(message: str) -> int:

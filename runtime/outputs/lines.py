@@ -9,12 +9,32 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from mate_edge.errors import UsageError
 from mate_edge.runtime.outputs.answer import Answer, Output
 from mate_edge.runtime.outputs.summary import Summary
 from mate_edge.runtime.sources.images import shown
 
 LONGEST_SOURCE = 48  # characters of a path that the table shows
 REDRAW_S = 0.25
+
+
+class StdoutError(UsageError):
+    """Nothing more can be printed."""
+
+
+def _print(text: str) -> None:
+    """Print answers at once.
+
+    Raises:
+        StdoutError: stdout takes no more, as on a full disk.
+        BrokenPipeError: nobody reads it any longer.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StdoutError(f"cannot write to stdout: {error.strerror}") from None
 
 
 class Table(Output):
@@ -39,17 +59,16 @@ class Table(Output):
         self.source = max(self.source, min(len(name), LONGEST_SOURCE))
         if not self.headed:
             self.headed = True
-            print(
+            _print(
                 f"{'source':<{self.source}}  {'label':<{self.label}}  confidence  exit  "
                 f"{'halted by':<9}        ms"
             )
         cut = name if len(name) <= self.source else "…" + name[1 - self.source :]
         missed = "  missed" if prediction.deadline_missed else ""
-        print(
+        _print(
             f"{cut:<{self.source}}  {answer.label:<{self.label}}  "
             f"{answer.confidence:>10.3f}  {prediction.exit:>4}  {prediction.halted_by:<9}  "
-            f"{prediction.elapsed_ms:>8.2f}{missed}",
-            flush=True,
+            f"{prediction.elapsed_ms:>8.2f}{missed}"
         )
 
     def close(self) -> None:
@@ -95,7 +114,7 @@ class JsonLines(Output):
             steady=answer.label if self.patient else None,
             **{name: getattr(answer.prediction, name) for name in OF_PREDICTION},
         )
-        print(msgspec.json.encode(line).decode(), flush=True)
+        _print(msgspec.json.encode(line).decode())
 
     def close(self) -> None:
         """Nothing is left to print."""

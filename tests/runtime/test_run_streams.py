@@ -313,6 +313,37 @@ def test_without_prometheus_it_says_what_to_install(
         classify([str(pictures / "0.png")], bundle_folder, Run(metrics_port=0))
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_under_stdout_ends_the_run_with_its_reason_and_the_summary(
+    options: list[str], warm: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    command = ["run", "--bundle", bundle_folder, "--max-ms", "1000", "--csv", rows, pictures]
+    done = run_onto_a_full_disk(warm, *command, *options)
+    assert done.returncode == 2
+    *_, counted, _, _, last = done.stderr.splitlines()
+    assert counted.startswith("1 image: exit 1")
+    assert last == "mate-edge: cannot write to stdout: No space left on device"
+    assert len(rows.read_text().splitlines()) == 2  # what was answered is written
+
+
+def test_a_full_disk_under_stdout_gets_one_line_from_every_command(
+    warm: Any, bundle_folder: Path
+) -> None:
+    for command in (["tune", bundle_folder, "--max-drop", "1"], ["profile", "--help"]):
+        done = run_onto_a_full_disk(warm, *command)
+        assert done.returncode == 2
+        assert done.stderr == "mate-edge: cannot write to stdout: No space left on device\n"
+
+
+def run_onto_a_full_disk(warm: Any, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    command = [warm.folder / "mate-edge", *arguments]
+    with open("/dev/full", "w") as full:
+        return subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+
+
 def test_a_reader_that_goes_away_ends_it_without_a_traceback(
     bundle_folder: Path, pictures: Path
 ) -> None:
