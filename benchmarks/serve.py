@@ -144,7 +144,7 @@ def latency(bundle: Path, seconds: float) -> None:
     import tritonclient.http as triton
 
     rng = np.random.default_rng(0)
-    data = rng.normal(size=(1, 3, 32, 32)).astype(np.float32)
+    data = rng.uniform(-1, 1, (1, 3, 32, 32)).astype(np.float32)
     name = bundle.stem
     whole = request(name, "images", data, ["index"])
     tensor = triton.InferInput("images", list(data.shape), "FP32")
@@ -200,7 +200,7 @@ def throughput(bundle: Path, seconds: float) -> None:
         twins = [predictor, *(predictor.clone() for _ in range(workers - 1))]
         pre = predictor.manifest.preprocessing
         frame = rng.integers(0, 256, (1, pre.size, pre.size, 3), np.uint8)
-        image = rng.normal(size=(1, 3, pre.size, pre.size)).astype(np.float32)
+        image = rng.uniform(-1, 1, (1, 3, pre.size, pre.size)).astype(np.float32)
         cases: dict[str, tuple[np.ndarray, Callable[[Predictor], object]]] = {
             "frames": (frame, lambda one: one.predict(frame[0])),
             "images": (image, lambda one: one.predict_inputs(image)),
