@@ -28,6 +28,10 @@ ENGINE_HELP = "onnxruntime, tensorrt or tensorrt_rtx; default: the bundle's."
 def main() -> None:
     """Run the command line: exit code 2 and one line on stderr for a mistake of the user."""
     warnings.filterwarnings("error", message="Image size .* exceeds limit")
+    # a service may start with closed streams, for which Python has None
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a class or file name may not fit the terminal's code
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

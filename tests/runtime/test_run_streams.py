@@ -313,6 +313,23 @@ def test_without_prometheus_it_says_what_to_install(
         classify([str(pictures / "0.png")], bundle_folder, Run(metrics_port=0))
 
 
+def test_closed_streams_are_no_reason_to_fail(
+    bundle_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    program = f"{sys.executable} -m mate_edge run --bundle {bundle_folder} --csv rows.csv "
+    for redirected, printed in ((f"{pictures} >&-", ""), (f"{pictures} 2>&-", "source")):
+        done = subprocess.run(
+            ["bash", "-c", program + redirected], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(printed)
+        assert len((tmp_path / "rows.csv").read_text().splitlines()) == 9
+    done = subprocess.run(
+        ["bash", "-c", program + "- <&-"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (2, "mate-edge: - named nothing to classify\n")
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_full_disk_under_stdout_ends_the_run_with_its_reason_and_the_summary(
     options: list[str], warm: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
