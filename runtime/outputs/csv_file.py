@@ -84,11 +84,11 @@ class CsvFile(Output):
             self._file.truncate(self._bytes)
 
     def close(self) -> None:
-        """Close it; a file without rows that was not there before goes again."""
+        """Close it, once or more; a file without rows that was not there before goes again."""
         with write_errors(self._path):
             self._file.close()
         if not self._bytes and not self._was_there:
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
 
 
 def _may_be_replaced(path: Path) -> bool:

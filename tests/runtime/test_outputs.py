@@ -92,7 +92,9 @@ def test_a_row_that_does_not_fit_leaves_no_part_of_itself(tmp_path: Path) -> Non
 
 
 def test_a_file_without_rows_does_not_stay(tmp_path: Path) -> None:
-    CsvFile(tmp_path / "rows.csv", patient=False).close()
+    rows = CsvFile(tmp_path / "rows.csv", patient=False)
+    for _ in range(2):  # what fails at the end closes it again
+        rows.close()
     assert list(tmp_path.iterdir()) == []
 
 
