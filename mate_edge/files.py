@@ -121,6 +121,18 @@ def make_folder(path: Path) -> None:
         raise UsageError(f"cannot make the folder {path}: {error.strerror}") from None
 
 
+def check_place(path: Path) -> None:
+    """Say before the work that its result cannot be written, in a folder that is there.
+
+    Raises:
+        UsageError: a folder or a device has the name, or nothing can be written beside it.
+    """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"cannot write {path}: it is no file; choose another name")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: {os.strerror(errno.EACCES)}")
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of earlier attempts at `path`."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):

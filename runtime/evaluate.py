@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from mate_edge.runtime.sources.images import find_labelled, holds_images, shown
 from mate_edge.times import Times
 
 RUN = "run.json"
+Rows = list[dict[str, object]]
+"""Of a CSV file, one an image that can be read."""
 
 
 def choose_sources(first: Path | None, second: Path | None) -> tuple[Path | None, Path] | None:
@@ -82,13 +84,14 @@ def evaluate_folder(
         bundle: the folder; None means the newest.
         folder: with a folder of images for each class.
         max_ms: the deadline of each image.
-        save: a CSV file to write, one row an image.
+        save: a CSV file to write, one row an image, however it ends.
         engine: a name in `ENGINES`; None lets `choose_engine` choose.
         say: told what is going on.
         threads: of the CPU engine.
 
     Raises:
         DataError: no image of any class of the bundle, or none that can be read.
+        UsageError: `save` cannot be written.
         MateEdgeError: as `Predictor.load`.
     """
     check_max_ms(max_ms)
@@ -96,6 +99,7 @@ def evaluate_folder(
     labelled = find_labelled(folder, opened.manifest.classes, say)
     if save is not None:
         files.make_folder(save.parent)
+        files.check_place(save)
     engine = engine or choose_engine(opened, say)
 
     def start() -> Predictor:
@@ -106,24 +110,18 @@ def evaluate_folder(
             when_it_fails.pop_all()
         return predictor
 
-    with build_if_needed(opened, start, say) as predictor:
+    rows: Rows = []
+    with _saved(rows, save, say), build_if_needed(opened, start, say) as predictor:
         say(f"{opened.folder}: {predictor.engine.device}")
         with suppress(ImageError):  # the first image that is decoded loads the decoders
             predictor.predict(labelled[0][0])
-        tables = [_all_exits(predictor, labelled, say)]
+        tables = [_all_exits(predictor, labelled, rows, say)]
         readable = tables[0].readable
         if max_ms is not None:
             check_reachable(predictor.know_latencies(say), max_ms, strict=False, say=say)
             announce(predictor, max_ms)
             for name, policy in _policies(predictor.bundle).items():
-                tables.append(_under_deadline(predictor, readable, name, policy, max_ms, say))
-    rows = tables[0].rows
-    for table in tables[1:]:
-        for row, more in zip(rows, table.rows, strict=True):
-            row |= more
-    if save is not None:
-        files.write_csv(save, rows)
-        say(f"each image's answers: {save}")
+                tables.append(_under_deadline(predictor, readable, name, policy, max_ms, rows, say))
     return LabelledFigures(
         bundle=str(opened.folder),
         bundle_id=opened.id,
@@ -138,12 +136,22 @@ def evaluate_folder(
     )
 
 
+@contextmanager
+def _saved(rows: Rows, save: Path | None, say: Say) -> Iterator[None]:
+    """Write what is in `rows` when the block ends, also by ctrl-C or an error."""
+    try:
+        yield
+    finally:
+        if save is not None and rows:
+            files.write_csv(save, rows)
+            say(f"each image's answers: {save}")
+
+
 @dataclass
 class _Pass:
-    """What one pass over the images found: a CSV row for each, and figures."""
+    """What one pass over the images found."""
 
     readable: list[tuple[Path, int]]
-    rows: list[dict[str, object]]
     policies: dict[str, PolicyFigures]
     exit_accuracies: tuple[float, ...] = ()
 
@@ -190,13 +198,15 @@ class _Tally:
         )
 
 
-def _all_exits(predictor: Predictor, labelled: list[tuple[Path, int]], say: Say) -> _Pass:
+def _all_exits(
+    predictor: Predictor, labelled: list[tuple[Path, int]], rows: Rows, say: Say
+) -> _Pass:
     """Take every image through all exits, and simulate the policies on what they say."""
     manifest, num_exits = predictor.manifest, len(predictor.manifest.exits)
     classes, policies = manifest.classes, _policies(predictor.bundle)
     tallies = {name: _Tally(manifest) for name in policies}
     recording = Recording(Deepest(tuple(exit_.temperature for exit_ in manifest.exits)))
-    found = _Pass([], [], {})
+    found = _Pass([], {})
     right = np.zeros(num_exits, np.int64)
     for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
         try:
@@ -214,7 +224,7 @@ def _all_exits(predictor: Predictor, labelled: list[tuple[Path, int]], say: Say)
             exit_, ms = int(outcome.exits[0]), _ms_up_to(prediction, int(outcome.exits[0]))
             tallies[name].add(bool(outcome.predictions[0] == label), exit_, ms)
             row |= {f"{name}_exit": exit_, f"{name}_ms": f"{ms:.3f}"}
-        found.rows.append(row)
+        rows.append(row)
     n = len(found.readable)
     if n == 0:
         raise DataError(f"none of the {len(labelled)} images could be read")
@@ -229,27 +239,26 @@ def _under_deadline(
     name: str,
     policy: Policy,
     max_ms: float,
+    rows: Rows,
     say: Say,
 ) -> _Pass:
     """Run one policy for real, under the deadline, on images that can be read."""
     tally = _Tally(predictor.manifest)
-    rows: list[dict[str, object]] = []
-    for path, label in follow(labelled, f"{name} under {max_ms:g} ms", say):
+    followed = follow(labelled, f"{name} under {max_ms:g} ms", say)
+    for row, (path, label) in zip(rows, followed, strict=True):
         prediction = predictor.predict(path, policy=policy, max_ms=max_ms)
         tally.add(prediction.index == label, prediction.exit, prediction.elapsed_ms)
         tally.missed += prediction.deadline_missed
         tally.halted += prediction.halted_by == "deadline"
         column = f"{name}_deadline"
-        rows.append(
-            {
-                f"{column}_answer": prediction.label,
-                f"{column}_exit": prediction.exit,
-                f"{column}_halted_by": prediction.halted_by,
-                f"{column}_ms": f"{prediction.elapsed_ms:.3f}",
-                f"{column}_missed": int(prediction.deadline_missed),
-            }
-        )
-    return _Pass(labelled, rows, {name: tally.figures()})
+        row |= {
+            f"{column}_answer": prediction.label,
+            f"{column}_exit": prediction.exit,
+            f"{column}_halted_by": prediction.halted_by,
+            f"{column}_ms": f"{prediction.elapsed_ms:.3f}",
+            f"{column}_missed": int(prediction.deadline_missed),
+        }
+    return _Pass(labelled, {name: tally.figures()})
 
 
 def _policies(bundle: Bundle) -> dict[str, Policy]:

@@ -191,6 +191,29 @@ def test_a_name_that_is_no_utf8_can_be_saved(
     assert "\ufffd.png" in (tmp_path / "rows.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("last", ["bad.png is not an image", "deepest under 60000 ms"])
+def test_what_was_answered_before_ctrl_c_is_saved(
+    last: str, bundle_folder: Path, labelled: Path, tmp_path: Path
+) -> None:
+    of_the_last_class = max(labelled.iterdir())
+    (of_the_last_class / "bad.png").write_bytes(b"nonsense")
+
+    def say(line: str) -> None:
+        if last in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_folder(
+            bundle_folder, labelled, max_ms=60_000.0, save=tmp_path / "rows.csv",
+            engine="onnxruntime", say=say, threads=1,
+        )  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open(newline="")))
+    assert 0 < len(rows) <= 8
+    assert rows[0]["deepest_exit"] == "3"
+    assert ("accurate_deadline_exit" in rows[0]) == (last.startswith("deepest"))
+    assert "deepest_deadline_exit" not in rows[0]
+
+
 def test_a_folder_of_nothing_that_the_bundle_knows_is_an_error(
     bundle_folder: Path, labelled: Path
 ) -> None:
@@ -223,6 +246,7 @@ def test_a_folder_of_unreadable_images_only_is_an_error(
         (["only.mate", "labelled", "--max-ms", "0"], "deadline must be a positive number"),
         (["only.mate", "labelled", "--engine", "tensorr"], "unknown --engine"),
         (["only.mate", "labelled", "--save", "run/run.json/x.csv"], "cannot make the folder"),
+        (["only.mate", "labelled", "--save", "run"], "cannot write run: it is no file"),
         (["nowhere"], "no run folder nowhere"),
     ],
 )
@@ -239,6 +263,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     line = done.stderr.splitlines()[-1]
     assert line.startswith("mate-edge: ")
     assert says in line
+    assert "all exits of" not in done.stderr  # nothing was evaluated for it
 
 
 def test_a_run_is_told_from_a_bundle_and_from_images(
