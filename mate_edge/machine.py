@@ -6,6 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from mate_edge.errors import UsageError
+
+MOST_THREADS = 64
+"""Beyond this and beyond the CPUs, threads are started for minutes and only wait for each other."""
 NO_GPU = {"", "-1", "NoDevFiles"}
 GPU_NODES = ("dev/nvidia[0-9]*", "dev/nvhost-gpu", "dev/nvgpu/igpu0")
 """What the driver makes: for a card (and Thor), for a Jetson up to JetPack 5, from JetPack 6 on."""
@@ -14,6 +18,17 @@ GPU_NODES = ("dev/nvidia[0-9]*", "dev/nvhost-gpu", "dev/nvgpu/igpu0")
 def cpu_count() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no engine can use; None leaves the choice to it.
+
+    Raises:
+        UsageError: fewer than 1, or more than `MOST_THREADS` and than there are CPUs.
+    """
+    most = max(MOST_THREADS, cpu_count())
+    if threads is not None and not 1 <= threads <= most:
+        raise UsageError(f"--threads must lie between 1 and {most}, not {threads}")
 
 
 def has_nvidia_gpu(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> bool:

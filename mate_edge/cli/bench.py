@@ -9,7 +9,7 @@ import typer
 
 from mate_edge.cli.complete import one_of
 from mate_edge.cli.shared import ENGINE_HELP, app, say
-from mate_edge.errors import UsageError
+from mate_edge.machine import check_threads
 
 
 @app.command()
@@ -41,8 +41,7 @@ def bench(
 
     Says whether exits pay here at all, which to merge away, and what disturbed the measurement.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be 1 or more, not {threads}")
+    check_threads(threads)
     import msgspec
 
     from mate_edge.report.bench import print_bench, print_engines

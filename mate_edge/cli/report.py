@@ -9,8 +9,8 @@ import typer
 
 from mate_edge.cli.complete import one_of, words
 from mate_edge.cli.shared import ENGINE_HELP, app, say
-from mate_edge.errors import UsageError
 from mate_edge.extras import extra
+from mate_edge.machine import check_threads
 
 if TYPE_CHECKING:
     from mate_edge.report.subject import Subject
@@ -51,8 +51,7 @@ def report(
 
     Example: mate-edge report --out mine.html
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be 1 or more, not {threads}")
+    check_threads(threads)
     with extra("report"):
         import jinja2  # noqa: F401 - what it lacks is said before anything takes its time
         import matplotlib  # noqa: F401

@@ -12,6 +12,7 @@ import typer
 from mate_edge.cli.complete import one_of, policies
 from mate_edge.cli.shared import ENGINE_HELP, app
 from mate_edge.errors import UsageError
+from mate_edge.machine import check_threads
 
 
 @app.command()
@@ -76,8 +77,7 @@ def run(
     """
     if policy is not None and threshold is not None:
         raise UsageError("give --policy or --threshold, not both")
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be 1 or more, not {threads}")
+    check_threads(threads)
     from mate_edge.runtime.classify import Run, classify
     from mate_edge.runtime.sources import Wanted
 

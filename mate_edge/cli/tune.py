@@ -10,6 +10,7 @@ import typer
 from mate_edge.cli.complete import one_of, words
 from mate_edge.cli.shared import ENGINE_HELP, app, say
 from mate_edge.errors import UsageError
+from mate_edge.machine import check_threads
 
 
 @app.command()
@@ -74,8 +75,7 @@ def tune(
     from mate_edge.report.tuned import print_tuned
     from mate_edge.runtime.tune import Goal, tune
 
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be 1 or more, not {threads}")
+    check_threads(threads)
     goal = Goal(
         max_drop=max_drop,
         max_risk=_share("--max-risk", max_risk),

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError
-from mate_edge.machine import has_nvidia_gpu
+from mate_edge.machine import check_threads, has_nvidia_gpu
 from mate_edge.names import look_up
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.fastest import read_fastest
@@ -47,9 +47,10 @@ def make_engine(
     """Make the engine called `name`, or the one that `choose_engine` chooses.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or a number of threads that makes no sense.
         EngineError: it cannot be had here; the message says what to do.
     """
+    check_threads(threads)
     name = name or choose_engine(bundle, warn)
     if name == "openvino" and not _importable(name):
         raise EngineError("openvino is not installed: pip install 'mate-edge[openvino]'")

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from mate_edge import files
 from mate_edge.bundle import find_bundle
 from mate_edge.errors import UsageError
+from mate_edge.machine import check_threads
 from mate_edge.runtime.deadline import check_max_ms
 from mate_edge.runtime.engines import Say
 from mate_edge.runtime.metrics import Metrics
@@ -117,11 +118,11 @@ def read_token(path: Path | None) -> str | None:
 
 def _check(options: ServeOptions) -> None:
     check_max_ms(options.max_ms)
+    check_threads(options.threads)
     if not 0 <= options.port <= LARGEST_PORT:
         raise UsageError(f"--port must lie between 0 and {LARGEST_PORT}, not {options.port}")
     for name, value, least in (
         ("--max-queue", options.max_queue, 0),
-        ("--threads", options.threads, 1),
         ("--workers", options.workers, 1),
     ):
         if value is not None and value < least:

@@ -278,7 +278,7 @@ def test_a_report_that_fails_half_way_leaves_nothing(
         (["BUNDLE", "--out", "file/out.html"], "--out file/out.html cannot be written"),
         (["BUNDLE", "--images", "empty"], "holds no images of the bundle's classes"),
         (["BUNDLE", "--engine", "onnx"], "unknown --engine 'onnx'"),
-        (["BUNDLE", "--threads", "0"], "--threads must be 1 or more"),
+        (["BUNDLE", "--threads", "0"], "--threads must lie between 1 and"),
         (["RUN", "--images", "empty"], "is a run, and --images, --engine and --threads go with"),
     ],
 )

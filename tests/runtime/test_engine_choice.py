@@ -12,7 +12,7 @@ import pytest
 import mate_edge
 from mate_edge.bundle import read_bundle
 from mate_edge.decide.simulate import simulate
-from mate_edge.errors import EngineError, EngineNotBuilt, ImageError
+from mate_edge.errors import EngineError, EngineNotBuilt, ImageError, UsageError
 from mate_edge.images import crop, from_array, normalize
 from mate_edge.runtime import engines
 from mate_edge.runtime.classify import Run, classify
@@ -76,6 +76,14 @@ def test_a_library_user_gets_a_python_warning_instead(no_gpu: None, for_a_gpu: P
     with pytest.warns(UserWarning, match="no NVIDIA GPU here"):
         predictor = mate_edge.load(for_a_gpu)
     assert isinstance(predictor.engine, OnnxRuntimeEngine)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 3000])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(
+    threads: int, bundle_folder: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"--threads must lie between 1 and .*, not {threads}"):
+        mate_edge.load(bundle_folder, threads=threads)
 
 
 def test_naming_the_engine_silences_the_warning(

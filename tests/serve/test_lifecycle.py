@@ -99,6 +99,7 @@ def metrics(server: Any) -> bytes:
         (["--port", "70000"], "--port must lie between 0 and 65535, not 70000"),
         (["--host", "no.such.host.invalid"], "no address no.such.host.invalid"),
         (["--max-ms", "0"], "the deadline must be a positive number of ms, not 0"),
+        (["--threads", "3000"], "--threads must lie between 1 and"),
         (["--workers", "0"], "--workers must be 1 or more, not 0"),
         (["--max-mb", "nan"], "--max-mb must be a positive number, not nan"),
         (["--token-file", "missing"], "missing is missing"),
