@@ -53,3 +53,10 @@ class StopSignal:
         signal.signal(number, self._before[number])
         if self._waiting:
             raise KeyboardInterrupt
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Say whether a KeyboardInterrupt is behind an error: extension modules hide it so."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

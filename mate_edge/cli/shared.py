@@ -13,6 +13,7 @@ import typer
 from mate_edge import __version__
 from mate_edge.cli.groups import HELP, InOrder
 from mate_edge.errors import MateEdgeError
+from mate_edge.stop import was_interrupted
 
 app = typer.Typer(
     cls=InOrder,
@@ -45,6 +46,8 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
+        if was_interrupted(error):
+            sys.exit(130)
         if hasattr(error, "format_message"):  # Typer's own usage errors
             sys.exit(_complain(error.format_message()))
         if isinstance(error, OSError) and not _can_print():

@@ -14,6 +14,7 @@ from mate_edge.machine import check_threads, has_nvidia_gpu
 from mate_edge.names import look_up
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.fastest import read_fastest
+from mate_edge.stop import was_interrupted
 
 Say = Callable[[str], object]
 
@@ -58,6 +59,8 @@ def make_engine(
     try:
         found = import_module(module)
     except (ImportError, OSError) as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from None
         other = "" if name == EVERYWHERE else f", or give --engine {EVERYWHERE}"
         raise EngineError(
             f"{name} is installed, but cannot be imported ({error}): install it again{other}"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +141,17 @@ def test_an_engine_that_cannot_be_imported_is_a_clear_error(broken: str, bundle:
     ) as raised:
         make_engine("openvino", bundle, 1, False)
     assert str(raised.value).endswith("install it again, or give --engine onnxruntime")
+
+
+def test_ctrl_c_while_an_engine_is_imported_ends_it_as_at_any_other_time(
+    broken: str, bundle: Bundle, typed: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "openvino.py").write_text(
+        "raise ImportError('initialization failed') from KeyboardInterrupt()\n"
+    )
+    command = ("run", "--bundle", bundle.folder, "--engine", "openvino", "a.png")
+    done = typed(*command, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_build_and_bench_go_on_without_an_engine_that_cannot_be_imported(
