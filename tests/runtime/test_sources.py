@@ -188,8 +188,9 @@ def test_a_truncated_video_yields_what_is_there_and_then_says_so(
 
 def test_a_damaged_video_goes_on_after_the_damage_and_says_so(clip: Path, tmp_path: Path) -> None:
     data = bytearray(clip.read_bytes())
-    middle = int(0.7 * len(data))
-    data[middle : middle + 100] = bytes(value ^ 0x5A for value in data[middle : middle + 100])
+    for place in (0.6, 0.65, 0.7, 0.75):  # one alone may fall where a decoder forgives it
+        start = int(place * len(data))
+        data[start : start + 100] = bytes(value ^ 0x5A for value in data[start : start + 100])
     damaged = tmp_path / "damaged.mp4"
     damaged.write_bytes(data)
     *frames, error = look_at(damaged)

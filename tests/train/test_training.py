@@ -164,8 +164,7 @@ def test_a_loss_that_is_no_number_stops_the_training(quick: Options) -> None:
 def test_a_disk_that_is_full_keeps_the_state_before(
     quick: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = Accelerator.save_state
-    calls = 0
+    few, save, calls = dataclasses.replace(quick, train_images=256), Accelerator.save_state, 0
 
     def full(self: Accelerator, folder: str, **options: bool) -> None:
         nonlocal calls
@@ -177,13 +176,13 @@ def test_a_disk_that_is_full_keeps_the_state_before(
     with monkeypatch.context() as patch:
         patch.setattr(Accelerator, "save_state", full)
         with pytest.raises(UsageError, match=r"epoch-2 \(.*pos 64.* make room, then .* --out r$"):
-            run_training(quick, Path("r"), resume=False)
+            run_training(few, Path("r"), resume=False)
     assert [path.name for path in Path("r/state").iterdir()] == ["epoch-1"]
     assert run_training(Options(), Path("r"), resume=True)[1].finished
 
 
 def test_two_trainings_in_one_folder_do_not_meet(quick: Options) -> None:
-    folder, _, _ = new_run(quick, None)
+    folder, _, _ = new_run(dataclasses.replace(quick, train_images=256), None)
     with FileLock(folder / ".lock"), pytest.raises(UsageError, match="another process is training"):
         run_training(Options(), folder, resume=True)
     assert run_training(Options(), folder, resume=True)[1].finished
