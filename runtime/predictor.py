@@ -24,7 +24,6 @@ from mate_edge.runtime.deadline import (
     LatencyTable,
     MissBudget,
     SlowDown,
-    check_max_ms,
     check_reachable,
     samples_needed,
 )
@@ -142,7 +141,8 @@ class Predictor:
             EngineNotBuilt: the engines must be built on this device first; nothing here does it.
             EngineError: the engine cannot be had.
         """
-        check_max_ms(max_ms)
+        if max_ms is not None:
+            max_ms = plain_ms(max_ms)
         made = make_engine(engine, read_bundle(bundle), threads, shared_pool)
         with ExitStack() as when_it_fails:
             predictor = when_it_fails.enter_context(cls(made, policy))

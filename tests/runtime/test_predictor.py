@@ -511,5 +511,6 @@ def test_a_deadline_given_at_load_is_judged_at_load(bundle_folder: Path) -> None
         Predictor.load(bundle_folder, max_ms=0.0001).close()
     with pytest.raises(UsageError, match="exit 1 may need"):
         Predictor.load(bundle_folder, max_ms=0.0001, strict=True)
-    with pytest.raises(UsageError, match="deadline"):
-        Predictor.load(bundle_folder, max_ms=-1)
+    for odd in (-1, float("nan"), "5"):
+        with pytest.raises(UsageError, match="the deadline must be a positive number of ms, not"):
+            Predictor.load(bundle_folder, max_ms=odd)  # type: ignore[arg-type]
