@@ -74,17 +74,11 @@ def _check_names(root: Path, top: Path) -> None:
     Raises:
         DataError: with the name that they should have.
     """
+    otherwise = f", or, if it is a class, put all classes into {root}/train" if top == root else ""
     for name in _class_folders(root):
         meant = next((split for split, names in SPLITS.items() if name.lower() in names), None)
         if meant is not None and name != meant:
-            raise DataError(
-                f"{root / name} looks like a split: rename it to {meant}"
-                + (
-                    ""
-                    if top != root
-                    else f", or, if it is a class, put all classes into {root}/train"
-                )
-            )
+            raise DataError(f"{root / name} looks like a split: rename it to {meant}{otherwise}")
 
 
 def _note_missing(top: Path, found: tuple[str, ...], classes: tuple[str, ...]) -> list[str]:
