@@ -197,8 +197,15 @@ class Predictor:
         """Return what was measured, its rest longer by what the policy's decisions take.
 
         The rounds are of a policy that is quick to decide. How much longer another kind takes is
-        measured once, in `DECIDING_ROUNDS` of all segments.
+        measured once, in `DECIDING_ROUNDS` of all segments with it and as many without.
+
+        Raises:
+            UsageError: another thread is predicting with this object.
         """
+        with self._alone():
+            return self._latencies_of(policy)
+
+    def _latencies_of(self, policy: Policy) -> Latencies:
         assert self.measured is not None, "know_latencies comes first"
         kind = type(policy)
         if kind in GLANCE:
@@ -224,7 +231,7 @@ class Predictor:
             assert self.latencies is not None
             return self.latencies
         if kind not in self._tables:
-            own = self.latencies_of(policy)
+            own = self._latencies_of(policy)
             self._tables[kind] = LatencyTable.from_samples(own.segments_ms, own.rest_ms)
         return self._tables[kind]
 
