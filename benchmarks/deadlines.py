@@ -176,7 +176,7 @@ def simulate(
     clock, rng = Clock(), np.random.default_rng(0)
     engine = Playback(bundle, clock)
     predictor = Predictor(engine, "deepest", clock)
-    predictor.use_latencies(rounds.table)
+    predictor.timing.use(rounds.table)
     pre = bundle.manifest.preprocessing
     frame = np.zeros((pre.size, pre.size, 3), np.uint8)
     missed = late = right = oracle_right = 0
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with open_predictor(bundle) as predictor:
             rounds = measure(predictor, frame, chosen.rounds)
             measured[name] = predictor.bundle, rounds
-            predictor.use_latencies(rounds.table)
+            predictor.timing.use(rounds.table)
             for load in (0, 1):
                 beside = "1 busy process" if load else "nothing"
                 with busy_processes(load):

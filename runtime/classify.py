@@ -281,7 +281,7 @@ class _Loop:
             metrics.watch(
                 self.model,
                 lambda: predictor.stats().drift,
-                lambda: predictor.slow_down.factor,
+                lambda: predictor.timing.slow_down.factor,
             )
 
     def go(
@@ -333,7 +333,7 @@ class _Loop:
 def announce(predictor: Predictor, max_ms: float | None) -> None:
     """Name bundle and engine, and say what the deadline rests on."""
     print(f"{predictor.bundle.folder}: {predictor.engine.device}", file=sys.stderr)
-    table, measured = predictor.latencies, predictor.measured
+    table, measured = predictor.timing.latencies, predictor.timing.measured
     if max_ms is None or table is None or measured is None:
         return
     kind = "a high quantile" if table.exact else "the maximum"

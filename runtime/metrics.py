@@ -109,8 +109,9 @@ class Metrics:
     ) -> None:
         """Ask these of `model` whenever the metrics are read, in the reader's thread.
 
-        Such as `lambda: predictor.stats().drift` and `lambda: predictor.slow_down.factor`. Where
-        `drift` raises BundleError, it is left out. A second call for a model replaces the first.
+        Such as `lambda: predictor.stats().drift` and `lambda: predictor.timing.slow_down.factor`.
+        Where `drift` raises BundleError, it is left out. A second call for a model replaces the
+        first.
         """
         self._watched[model] = Watched(drift, slow_down)
 

@@ -6,27 +6,19 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.decide.policy import Deepest, Logits, Policy
+from mate_edge.decide.policy import Policy
 from mate_edge.errors import ImageError, UsageError
 from mate_edge.images import crop, normalize
-from mate_edge.runtime.deadline import (
-    LatencyTable,
-    MissBudget,
-    SlowDown,
-    check_reachable,
-    samples_needed,
-)
+from mate_edge.runtime.deadline import LatencyTable, check_reachable
 from mate_edge.runtime.engines import Say, make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.inputs import (
@@ -40,44 +32,13 @@ from mate_edge.runtime.inputs import (
     ready_pixels,
     to_image,
 )
-from mate_edge.runtime.latencies import (
-    Latencies,
-    keep_latencies,
-    read_latencies,
-    record_latencies,
-)
+from mate_edge.runtime.latencies import Latencies
 from mate_edge.runtime.policy import Chosen, PolicyChoice, choose_policy, resolve_policy
 from mate_edge.runtime.prediction import Prediction
-from mate_edge.runtime.segments import GLANCE, run_batch, run_one
+from mate_edge.runtime.segments import run_batch, run_one
 from mate_edge.runtime.stats import Stats, Tally
+from mate_edge.runtime.timing import Timing
 from mate_edge.runtime.warm import load_decoders
-
-MEASURE_MS = 1000.0
-"""How long the latencies are measured at load, at most; at least `FEWEST_ROUNDS` are."""
-FEWEST_ROUNDS = 10
-WARM_UP_ROUNDS = 3
-DECIDING_ROUNDS = 20
-
-
-class _Known:
-    """What a predictor and its clones know of the device; of several that ask, one measures."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.measured: Latencies | None = None
-        self.deciding_ms: dict[type, float] = {}
-
-
-class _Onward:
-    """Decides as a policy does and goes on all the same: to time it."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-
-    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
-        """See `Policy.decide`."""
-        leave, probabilities = self._policy.decide(logits)
-        return np.zeros_like(leave), probabilities
 
 
 class Predictor:
@@ -87,6 +48,9 @@ class Predictor:
         engine: of the bundle.
         policy: see `choose_policy`.
         clock: of nanoseconds; `time.perf_counter_ns`.
+
+    Attributes:
+        timing: what it knows of this device; see `know_latencies`.
     """
 
     def __init__(
@@ -99,12 +63,8 @@ class Predictor:
         self.bundle: Bundle = engine.bundle
         self.manifest = self.bundle.manifest
         self.chosen: Chosen = choose_policy(self.bundle, policy)
-        self.latencies: LatencyTable | None = None
-        self.measured: Latencies | None = None
-        self.slow_down, self.budget = SlowDown(), MissBudget()
-        self._tally = Tally(self.bundle)
-        self._lock, self._known = threading.Lock(), _Known()
-        self._tables: dict[type, LatencyTable] = {}
+        self.timing = Timing(engine, clock)
+        self._tally, self._lock = Tally(self.bundle), threading.Lock()
 
     @classmethod
     def load(
@@ -163,7 +123,7 @@ class Predictor:
         """Warm up, and take the latencies kept of this device, or measure and keep them.
 
         Args:
-            say: told when they must be measured, which takes about `MEASURE_MS`.
+            say: told when they must be measured, which takes about a second.
 
         Returns:
             Their table, with what the decisions of the predictor's policy take.
@@ -172,68 +132,32 @@ class Predictor:
             UsageError: another thread is predicting with this object.
         """
         with self._alone():
-            return self._know(self.policy, say)
-
-    def _know(self, policy: Policy, say: Say = warnings.warn) -> LatencyTable:
-        """As `know_latencies`, for any policy."""
-        if self.latencies is None:
-            with self._known.lock:
-                measured = self._known.measured or read_latencies(self.bundle, self.engine)
-                if measured is None:
-                    say(f"{self.bundle.folder} was never measured on this device as it is now: "
-                        "that is done first")  # fmt: skip
-                    measured = self._measure()
-                self._known.measured = measured
-            self.use_latencies(measured)
-            self._warm_up()
-        return self._table(policy)
-
-    def use_latencies(self, measured: Latencies) -> None:
-        """Let deadlines rest on these."""
-        self.measured, self._tables = measured, {}
-        self.latencies = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
+            return self.timing.know(self.policy, say)
 
     def latencies_of(self, policy: Policy) -> Latencies:
         """Return what was measured, its rest longer by what the policy's decisions take.
 
         The rounds are of a policy that is quick to decide. How much longer another kind takes is
-        measured once, in `DECIDING_ROUNDS` of all segments with it and as many without.
+        measured once, in a few rounds of all segments with it and as many without.
 
         Raises:
             UsageError: another thread is predicting with this object.
         """
         with self._alone():
-            return self._latencies_of(policy)
+            return self.timing.of(policy)
 
-    def _latencies_of(self, policy: Policy) -> Latencies:
-        assert self.measured is not None, "know_latencies comes first"
-        kind = type(policy)
-        if kind in GLANCE:
-            return self.measured
-        with self._known.lock:
-            if kind not in self._known.deciding_ms:
-                usual, longer = (
-                    median(
-                        found.elapsed_ms - sum(found.segment_ms)
-                        for found in (self._run_noise(one) for _ in range(DECIDING_ROUNDS))
-                    )
-                    for one in (None, _Onward(policy))
-                )
-                self._known.deciding_ms[kind] = max(longer - usual, 0.0)
-            more = self._known.deciding_ms[kind]
-        rest = tuple(ms + more for ms in self.measured.rest_ms)
-        return msgspec.structs.replace(self.measured, rest_ms=rest)
+    def measure(self) -> LatencyTable:
+        """Measure the segments on this device, warmed up, and keep the rounds for later processes.
 
-    def _table(self, policy: Policy) -> LatencyTable:
-        """Return the table of a policy's kind."""
-        kind = type(policy)
-        if kind in GLANCE or self.measured is None:
-            assert self.latencies is not None
-            return self.latencies
-        if kind not in self._tables:
-            own = self._latencies_of(policy)
-            self._tables[kind] = LatencyTable.from_samples(own.segments_ms, own.rest_ms)
-        return self._tables[kind]
+        A device state that cannot be written keeps nothing, and the next process measures again.
+        Takes about a second, and ten rounds of the whole network at least.
+
+        Raises:
+            UsageError: another thread is predicting with this object.
+        """
+        with self._alone():
+            self.timing.measure()
+            return self.timing.table(self.policy)
 
     def warm_up(self) -> None:
         """Open all segments and run them a few times.
@@ -242,66 +166,7 @@ class Predictor:
             UsageError: another thread is predicting with this object.
         """
         with self._alone():
-            self._warm_up()
-
-    def _warm_up(self) -> None:
-        for k in range(1, self.engine.num_segments + 1):
-            self.engine.open(k)
-        for _ in range(WARM_UP_ROUNDS):
-            self._run_noise()
-
-    def measure(self) -> LatencyTable:
-        """Measure the segments on this device, warmed up, and keep the rounds for later processes.
-
-        A device state that cannot be written keeps nothing, and the next process measures again.
-        Takes about `MEASURE_MS`, and `FEWEST_ROUNDS` of the whole network at least.
-
-        Raises:
-            UsageError: another thread is predicting with this object.
-        """
-        with self._alone():
-            with self._known.lock:
-                self._known.measured = measured = self._measure()
-            self.use_latencies(measured)
-            return self._table(self.policy)
-
-    def _measure(self) -> Latencies:
-        self._warm_up()
-        segments: list[list[float]] = [[] for _ in range(self.engine.num_segments)]
-        post: list[float] = []
-        began = self.clock()
-        while len(post) < samples_needed(len(segments)):
-            if len(post) >= FEWEST_ROUNDS and self._ms_since(began) > MEASURE_MS:
-                break
-            prediction = self._run_noise()
-            for samples, ms in zip(segments, prediction.segment_ms, strict=True):
-                samples.append(ms)
-            post.append(prediction.elapsed_ms - sum(prediction.segment_ms))
-        measured = record_latencies(self.engine, segments, post)
-        with suppress(UsageError):
-            keep_latencies(measured)
-        return measured
-
-    def _run_noise(self, policy: Policy | None = None) -> Prediction:
-        """Run all segments on an image of noise: their times do not depend on what is shown.
-
-        Args:
-            policy: one that never leaves early; None for `Deepest`.
-        """
-        pre = self.manifest.preprocessing
-        shape = (1, pre.size, pre.size, pre.channels)
-        noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        deepest = Deepest(tuple(exit_.temperature for exit_ in self.manifest.exits))
-        self.engine.load(normalize(noise, pre))
-        return run_one(
-            self.engine,
-            policy or deepest,
-            self.clock,
-            self.clock(),
-            self.slow_down,
-            self.budget,
-            self.latencies,
-        )[0]
+            self.timing.warm_up()
 
     def predict(
         self,
@@ -339,7 +204,7 @@ class Predictor:
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             if max_ms is not None:
-                self._know(chosen)
+                self.timing.know(chosen, warnings.warn)
             frame, name = read_frame(frame)
             began = self.clock()
             started = began if started_ns is None else check_started(started_ns, began)
@@ -425,7 +290,7 @@ class Predictor:
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             if max_ms is not None:
-                self._know(chosen)
+                self.timing.know(chosen, warnings.warn)
             started = self.clock()
             if started_ns is not None:
                 started = check_started(started_ns, started)
@@ -474,9 +339,7 @@ class Predictor:
     def clone(self) -> Predictor:
         """Return a predictor for another thread; what the engine can share is shared."""
         twin = Predictor(self.engine.clone(), self.policy, self.clock)
-        twin.chosen = self.chosen
-        twin.latencies, twin.measured = self.latencies, self.measured
-        twin._known, twin._tables = self._known, self._tables.copy()
+        twin.chosen, twin.timing = self.chosen, self.timing.clone(twin.engine)
         return twin
 
     def close(self) -> None:
@@ -493,14 +356,15 @@ class Predictor:
         self, policy: Policy, started: int, max_ms: float | None = None, *times: float
     ) -> Prediction:
         """Run the sample loaded, and count; confidences only of the predictor's own policy."""
+        timing = self.timing
         found, first = run_one(
             self.engine,
             policy,
             self.clock,
             started,
-            self.slow_down,
-            self.budget,
-            self.latencies if max_ms is None else self._table(policy),
+            timing.slow_down,
+            timing.budget,
+            timing.latencies if max_ms is None else timing.table(policy),
             max_ms,
             *times,
         )
@@ -534,6 +398,3 @@ class Predictor:
         if self._lock.locked():
             raise UsageError("this predictor is busy in another thread: use clone() for each")
         return self._lock
-
-    def _ms_since(self, then: int) -> float:
-        return (self.clock() - then) / 1e6

@@ -67,7 +67,7 @@ class Summary:
         if dropped:
             were = "1 frame was" if dropped == 1 else f"{dropped} frames were"
             lines.append(f"{were} dropped for newer ones (--every-frame keeps them)")
-        measured = self.predictor.measured
+        measured = self.predictor.timing.measured
         device = None if measured is None else measured.fingerprint
         lines.append(
             standing(self.predictor.chosen, self.max_ms, device, self.count, self.by_deadline)

@@ -89,7 +89,7 @@ def statistics(model: Model) -> dict[str, Any]:
 def summary(model: Model) -> dict[str, Any]:
     """Return what the page shows: exits, policies, and the ms of segments."""
     first = model.predictors[0]
-    table = first.latencies
+    table = first.timing.latencies
     return {
         "name": model.name,
         "version": model.version,

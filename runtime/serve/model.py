@@ -178,7 +178,7 @@ class Model:
 
     def slow_down(self) -> float:
         """Return the largest of the workers' slow-down factors."""
-        return max(predictor.slow_down.factor for predictor in self.predictors)
+        return max(predictor.timing.slow_down.factor for predictor in self.predictors)
 
     def _only_input(self, inputs: Sequence[Tensor]) -> Tensor:
         tensor = inputs[0]

@@ -236,9 +236,9 @@ def test_the_latencies_that_deadlines_rest_on_are_the_paced_ones(
     assert (kept.fps, kept.rounds) == (30.0, 220)
     assert [row[0] for row in kept.segments_ms] == pytest.approx([2.0, 3.0, 5.0])
     later = Predictor(engine, "deepest", clock)
-    later.use_latencies(kept)
-    assert later.latencies is not None
-    assert later.latencies.median_ms == pytest.approx((2.0, 3.0, 5.0))
+    later.timing.use(kept)
+    assert later.timing.latencies is not None
+    assert later.timing.latencies.median_ms == pytest.approx((2.0, 3.0, 5.0))
     assert not run(rounds=3, load=1).kept
     assert "beside --load" in said[-1]
     assert not run(rounds=10).kept

@@ -80,7 +80,9 @@ def test_drift_and_slow_down_are_asked_for_when_the_metrics_are_read() -> None:
 def test_a_predictors_own_figures_are_served_on_localhost(bundle_folder: Path) -> None:
     metrics = Metrics()
     with Predictor.load(bundle_folder, policy="deepest") as predictor, metrics.served(0) as port:
-        metrics.watch("digits", lambda: predictor.stats().drift, lambda: predictor.slow_down.factor)
+        metrics.watch(
+            "digits", lambda: predictor.stats().drift, lambda: predictor.timing.slow_down.factor
+        )
         frame = np.zeros((32, 32, 3), np.uint8)
         for _ in range(100):
             metrics.add("digits", predictor.predict(frame))

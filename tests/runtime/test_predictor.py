@@ -285,7 +285,7 @@ def timed(bundle_folder: Path) -> tuple[Predictor, TimedEngine, Clock]:
     engine = TimedEngine(read_bundle(bundle_folder), clock, [1.0, 2.0, 4.0])
     predictor = Predictor(engine, "deepest", clock)
     ms = (1.0, 2.0, 4.0)
-    predictor.latencies = LatencyTable(ms, ms, ms, ms, 999, True)
+    predictor.timing.latencies = LatencyTable(ms, ms, ms, ms, 999, True)
     return predictor, engine, clock
 
 
@@ -398,13 +398,13 @@ def test_a_deadline_without_measurements_measures_first_and_says_so(
     bundle_folder: Path, frames: list[np.ndarray]
 ) -> None:
     lazy = Predictor.load(bundle_folder, lazy=True, policy="deepest")
-    assert lazy.latencies is None
+    assert lazy.timing.latencies is None
     with pytest.warns(UserWarning, match="never measured on this device"):
         found = lazy.predict(frames[0], max_ms=10_000)
     assert found.halted_by == "last-exit"
     assert not found.deadline_missed
-    assert lazy.latencies is not None
-    assert lazy.latencies.samples >= 10
+    assert lazy.timing.latencies is not None
+    assert lazy.timing.latencies.samples >= 10
     with pytest.raises(UsageError, match="deadline"):
         lazy.predict(frames[0], max_ms=-1)
 
@@ -417,7 +417,7 @@ def test_the_next_process_starts_from_what_was_measured(
     engine.ms = [5.0, 5.0, 5.0]
     later = Predictor(engine, "deepest", clock)
     assert later.know_latencies() == measured
-    assert later.measured == predictor.measured
+    assert later.timing.measured == predictor.timing.measured
     assert not recwarn
     assert measured.median_ms == pytest.approx((1.0, 2.0, 4.0))
     (state,) = Path(os.environ["MATE_EDGE_STATE"]).rglob("latencies-*.json")
@@ -462,7 +462,7 @@ def test_of_clones_that_meet_their_first_deadline_together_one_measures(
         warnings.simplefilter("always")
         list(pool.map(lambda one: one.predict(frames[0], max_ms=10_000), clones))
     assert sum("never measured" in str(one.message) for one in said) == 1
-    assert len({id(one.measured) for one in clones}) == 1
+    assert len({id(one.timing.measured) for one in clones}) == 1
 
 
 def test_a_thread_that_was_interrupted_comes_in_again(
@@ -506,7 +506,7 @@ def test_a_deadline_given_at_load_is_judged_at_load(bundle_folder: Path) -> None
         pytest.warns(UserWarning, match="never measured"),
         Predictor.load(bundle_folder, max_ms=10_000) as predictor,
     ):
-        assert predictor.latencies is not None
+        assert predictor.timing.latencies is not None
     with pytest.warns(UserWarning, match="0.0001 ms is less than the .* ms that exit 1 may need"):
         Predictor.load(bundle_folder, max_ms=0.0001).close()
     with pytest.raises(UsageError, match="exit 1 may need"):

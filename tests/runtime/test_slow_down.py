@@ -66,9 +66,9 @@ def sweep(slower: float, bundle_folder: Path, seed: int, follows: bool = True) -
         engine = TimedEngine(read_bundle(bundle_folder), clock, list(SEGMENTS_MS))
         predictor = Predictor(engine, "deepest", clock)
         rows = [list(row) for row in measured.T]
-        predictor.use_latencies(record_latencies(engine, rows, [1e-6] * len(measured)))
+        predictor.timing.use(record_latencies(engine, rows, [1e-6] * len(measured)))
         if not follows:
-            predictor.slow_down.observe = lambda ratio: None  # type: ignore[method-assign]
+            predictor.timing.slow_down.observe = lambda ratio: None  # type: ignore[method-assign]
         taken = draw(rng, FRAMES)
         taken[FRAMES // 2 :] *= slower
         figures.append(drive(predictor, taken, max_ms))

@@ -93,7 +93,7 @@ def test_the_simulated_deadline_lets_each_round_go_as_far_as_the_runtime_does(
     decoding = rng.uniform(0, 4, 400).tolist()
     measured = record_latencies(engine, rounds.tolist(), [0.0] * 400, decode_ms=decoding)
     predictor = Predictor(engine, "deepest", clock)
-    predictor.use_latencies(measured)
+    predictor.timing.use(measured)
     exits = []
     for number in range(400):
         engine.ms = [row[number] for row in measured.segments_ms]

@@ -1,0 +1,193 @@
+"""What a predictor knows of its device: how long segments take here, and how long deciding does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from statistics import median
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from mate_edge.decide.policy import Deepest, Logits, Policy
+from mate_edge.errors import UsageError
+from mate_edge.images import normalize
+from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, samples_needed
+from mate_edge.runtime.engines import Say
+from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.latencies import (
+    Latencies,
+    keep_latencies,
+    read_latencies,
+    record_latencies,
+)
+from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.segments import GLANCE, run_one
+
+MEASURE_MS = 1000.0
+"""How long the latencies are measured, at most; at least `FEWEST_ROUNDS` are."""
+FEWEST_ROUNDS = 10
+WARM_UP_ROUNDS = 3
+DECIDING_ROUNDS = 20
+
+
+class _Known:
+    """What a predictor and its clones know of the device; of several that ask, one measures."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.measured: Latencies | None = None
+        self.deciding_ms: dict[type, float] = {}
+
+
+class _Onward:
+    """Decides as a policy does and goes on all the same: to time it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
+        """See `Policy.decide`."""
+        leave, probabilities = self._policy.decide(logits)
+        return np.zeros_like(leave), probabilities
+
+
+class Timing:
+    """The latencies of one engine on this device, and what its deadlines follow.
+
+    It serves one thread: what runs the engine is called through its `Predictor`, which keeps other
+    threads out.
+
+    Args:
+        engine: whose segments.
+        clock: of nanoseconds.
+
+    Attributes:
+        measured: the rounds that deadlines rest on; None before they are known.
+        latencies: the table of them; see `table` for a policy that is slow to decide.
+        slow_down: how much slower the device is now.
+        budget: of missed deadlines.
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], int]) -> None:
+        self._engine, self._clock = engine, clock
+        self.measured: Latencies | None = None
+        self.latencies: LatencyTable | None = None
+        self.slow_down, self.budget = SlowDown(), MissBudget()
+        self._known = _Known()
+        self._tables: dict[type, LatencyTable] = {}
+
+    def clone(self, engine: Engine) -> Timing:
+        """Return the same knowledge for an engine of another thread: one measurement is shared."""
+        twin = Timing(engine, self._clock)
+        twin.measured, twin.latencies = self.measured, self.latencies
+        twin._known, twin._tables = self._known, self._tables.copy()
+        return twin
+
+    def know(self, policy: Policy, say: Say) -> LatencyTable:
+        """See `Predictor.know_latencies`; for any policy."""
+        if self.latencies is None:
+            with self._known.lock:
+                bundle = self._engine.bundle
+                measured = self._known.measured or read_latencies(bundle, self._engine)
+                if measured is None:
+                    say(f"{bundle.folder} was never measured on this device as it is now: "
+                        "that is done first")  # fmt: skip
+                    measured = self._measure()
+                self._known.measured = measured
+            self.use(measured)
+            self.warm_up()
+        return self.table(policy)
+
+    def use(self, measured: Latencies) -> None:
+        """Let deadlines rest on these."""
+        self.measured, self._tables = measured, {}
+        self.latencies = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
+
+    def of(self, policy: Policy) -> Latencies:
+        """See `Predictor.latencies_of`."""
+        assert self.measured is not None, "know comes first"
+        kind = type(policy)
+        if kind in GLANCE:
+            return self.measured
+        with self._known.lock:
+            if kind not in self._known.deciding_ms:
+                usual, longer = (
+                    median(
+                        found.elapsed_ms - sum(found.segment_ms)
+                        for found in (self._run_noise(one) for _ in range(DECIDING_ROUNDS))
+                    )
+                    for one in (self._deepest(), _Onward(policy))
+                )
+                self._known.deciding_ms[kind] = max(longer - usual, 0.0)
+            more = self._known.deciding_ms[kind]
+        rest = tuple(ms + more for ms in self.measured.rest_ms)
+        return msgspec.structs.replace(self.measured, rest_ms=rest)
+
+    def table(self, policy: Policy) -> LatencyTable:
+        """Return the table for a policy of this kind; without `measured`, the one for all."""
+        kind = type(policy)
+        if kind in GLANCE or self.measured is None:
+            assert self.latencies is not None, "know comes first"
+            return self.latencies
+        if kind not in self._tables:
+            own = self.of(policy)
+            self._tables[kind] = LatencyTable.from_samples(own.segments_ms, own.rest_ms)
+        return self._tables[kind]
+
+    def warm_up(self) -> None:
+        """See `Predictor.warm_up`."""
+        for k in range(1, self._engine.num_segments + 1):
+            self._engine.open(k)
+        for _ in range(WARM_UP_ROUNDS):
+            self._run_noise(self._deepest())
+
+    def measure(self) -> None:
+        """See `Predictor.measure`."""
+        with self._known.lock:
+            self._known.measured = measured = self._measure()
+        self.use(measured)
+
+    def _measure(self) -> Latencies:
+        self.warm_up()
+        deepest = self._deepest()
+        segments: list[list[float]] = [[] for _ in range(self._engine.num_segments)]
+        rest: list[float] = []
+        began = self._clock()
+        while len(rest) < samples_needed(len(segments)):
+            if len(rest) >= FEWEST_ROUNDS and (self._clock() - began) / 1e6 > MEASURE_MS:
+                break
+            prediction = self._run_noise(deepest)
+            for samples, ms in zip(segments, prediction.segment_ms, strict=True):
+                samples.append(ms)
+            rest.append(prediction.elapsed_ms - sum(prediction.segment_ms))
+        measured = record_latencies(self._engine, segments, rest)
+        with suppress(UsageError):
+            keep_latencies(measured)
+        return measured
+
+    def _deepest(self) -> Policy:
+        exits = self._engine.bundle.manifest.exits
+        return Deepest(tuple(exit_.temperature for exit_ in exits))
+
+    def _run_noise(self, policy: Policy) -> Prediction:
+        """Run all segments on an image of noise: their times do not depend on what is shown.
+
+        Args:
+            policy: one that never leaves early.
+        """
+        pre = self._engine.bundle.manifest.preprocessing
+        shape = (1, pre.size, pre.size, pre.channels)
+        noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        self._engine.load(normalize(noise, pre))
+        return run_one(
+            self._engine,
+            policy,
+            self._clock,
+            self._clock(),
+            self.slow_down,
+            self.budget,
+            self.latencies,
+        )[0]
