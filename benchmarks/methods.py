@@ -55,14 +55,19 @@ class Experiment:
     classes: int | None = None
 
 
-def fashion(arch: str, images: int | None, epochs: int) -> Options:
+def fashion(arch: str, images: int | None, epochs: int, head: str | None = None) -> Options:
     return Options(
-        data="fashion-mnist", arch=arch, train_images=images, epochs=epochs, validate_every=10
+        data="fashion-mnist",
+        arch=arch,
+        head=head,
+        train_images=images,
+        epochs=epochs,
+        validate_every=10,
     )
 
 
-def tiny(arch: str, epochs: int) -> Options:
-    return Options(arch=arch, size=32, epochs=epochs, validate_every=10)
+def tiny(arch: str, epochs: int, head: str | None = None) -> Options:
+    return Options(arch=arch, head=head, size=32, epochs=epochs, validate_every=10)
 
 
 EXPERIMENTS = {
@@ -72,6 +77,8 @@ EXPERIMENTS = {
     "fashion-5000-resnet20": Experiment("ce,eed,beed,mate", 3, fashion("resnet20", 5000, 40)),
     "fashion-20000-resnet20": Experiment("ce,eed,beed,mate", 3, fashion("resnet20", 20000, 8)),
     "tiny-50": Experiment("ce,beed,mate", 3, tiny("resnet20", 30), classes=50),
+    "fashion-5000-pooled": Experiment("ce,mate", 3, fashion("resnet8", 5000, 40, "pooled")),
+    "tiny-20-pooled": Experiment("ce,mate", 3, tiny("resnet8", 40, "pooled"), classes=TINY_20),
     "fashion-full": Experiment("ce,mate", 3, fashion("resnet8", None, 10)),
 }
 

@@ -1,6 +1,6 @@
 """One ONNX file for each segment, in fp32: batch axis dynamic, weights inside.
 
-BatchNorm is folded into the convolution before it.
+BatchNorm is folded into the layer before it.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def to_onnx(
         The model, with its weights inside, and nothing that tells of this machine.
 
     Raises:
-        ExportError: BatchNorm is left after a convolution, or the opset is outside `opsets`.
+        ExportError: BatchNorm is left after a convolution or a linear layer, or the opset is
+            outside `opsets`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -141,14 +142,16 @@ def to_onnx(
     if not opsets[0] <= opset <= opsets[1]:
         raise ExportError(f"torch wrote ONNX opset {opset}, the target reads {opsets}")
     if _has_foldable_batch_norm(model.graph):
-        raise ExportError(f"BatchNorm of {output_names[-1]} could not be folded into a convolution")
+        raise ExportError(
+            f"BatchNorm of {output_names[-1]} could not be folded into the layer before it"
+        )
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()
     return data
 
 
 def _has_foldable_batch_norm(graph: onnx.GraphProto) -> bool:
-    """Say whether a BatchNorm is left that only its convolution's output goes into.
+    """Say whether a BatchNorm is left that only a convolution or a linear layer feeds.
 
     One that comes before its convolution, as in a DenseNet, cannot be folded into any: it stays a
     node, which every engine computes.
@@ -158,7 +161,7 @@ def _has_foldable_batch_norm(graph: onnx.GraphProto) -> bool:
     foldable = {
         node.output[0]
         for node in graph.node
-        if node.op_type == "Conv" and readers[node.output[0]] == 1
+        if node.op_type in ("Conv", "Gemm") and readers[node.output[0]] == 1
     }
     return any(
         node.op_type == "BatchNormalization" and node.input[0] in foldable for node in graph.node

@@ -16,7 +16,7 @@ from mate_edge.runs import Run, read_file
 from mate_edge.train.backbones import make_parts
 from mate_edge.train.backbones.parts import Classifier, Parts, output_shapes
 from mate_edge.train.exits import cut
-from mate_edge.train.heads import HEADS, linear, remaining_widths
+from mate_edge.train.heads import HEADS, linear, remaining_shapes
 
 WEIGHTS = "model.safetensors"
 
@@ -129,10 +129,10 @@ def assemble(
     stages = cut(parts.stages, cuts)
     ends = output_shapes(arch, parts.stages, channels, size)
     shapes = output_shapes(arch, stages, channels, size) if cuts else ends
-    heads = [make_head(remaining_widths(shape, ends), classes) for shape in shapes[:-1]]
+    heads = [make_head(remaining_shapes(shape, ends), classes) for shape in shapes[:-1]]
     last = parts.classifier
     if last is None:
-        last = linear([shapes[-1][1]], classes)
+        last = linear([shapes[-1][1:]], classes)
     elif isinstance(last, Classifier):
         last.resize(classes)
     return MultiExitNet(stages, [*heads, last])

@@ -56,7 +56,12 @@ def test_what_fvcore_did_not_count_is_listed() -> None:
 
 @pytest.mark.parametrize(
     ("arch", "head", "size"),
-    [("resnet8", "sepconv", 32), ("resnet18", "bottleneck", 32), ("resnet50", "linear", 64)],
+    [
+        ("resnet8", "sepconv", 32),
+        ("resnet18", "bottleneck", 32),
+        ("resnet18", "pooled", 32),
+        ("resnet50", "linear", 64),
+    ],
 )
 def test_the_segments_add_up_to_the_whole_model(arch: str, head: str, size: int) -> None:
     network = build_network(arch, head, 3, size, 100)

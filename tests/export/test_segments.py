@@ -12,15 +12,16 @@ from mate_edge.errors import ExportError
 from mate_edge.export.check import TOLERANCE
 from mate_edge.export.segments import SegmentModule, segment_modules, to_onnx
 from mate_edge.train.backbones import BACKBONES
+from mate_edge.train.heads import HEADS
 from mate_edge.train.network import MultiExitNet, build_network
 
 OPSETS = (18, 21)
 
 
-def used(arch: str) -> MultiExitNet:
+def used(arch: str, head: str = "sepconv") -> MultiExitNet:
     """A network whose BatchNorms have seen data, so that leaving one out shows."""
     torch.manual_seed(0)
-    network = build_network(arch, "sepconv", 3, 32, 5)
+    network = build_network(arch, head, 3, 32, 5)
     with torch.no_grad():
         network.train()(torch.randn(8, 3, 32, 32))
     return network.eval()
@@ -57,6 +58,11 @@ def test_the_families_with_operators_of_their_own_are_exported(arch: str, own: s
     assert own <= compare_segments(first)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_is_exported_with_its_batch_norm_folded(head: str) -> None:
+    assert "BatchNormalization" not in compare_segments(segment_modules(used("resnet8", head))[:1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", BACKBONES)
 def test_every_segment_of_every_architecture_is_exported(arch: str) -> None:
@@ -90,6 +96,9 @@ def test_a_batch_norm_that_should_have_been_folded_is_an_error(
 ) -> None:
     export = torch.onnx.export
     monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: export(*a, **k, optimize=False))
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    with pytest.raises(ExportError, match="could not be folded"):
-        to_onnx(module, torch.zeros(2, 3, 8, 8), "images", ["features"], OPSETS)
+    for module, images in (
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.zeros(2, 3, 8, 8)),
+        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.zeros(2, 3)),
+    ):
+        with pytest.raises(ExportError, match="could not be folded"):
+            to_onnx(module.eval(), images, "images", ["features"], OPSETS)

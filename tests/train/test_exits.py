@@ -103,7 +103,7 @@ def test_a_network_cut_elsewhere_computes_the_same(arch: str) -> None:
     assert torch.equal(nn.Sequential(*parts)(images), nn.Sequential(*stages)(images))
 
 
-@pytest.mark.parametrize("head", ["sepconv", "bottleneck"])
+@pytest.mark.parametrize("head", ["sepconv", "pooled", "bottleneck"])
 def test_exits_within_a_stage_train(head: str) -> None:
     network = build_network("resnet18", head, 1, 16, 3, cuts=(1, 2, 3, 4, 8, 9))
     logits = network(torch.randn(2, 1, 16, 16))

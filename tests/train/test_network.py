@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from mate_edge.errors import UsageError
 from mate_edge.train.backbones import BACKBONES, TORCHVISION, make_parts
-from mate_edge.train.heads import HEADS, remaining_widths
+from mate_edge.train.heads import HEADS, remaining_shapes
 from mate_edge.train.network import MultiExitNet, assemble, build_network
 
 DEEPER = {"resnet34", "resnet101", "resnet56", "wide_resnet50_2", "vgg13_bn", "vgg16_bn",
@@ -67,8 +69,8 @@ def test_weights_are_drawn_in_the_order_backbone_stem_early_heads_last_head() ->
     backbone = torchvision.models.resnet18()
     stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-    heads = [HEADS["sepconv"](widths, 100) for widths in ([64, 128, 256, 512], [128, 256, 512])]
-    HEADS["sepconv"]([256, 512], 100)
+    ends = [torch.Size((64 * 2**k, 32 // 2**k, 32 // 2**k)) for k in range(4)]
+    heads = [HEADS["sepconv"](ends[k:], 100) for k in range(3)]
     last = nn.Linear(512, 100)
     for name, expected in (
         ("stages.0.0.weight", stem.weight),
@@ -106,10 +108,11 @@ def test_a_network_that_needs_larger_images_says_so() -> None:
 def test_an_early_head_halves_the_size_where_the_backbone_does() -> None:
     ends = [torch.Size(end) for end in ((1, 16, 32, 32), (1, 32, 16, 16), (1, 48, 16, 16),
                                         (1, 64, 8, 8), (1, 96, 8, 8))]  # fmt: skip
-    found = [remaining_widths(end, ends) for end in ends]
-    assert found == [[16, 48, 96], [32, 96], [48, 96], [64], [96]]
+    found = [remaining_shapes(end, ends) for end in ends]
+    widths = [[shape[0] for shape in shapes] for shapes in found]
+    assert widths == [[16, 48, 96], [32, 96], [48, 96], [64], [96]]
     in_the_midst_of_stage_2 = torch.Size((1, 32, 16, 16))
-    assert remaining_widths(in_the_midst_of_stage_2, ends) == [32, 96]
+    assert remaining_shapes(in_the_midst_of_stage_2, ends) == [(32, 16, 16), (96, 8, 8)]
 
 
 def test_early_heads_end_with_the_backbones_width() -> None:
@@ -118,6 +121,53 @@ def test_early_heads_end_with_the_backbones_width() -> None:
         for part in network.heads:
             assert isinstance(part, nn.Sequential)
             assert part[-1].in_features == 2048
+
+
+SIDES = st.integers(1, 40)
+
+
+@given(st.integers(1, 2000), SIDES, SIDES, SIDES, SIDES)
+def test_a_pooled_head_sees_every_pixel_and_is_no_larger_than_promised(
+    channels: int, height: int, width: int, last_height: int, last_width: int
+) -> None:
+    ends = [torch.Size((channels, height, width)), torch.Size((5, last_height, last_width))]
+    pool, _, hidden, *_ = HEADS["pooled"](ends, 10).children()
+    assert hidden.in_features <= max(1024, channels)
+    image = torch.ones(1, channels, height, width, requires_grad=True)
+    fields = pool(image)
+    assert fields.numel() == hidden.in_features
+    torch.testing.assert_close(fields, torch.ones_like(fields))
+    fields.sum().backward()
+    assert image.grad is not None
+    assert (image.grad > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "last", "fields"),
+    [(16, 32, 8, 8), (32, 16, 8, 4), (16, 28, 7, 7), (64, 56, 7, 4), (256, 14, 7, 2), (3, 2, 8, 2)],
+)
+def test_a_pooled_head_has_the_fields_that_the_backbone_ends_with_or_half_as_many(
+    channels: int, size: int, last: int, fields: int
+) -> None:
+    shapes = [torch.Size((channels, size, size)), torch.Size((512, last, last))]
+    pool, *_ = HEADS["pooled"](shapes, 10).children()
+    assert pool(torch.zeros(1, channels, size, size)).shape[2:] == (fields, fields)
+
+
+def test_a_pooled_head_knows_what_is_where_and_a_linear_one_does_not() -> None:
+    image = torch.zeros(1, 2, 9, 14)
+    image[..., :3] = 1
+    for name, same in (("pooled", False), ("linear", True)):
+        head = HEADS[name]([torch.Size((2, 9, 14)), torch.Size((4, 5, 7))], 10).eval()
+        assert torch.allclose(head(image), head(image.flip(-1)), atol=1e-6) == same, name
+
+
+def test_the_hidden_layer_of_a_pooled_head_is_as_wide_as_the_backbone_ends_but_not_wider() -> None:
+    for arch, width in (("resnet8", 64), ("resnet50", 128)):
+        network = build_network(arch, "pooled", 3, 32, 10)
+        for head in list(network.heads)[:-1]:
+            assert isinstance(head, nn.Sequential)
+            assert head[-1].in_features == width
 
 
 def test_keeping_some_exits_merges_segments_without_changing_an_answer() -> None:
@@ -138,5 +188,5 @@ def test_heads_and_stages_must_match() -> None:
 def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(UsageError, match="resnet8, resnet20.*Did you mean resnet18"):
         build_network("resnet17", "sepconv", 3, 32, 10)
-    with pytest.raises(UsageError, match="sepconv, bottleneck, linear"):
+    with pytest.raises(UsageError, match="sepconv, pooled, bottleneck, linear"):
         build_network("resnet8", "sep", 3, 32, 10)
