@@ -19,9 +19,10 @@ from mate_edge.train.network import WEIGHTS, build_network
 IMAGES = 16
 
 
-def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
+def make_bundle(folder: Path, arch: str, size: int, classes: int, head: str = "sepconv") -> Path:
     """Write a run with random weights and export it; return the bundle, made once."""
-    bundle = folder / f"{arch}-{size}.mate"
+    name = f"{arch}-{size}" + (f"-{head}" if head != "sepconv" else "")
+    bundle = folder / f"{name}.mate"
     if bundle.exists():
         return bundle
     torch.manual_seed(0)
@@ -32,7 +33,7 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     )
-    network = build_network(arch, "sepconv", 3, size, classes).eval()
+    network = build_network(arch, head, 3, size, classes).eval()
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
     with torch.no_grad():
         logits = network(torch.from_numpy(normalize(images, preprocessing))).numpy()
@@ -43,9 +44,9 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
     contents = {WEIGHTS: save(network.state_dict()), "outputs.npz": files.arrays_to_bytes(outputs)}
     nothing = (0.0,) * network.num_exits
     run = Run(
-        name=f"{arch}-{size}",
+        name=name,
         arch=arch,
-        head="sepconv",
+        head=head,
         exits=network.num_exits,
         data="none",
         classes=tuple(f"class {c}" for c in range(classes)),
@@ -64,7 +65,7 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
         files={name: files.sha256(data) for name, data in contents.items()},
         **provenance(),
     )
-    run_folder = folder / f"{arch}-{size}"
+    run_folder = folder / name
     run_folder.mkdir(parents=True, exist_ok=True)
     for name, data in contents.items():
         files.write_whole(run_folder / name, data)

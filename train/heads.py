@@ -2,7 +2,8 @@
 
 An early head is told the shapes that the backbone still makes of the exit's features (see
 `remaining_shapes`), so that it can end with as many features as the backbone does. The last exit's
-head is the network's own classifier, or else `linear`.
+head is the network's own classifier where it has one, or else one of these: a `linear` one, or with
+`pooled` another such.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from mate_edge.runs import Run, read_file
 from mate_edge.train.backbones import make_parts
 from mate_edge.train.backbones.parts import Classifier, Parts, output_shapes
 from mate_edge.train.exits import cut
-from mate_edge.train.heads import HEADS, linear, remaining_shapes
+from mate_edge.train.heads import HEADS, remaining_shapes
 
 WEIGHTS = "model.safetensors"
 
@@ -101,7 +101,7 @@ def build_network(
 
     Args:
         arch: as `make_parts` takes it.
-        head: a name in `HEADS`, for every exit but the last.
+        head: a name in `HEADS`, for every exit but a last one with a classifier of its own.
         channels: of the images.
         size: of the images, in pixels.
         classes: how many.
@@ -129,10 +129,11 @@ def assemble(
     stages = cut(parts.stages, cuts)
     ends = output_shapes(arch, parts.stages, channels, size)
     shapes = output_shapes(arch, stages, channels, size) if cuts else ends
-    heads = [make_head(remaining_shapes(shape, ends), classes) for shape in shapes[:-1]]
+    *early, end = [remaining_shapes(shape, ends) for shape in shapes]
+    heads = [make_head(remaining, classes) for remaining in early]
     last = parts.classifier
     if last is None:
-        last = linear([shapes[-1][1:]], classes)
+        last = make_head(end, classes)
     elif isinstance(last, Classifier):
         last.resize(classes)
     return MultiExitNet(stages, [*heads, last])

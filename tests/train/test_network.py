@@ -170,6 +170,20 @@ def test_the_hidden_layer_of_a_pooled_head_is_as_wide_as_the_backbone_ends_but_n
             assert head[-1].in_features == width
 
 
+@pytest.mark.parametrize(
+    ("head", "kind"), [("pooled", nn.AvgPool2d), ("sepconv", nn.AdaptiveAvgPool2d)]
+)
+def test_the_last_head_is_the_networks_own_or_else_like_the_others(
+    head: str, kind: type[nn.Module]
+) -> None:
+    ours, torchvisions = (build_network(arch, head, 3, 32, 10) for arch in ("resnet8", "resnet18"))
+    own = make_parts("resnet18", 3, 32, 10).classifier
+    assert own is not None
+    for last, expected in ((ours.heads[-1], kind), (torchvisions.heads[-1], type(own[0]))):
+        assert isinstance(last, nn.Sequential)
+        assert type(last[0]) is expected
+
+
 def test_keeping_some_exits_merges_segments_without_changing_an_answer() -> None:
     network = build_network("resnet18", "sepconv", 3, 32, 10).eval()
     images = torch.randn(2, 3, 32, 32)
