@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,7 @@ def evaluate_folder(
     engine: str | None,
     say: Say,
     threads: int | None = None,
+    show: Callable[[LabelledFigures], object] = lambda found: None,
 ) -> LabelledFigures:
     """Run all images of `folder` through the engine and count.
 
@@ -88,6 +89,7 @@ def evaluate_folder(
         engine: a name in `ENGINES`; None lets `choose_engine` choose.
         say: told what is going on.
         threads: of the CPU engine.
+        show: given the figures before `save` is written: a full disk then costs the file alone.
 
     Raises:
         DataError: no image of any class of the bundle, or none that can be read.
@@ -122,18 +124,20 @@ def evaluate_folder(
             announce(predictor, max_ms)
             for name, policy in _policies(predictor.bundle).items():
                 tables.append(_under_deadline(predictor, readable, name, policy, max_ms, rows, say))
-    return LabelledFigures(
-        bundle=str(opened.folder),
-        bundle_id=opened.id,
-        device=predictor.engine.device,
-        data=str(folder),
-        images=len(readable),
-        unreadable=len(labelled) - len(readable),
-        exit_accuracies=tables[0].exit_accuracies,
-        policies=tables[0].policies,
-        max_ms=max_ms,
-        under_deadline={name: f for table in tables[1:] for name, f in table.policies.items()},
-    )
+        found = LabelledFigures(
+            bundle=str(opened.folder),
+            bundle_id=opened.id,
+            device=predictor.engine.device,
+            data=str(folder),
+            images=len(readable),
+            unreadable=len(labelled) - len(readable),
+            exit_accuracies=tables[0].exit_accuracies,
+            policies=tables[0].policies,
+            max_ms=max_ms,
+            under_deadline={name: f for table in tables[1:] for name, f in table.policies.items()},
+        )
+        show(found)
+    return found
 
 
 @contextmanager

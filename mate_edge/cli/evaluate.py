@@ -44,7 +44,7 @@ def evaluate(
     """
     import msgspec
 
-    from mate_edge.report.labelled import print_labelled
+    from mate_edge.report.labelled import LabelledFigures, print_labelled
     from mate_edge.runtime.evaluate import choose_sources, evaluate_folder
 
     chosen = choose_sources(source, images)
@@ -53,11 +53,14 @@ def evaluate(
             raise UsageError("--max-ms, --save and --engine go with a bundle and labelled images")
         _evaluate_run(source, json)
         return
-    found = evaluate_folder(*chosen, max_ms=max_ms, save=save, engine=engine, say=say)
-    if json:
-        print(msgspec.json.encode(found).decode())
-    else:
-        print_labelled(found)
+
+    def show(found: LabelledFigures) -> None:
+        if json:
+            print(msgspec.json.encode(found).decode())
+        else:
+            print_labelled(found)
+
+    found = evaluate_folder(*chosen, max_ms=max_ms, save=save, engine=engine, say=say, show=show)
     raise typer.Exit(1 if found.unreadable else 0)
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from mate_edge.bundle import read_bundle
+from mate_edge.cli import app
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import DataError, UsageError
 from mate_edge.report.labelled import LabelledFigures
@@ -212,6 +214,21 @@ def test_what_was_answered_before_ctrl_c_is_saved(
     assert rows[0]["deepest_exit"] == "3"
     assert ("accurate_deadline_exit" in rows[0]) == (last.startswith("deepest"))
     assert "deepest_deadline_exit" not in rows[0]
+
+
+def test_a_disk_that_fills_up_costs_the_file_and_not_the_figures(
+    bundle_folder: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, rows: object) -> None:
+        raise UsageError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("mate_edge.files.write_csv", full)
+    done = CliRunner().invoke(
+        app, ["evaluate", str(bundle_folder), str(labelled), "--save", str(tmp_path / "rows.csv")]
+    )
+    assert isinstance(done.exception, UsageError)
+    assert "rows.csv: No space left" in str(done.exception)
+    assert "deepest" in done.stdout
 
 
 def test_a_folder_of_nothing_that_the_bundle_knows_is_an_error(
