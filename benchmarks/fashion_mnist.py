@@ -1,6 +1,7 @@
 """Train on Fashion-MNIST, export, and classify PNG files of the test set.
 
-    python benchmarks/fashion_mnist.py [--arch resnet8] [--exits 0.2,0.5] [--epochs 10] [--out DIR]
+    python benchmarks/fashion_mnist.py [--arch resnet8] [--exits 0.2,0.5] [--head pooled]
+        [--epochs 10] [--out FOLDER]
 
 Prints the speed of training, the accuracy of each exit on the test split, and whether the runtime
 gives the very predictions of training's evaluation (without early exits) and of the simulation
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--method", default="mate")
     parser.add_argument("--arch", default="resnet8")
     parser.add_argument("--exits", help="As in mate-edge train; default: the stages' ends.")
+    parser.add_argument("--head", help="As in mate-edge train.")
     parser.add_argument("--train-images", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmark-fashion"))
@@ -53,6 +55,7 @@ def main() -> None:
             data="fashion-mnist",
             arch=arguments.arch,
             exits=arguments.exits,
+            head=arguments.head,
             train_images=arguments.train_images,
             method=arguments.method,
             epochs=arguments.epochs,
