@@ -30,7 +30,9 @@ UNSPLIT_OUTPUT = "logits"
 MAX_BATCH = 1024
 POINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(?<!\.json)")
 """What an operating point may be called: it may become a file's name, and is told from a file."""
-TAKEN_NAME = re.compile(r"deepest|unsplit|(exit|patience)-\d{1,4}")
+NUMBERED_POLICY = re.compile(r"(exit|patience)-(\d{1,4})")
+"""`exit-2` always leaves there; `patience-2` leaves after two equal answers in a row."""
+TAKEN_NAME = re.compile(rf"deepest|unsplit|{NUMBERED_POLICY.pattern}")
 """These mean a policy already, or the unsplit network that `bench` compares with."""
 Precision = Literal["fp32", "fp16", "int8"]
 

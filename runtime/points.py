@@ -6,7 +6,6 @@ the device state.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +19,6 @@ POINTS = "operating-points"
 """They depend on the bundle alone, so they lie in its state under this name, not a device's."""
 
 DEEPEST = "deepest"
-NUMBERED = re.compile(r"(exit|patience)-(\d{1,4})")
-"""`exit-2` always leaves there; `patience-2` leaves after two equal answers in a row."""
 
 
 def check_name(bundle: Bundle, name: str) -> None:
@@ -82,7 +79,7 @@ def kept_points(bundle: Bundle) -> dict[str, TunedPoint]:
     """Return the operating points of this bundle that were stored on this device, by name."""
     folder = state_folder(bundle.id, POINTS)
     names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
-    found = {name: kept_point(bundle, name) for name in names}
+    found = {name: kept_point(bundle, name) for name in names if not TAKEN_NAME.fullmatch(name)}
     return {name: point for name, point in found.items() if point is not None}
 
 

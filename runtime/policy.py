@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mate_edge.bundle import Bundle, Guarantee, OperatingPoint
+from mate_edge.bundle import NUMBERED_POLICY, Bundle, Guarantee, OperatingPoint
 from mate_edge.decide.policy import Confidence, Deepest, Policy, make_policy
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
-from mate_edge.runtime.points import DEEPEST, NUMBERED, all_points, read_point
+from mate_edge.runtime.points import DEEPEST, all_points, read_point
 
 PolicyChoice = str | Path | Policy | float | None
 DEFAULT_POLICY = "balanced"
@@ -64,7 +64,7 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
         return _fitting(_of_point(name, own[name]), len(temperatures))
     if name == DEEPEST:
         return Chosen(name, Deepest(temperatures))
-    if numbered := NUMBERED.fullmatch(name):
+    if numbered := NUMBERED_POLICY.fullmatch(name):
         kind, parameter = PARAMETERS[numbered[1]]
         values = {parameter: int(numbered[2]), "temperatures": temperatures}
         return Chosen(name, make_policy(kind, values))

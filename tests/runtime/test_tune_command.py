@@ -14,8 +14,9 @@ from mate_edge.bundle import read_bundle
 from mate_edge.decide.calibrate import halve
 from mate_edge.decide.simulate import simulate
 from mate_edge.runtime.calibration import read_calibration
-from mate_edge.runtime.points import read_point
+from mate_edge.runtime.points import POINTS, all_points, read_point
 from mate_edge.runtime.policy import resolve_policy
+from mate_edge.runtime.state import state_folder
 
 GOAL = ("--max-risk", "10%", "--delta", "0.2")
 HOURS = ("--max-risk", "10%", "--delta", "0.2", "--max-ms", "3600000")
@@ -196,6 +197,17 @@ def test_a_damaged_state_is_as_if_nothing_was_stored(
     assert done.returncode == 2
     assert "unknown policy 'mine'" in done.stderr
     assert tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")["name"] == "mine"
+
+
+def test_a_stored_name_that_means_something_by_now_is_passed_over(
+    cli: Any, bundle_folder: Path
+) -> None:
+    bundle = read_bundle(bundle_folder)
+    tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")
+    stored = state_folder(bundle.id, POINTS) / "mine.json"
+    shutil.copy(stored, stored.with_name("unsplit.json"))
+    assert "mine" in all_points(bundle)
+    assert "unsplit" not in all_points(bundle)
 
 
 def test_what_was_found_is_printed_where_it_cannot_be_kept(
