@@ -77,7 +77,9 @@ EXPERIMENTS = {
     "fashion-5000-resnet20": Experiment("ce,eed,beed,mate", 3, fashion("resnet20", 5000, 40)),
     "fashion-20000-resnet20": Experiment("ce,eed,beed,mate", 3, fashion("resnet20", 20000, 8)),
     "tiny-50": Experiment("ce,beed,mate", 3, tiny("resnet20", 30), classes=50),
-    "fashion-5000-pooled": Experiment("ce,mate", 3, fashion("resnet8", 5000, 40, "pooled")),
+    "fashion-5000-pooled": Experiment(
+        "ce,mate,mate+alpha=1", 3, fashion("resnet8", 5000, 40, "pooled")
+    ),
     "tiny-20-pooled": Experiment("ce,mate", 3, tiny("resnet8", 40, "pooled"), classes=TINY_20),
     "fashion-full": Experiment("ce,mate", 3, fashion("resnet8", None, 10)),
 }
