@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,15 @@ def test_a_build_tells_how_far_it_is(rtx_bundle: Bundle) -> None:
         assert 0.7 < shares[-1] <= 1
 
 
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """As in a terminal: what a shell starts in the background ignores it."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.parametrize("met_in", ["progress", "logger"])
 def test_ctrl_c_stops_a_build_and_leaves_nothing_half_written(
     met_in: str, rtx_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
