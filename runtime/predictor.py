@@ -228,7 +228,7 @@ class Predictor:
     ) -> list[Prediction]:
         """Classify several images at once; those that leave make the next segment's batch smaller.
 
-        More images than the engine takes at once are run in several batches. Each prediction's
+        More images than the engine's `batch_size` are run in several batches. Each prediction's
         times are its batch's, up to the exit that the image took; `elapsed_ms` counts from the
         first batch on.
 
@@ -374,8 +374,8 @@ class Predictor:
     def _answer_batches(
         self, inputs: NDArray[np.float32], policy: Policy, started: int, *times: float
     ) -> list[Prediction]:
-        """Load and run all samples, as many at once as the engine takes, and count likewise."""
-        size = len(inputs) if self.engine.takes_any_batch else self.engine.max_batch
+        """Load and run all samples, `batch_size` at once, and count likewise."""
+        size = self.engine.batch_size
         predictions = []
         for start in range(0, len(inputs), size):
             batch = inputs[start : start + size]

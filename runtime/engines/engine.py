@@ -34,8 +34,11 @@ class Engine(ABC):
     """What computes, for people: `onnxruntime 1.23 on the CPU, 2 threads`."""
     device_key: str
     """What computes, for the device state: what was built or measured under another is not used."""
-    takes_any_batch: bool = True
-    """Whether a batch may be larger than `max_batch`."""
+    batch_size: int = 16
+    """How many samples of a larger batch are run at once.
+
+    More push one another out of a CPU's caches at every border.
+    """
     frame_shape: tuple[int, int] | None = None
     """Height and width of the frames that `load_frame` takes; None when it takes none."""
     frame_color: str = "rgb"

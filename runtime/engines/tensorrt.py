@@ -99,7 +99,6 @@ class TensorRTEngine(Engine):
     """
 
     library_name = "tensorrt"
-    takes_any_batch = False
     graphs = "none yet"
     """How segments are launched at batch 1: `on`, or `off:` and why no graph could be recorded."""
 
@@ -137,7 +136,7 @@ class TensorRTEngine(Engine):
             if plan is None:
                 raise not_built(plans, f"segment {k} of {self.bundle.folder}")
             sizes.append(plan.key.recipe.max_batch)
-        self.max_batch = min(sizes)
+        self.max_batch = self.batch_size = min(sizes)
         plan = plans.find(FRAME)
         frame = None if plan is None else plan.key.recipe.frame
         if frame is not None and frame.graph == frames.GRAPH:  # else another mate-edge made it

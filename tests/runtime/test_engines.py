@@ -200,7 +200,7 @@ def test_more_images_than_the_engine_takes_answer_as_they_do_alone(
 ) -> None:
     frames = [*golden["images"], *golden["images"][::-1], golden["images"][0]]
     with open_engine() as engine:
-        assert len(frames) > 2 * engine.max_batch
+        assert len(frames) > engine.batch_size
         predictor = Predictor(engine, policy)
         alone = [predictor.predict(frame) for frame in frames]
         together = predictor.predict_batch(frames)
