@@ -35,10 +35,7 @@ class Model:
     @property
     def border_bytes(self) -> int:
         """What it hands to the next segment, at batch 1; 0 after the last one."""
-        return sum(
-            int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize
-            for tensor in self.outputs[:-1]
-        )
+        return sum(tensor.nbytes for tensor in self.outputs[:-1])
 
 
 @dataclass(frozen=True)

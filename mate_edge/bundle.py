@@ -7,6 +7,7 @@ SHA-256 and the size of every other file; the bytes that are checked are the byt
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,11 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not all(size > 0 for size in self.shape):
             raise ValueError(f"the shape of {self.name} must be positive, not {self.shape}")
+
+    @property
+    def nbytes(self) -> int:
+        """The size of one sample."""
+        return math.prod(self.shape) * (4 if self.dtype == "float32" else 2)
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):

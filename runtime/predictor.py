@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
@@ -374,11 +375,10 @@ class Predictor:
     def _answer_batches(
         self, inputs: NDArray[np.float32], policy: Policy, started: int, *times: float
     ) -> list[Prediction]:
-        """Load and run all samples, `batch_size` at once, and count likewise."""
-        size = self.engine.batch_size
+        """Load and run all samples, in equal parts that the engine runs at once; count likewise."""
+        parts = math.ceil(len(inputs) / self.engine.batch_size)
         predictions = []
-        for start in range(0, len(inputs), size):
-            batch = inputs[start : start + size]
+        for batch in np.array_split(inputs, parts):
             self.engine.load(batch)
             found, first = run_batch(self.engine, len(batch), policy, self.clock, started, *times)
             for prediction, confidence in zip(found, first, strict=True):

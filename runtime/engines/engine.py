@@ -16,6 +16,9 @@ from mate_edge.machine import cpu_count
 ONE_THREAD_FLOPS = 60_000_000
 """Networks below this (about 2 ms on one core) lose more by waking threads than they gain."""
 
+BATCH_BYTES = 16 * 2**20
+"""The features of a batch at a border: more fall out of a CPU's caches before they are read."""
+
 
 def cpu_threads(bundle: Bundle) -> int:
     """Return how many threads a segment gets on the CPU: one, or all cores' for larger networks."""
@@ -34,11 +37,6 @@ class Engine(ABC):
     """What computes, for people: `onnxruntime 1.23 on the CPU, 2 threads`."""
     device_key: str
     """What computes, for the device state: what was built or measured under another is not used."""
-    batch_size: int = 16
-    """How many samples of a larger batch are run at once.
-
-    More push one another out of a CPU's caches at every border.
-    """
     frame_shape: tuple[int, int] | None = None
     """Height and width of the frames that `load_frame` takes; None when it takes none."""
     frame_color: str = "rgb"
@@ -48,6 +46,9 @@ class Engine(ABC):
         self.bundle = bundle
         self.max_batch: int = bundle.manifest.build.max_batch
         """The largest batch that was planned for; a CPU takes larger ones, too."""
+        largest = max(segment.input.nbytes for segment in bundle.manifest.segments)
+        self.batch_size: int = max(1, BATCH_BYTES // largest)
+        """How many samples of a larger batch are run at once, at most."""
 
     @property
     def num_segments(self) -> int:

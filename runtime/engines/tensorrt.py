@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.bundle import Bundle, Segment, Tensor
+from mate_edge.bundle import Bundle, Segment
 from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.runtime import frames
 from mate_edge.runtime.cuda import open_cuda
@@ -170,14 +170,14 @@ class TensorRTEngine(Engine):
         return self._memory
 
     def _allocate(self, held: Holdings) -> _Memory:
-        n, sizes = self.max_batch, [_nbytes(segment.input) for segment in self._segments]
+        n, sizes = self.max_batch, [segment.input.nbytes for segment in self._segments]
         images = held.buffer(n * sizes[0])
         return _Memory(
             held=held,
             images=images,
             inputs=[images.address, *(held.device(n * size) for size in sizes[1:])],
             staging=held.host(n * max(sizes[1:])).array if len(sizes) > 1 else None,
-            logits=held.buffer(n * max(_nbytes(s.outputs[-1]) for s in self._segments)),
+            logits=held.buffer(n * max(s.outputs[-1].nbytes for s in self._segments)),
             spare=held.device(n * max(sizes)) if n > 1 else 0,
         )
 
@@ -201,7 +201,7 @@ class TensorRTEngine(Engine):
         if features:
             addresses[features[0].name] = memory.inputs[k]
         return _Part(
-            what, engine, segment.input.name, segment.input.shape, addresses, _nbytes(logits)
+            what, engine, segment.input.name, segment.input.shape, addresses, logits.nbytes
         )
 
     def _load_frames(self) -> _Part:
@@ -288,7 +288,7 @@ class TensorRTEngine(Engine):
             )
         self._next = None
         memory = self._open_memory()
-        host = (memory.images.host if k == 1 else memory.staging)[: n * _nbytes(tensor)]
+        host = (memory.images.host if k == 1 else memory.staging)[: n * tensor.nbytes]
         host.view(tensor.dtype).reshape(inputs.shape)[...] = inputs
         if k > 1 or not memory.images.mapped:
             self._cuda.to_device(memory.inputs[k - 1], host, memory.held.stream)
@@ -329,7 +329,7 @@ class TensorRTEngine(Engine):
         self._next = None
         memory, n, output = self._open_memory(), self._rows, self._segments[k - 1].outputs[-1]
         self._launch(memory, memory.parts[k], n)
-        host = memory.logits.host[: n * _nbytes(output)]
+        host = memory.logits.host[: n * output.nbytes]
         logits: NDArray[np.float32] = (
             host.view(output.dtype).reshape(n, *output.shape).astype(np.float32)
         )
@@ -345,7 +345,7 @@ class TensorRTEngine(Engine):
         self._next = None
         memory = self._open_memory()
         stream, base = memory.held.stream, memory.inputs[k - 1]
-        row_bytes, to = _nbytes(self._segments[k - 1].input), 0
+        row_bytes, to = self._segments[k - 1].input.nbytes, 0
         for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
             start, count = int(run[0]), len(run)
             source, target, size = (
@@ -434,8 +434,3 @@ class TensorRTRTXEngine(TensorRTEngine):
     """Runs segments with TensorRT for RTX, whose calls are the same; see `TensorRTEngine`."""
 
     library_name = "tensorrt_rtx"
-
-
-def _nbytes(tensor: Tensor) -> int:
-    """Return the size of one sample."""
-    return int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize

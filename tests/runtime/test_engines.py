@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mate_edge.bundle import read_bundle
 from mate_edge.images import normalize
-from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.engines.engine import BATCH_BYTES, Engine
 from mate_edge.runtime.engines.tensorrt import TensorRTEngine
 from mate_edge.runtime.predictor import Predictor
 
@@ -195,15 +198,26 @@ def predictor(bundle_folder: str) -> Predictor:
 
 
 @pytest.mark.parametrize("policy", [0.3, "deepest"])
-def test_more_images_than_the_engine_takes_answer_as_they_do_alone(
+def test_more_images_than_are_run_at_once_answer_as_they_do_alone(
     policy: float | str, open_engine: OpenEngine, golden: Golden
 ) -> None:
     frames = [*golden["images"], *golden["images"][::-1], golden["images"][0]]
     with open_engine() as engine:
-        assert len(frames) > engine.batch_size
+        engine.batch_size = min(engine.batch_size, 7)
         predictor = Predictor(engine, policy)
         alone = [predictor.predict(frame) for frame in frames]
         together = predictor.predict_batch(frames)
         assert [(p.index, p.exit) for p in together] == [(p.index, p.exit) for p in alone]
         for one, other in zip(alone, together, strict=True):
             np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
+
+
+def test_so_many_images_are_run_at_once_that_their_features_stay_in_the_caches(
+    bundle_folder: Path,
+) -> None:
+    bundle = read_bundle(bundle_folder)
+    largest = max(segment.input.nbytes for segment in bundle.manifest.segments)
+    assert largest == 16 * 32 * 32 * 4  # of resnet8, at exit 1
+    for engine in ("onnxruntime", "openvino"):
+        with make_engine(engine, bundle, None, False) as made:
+            assert made.batch_size == BATCH_BYTES // largest == 256
