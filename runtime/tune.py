@@ -151,6 +151,11 @@ def tune(
     if goal.max_risk is not None:
         check_levels(*goal.levels, len(labels) - len(labels) // 2)
     measured = _latencies(opened, kind, engine, threads, say) if goal.needs_latencies else None
+    if measured is not None and not measured.decode_ms:
+        say(
+            "these latencies count no decoding: for image files, mate-edge bench --images YOURS "
+            "measures it, then tune again"
+        )
     costs: Sequence[float] = [exit_.cumulative_flops for exit_ in opened.manifest.exits]
     rounds = None
     if goal.budget_ms is not None and measured is not None:

@@ -86,6 +86,14 @@ def test_every_goal_gives_a_point_that_runs(
     assert list(policy.thresholds) == found["point"]["parameters"]["thresholds"]  # type: ignore[attr-defined]
 
 
+def test_a_budget_in_ms_counts_decoding_once_it_was_measured(cli: Any, bundle_folder: Path) -> None:
+    budget = ("tune", bundle_folder, "--budget-ms", "1e4")
+    counted = "these latencies count no decoding"
+    assert counted in cli(*budget).stderr
+    assert cli("bench", bundle_folder, "--rounds", "300").returncode == 0
+    assert counted not in cli(*budget).stderr
+
+
 def test_run_takes_a_stored_name_and_a_file_and_says_what_holds(
     cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
