@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mate_edge.report.text import print_table
 from mate_edge.runs import Recipe
+from mate_edge.train.heads import DEFAULT_HEAD
 from mate_edge.train.losses import METHODS, make_method
 from mate_edge.train.network import build_network
 from mate_edge.train.recipe import Objective, make_optimizer
@@ -40,7 +41,7 @@ class Training:
             "cpu"
         )
         torch.manual_seed(0)
-        built = build_network(arch, "sepconv", channels, size, classes)
+        built = build_network(arch, DEFAULT_HEAD, channels, size, classes)
         self.objective = Objective(
             built.to(memory_format=torch.channels_last),
             make_method(method, built.num_exits, classes, {}),

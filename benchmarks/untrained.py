@@ -13,15 +13,16 @@ from mate_edge.export.export import export_run
 from mate_edge.images import Preprocessing, normalize
 from mate_edge.runs import Recipe, Results, Run, write_run
 from mate_edge.train.evaluate import cumulative_flops
+from mate_edge.train.heads import DEFAULT_HEAD
 from mate_edge.train.loop import provenance
 from mate_edge.train.network import WEIGHTS, build_network
 
 IMAGES = 16
 
 
-def make_bundle(folder: Path, arch: str, size: int, classes: int, head: str = "sepconv") -> Path:
+def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
     """Write a run with random weights and export it; return the bundle, made once."""
-    name = f"{arch}-{size}" + (f"-{head}" if head != "sepconv" else "")
+    name = f"{arch}-{size}-{DEFAULT_HEAD}"
     bundle = folder / f"{name}.mate"
     if bundle.exists():
         return bundle
@@ -33,7 +34,7 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int, head: str = "s
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     )
-    network = build_network(arch, head, 3, size, classes).eval()
+    network = build_network(arch, DEFAULT_HEAD, 3, size, classes).eval()
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
     with torch.no_grad():
         logits = network(torch.from_numpy(normalize(images, preprocessing))).numpy()
@@ -46,7 +47,7 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int, head: str = "s
     run = Run(
         name=name,
         arch=arch,
-        head=head,
+        head=DEFAULT_HEAD,
         exits=network.num_exits,
         data="none",
         classes=tuple(f"class {c}" for c in range(classes)),

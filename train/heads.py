@@ -20,7 +20,10 @@ Head = Callable[[Sequence[torch.Size], int], nn.Module]
 
 POOLED_FEATURES = 1024
 POOLED_WIDTH = 128
-"""A `pooled` head's hidden layer: at most so many features in and out, or weights cost more."""
+"""A `pooled` head's hidden layer: at most so many features in and out, or its weights cost time.
+
+Of more classes than `POOLED_WIDTH` it gives as many features as there are classes.
+"""
 
 
 def remaining_shapes(shape: torch.Size, ends: Sequence[torch.Size]) -> list[torch.Size]:
@@ -46,7 +49,7 @@ def linear(shapes: Sequence[torch.Size], classes: int) -> nn.Module:
 
 
 def sepconv(shapes: Sequence[torch.Size], classes: int) -> nn.Module:
-    """Depth-wise separable convolutions, once per remaining size: the efficient head.
+    """Depth-wise separable convolutions, once per remaining size: the literature's head.
 
     Zhang et al., "Be Your Own Teacher", ICCV 2019, arXiv:1905.08094.
     """
@@ -64,7 +67,7 @@ def sepconv(shapes: Sequence[torch.Size], classes: int) -> nn.Module:
 
 
 def bottleneck(shapes: Sequence[torch.Size], classes: int) -> nn.Module:
-    """1x1, 3x3 with stride 2, 1x1, once per remaining size: the accurate head."""
+    """1x1, 3x3 with stride 2, 1x1, once per remaining size: the dearest head."""
     layers: list[nn.Module] = []
     for (inputs, *_), (outputs, *_) in pairwise(shapes):
         layers += [
@@ -79,9 +82,9 @@ def bottleneck(shapes: Sequence[torch.Size], classes: int) -> nn.Module:
 
 
 def pooled(shapes: Sequence[torch.Size], classes: int) -> nn.Module:
-    """Average into a few fields, then a layer that knows which lies where.
+    """Average into a few fields, then a layer that knows which lies where: the quick head.
 
-    Four quick operations where `sepconv` has a dozen, and what lies where is not averaged away.
+    Four operations where `sepconv` has a dozen, and what lies where is not averaged away.
     After Kaya et al., "Shallow-Deep Networks", ICML 2019, arXiv:1810.07052, whose heads are a
     pooling to 4 x 4 and a linear layer; the hidden layer is ours. There are as many fields as the
     backbone ends with, halved until all channels of all fields are `POOLED_FEATURES` or fewer; they
@@ -91,7 +94,7 @@ def pooled(shapes: Sequence[torch.Size], classes: int) -> nn.Module:
     while channels * math.prod(fields) > max(POOLED_FEATURES, channels):
         fields = [math.ceil(number / 2) for number in fields]
     (rows, height, down), (columns, wide, right) = map(_windows, size, fields)
-    width = min(width, POOLED_WIDTH)
+    width = min(width, max(POOLED_WIDTH, classes))
     return nn.Sequential(
         nn.AvgPool2d((height, wide), (down, right)),
         nn.Flatten(),
@@ -118,8 +121,10 @@ def _classifier(width: int, classes: int) -> list[nn.Module]:
 
 
 HEADS: dict[str, Head] = {
-    "sepconv": sepconv,
     "pooled": pooled,
+    "sepconv": sepconv,
     "bottleneck": bottleneck,
     "linear": linear,
 }
+
+DEFAULT_HEAD = "pooled"

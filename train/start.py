@@ -28,7 +28,7 @@ from mate_edge.train.data.again import load_again
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy
 from mate_edge.train.exits import choose_cuts
-from mate_edge.train.heads import HEADS
+from mate_edge.train.heads import DEFAULT_HEAD, HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
 from mate_edge.train.losses import METHODS, complete_options, make_method
 from mate_edge.train.network import MultiExitNet, announce_import, assemble
@@ -49,7 +49,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         ImageError: a validation image that cannot be read, as far as they are read now.
     """
     method = options.method or "mate"
-    head = options.head or "sepconv"
+    head = options.head or DEFAULT_HEAD
     precision = options.precision or "fp32"
     for kind, name, table in (
         ("--method", method, METHODS),

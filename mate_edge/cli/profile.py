@@ -22,7 +22,7 @@ def profile(
         typer.Option(help="A backbone, untrained, instead.", autocompletion=one_of("arch")),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="With --arch; sepconv.", autocompletion=one_of("head"))
+        str | None, typer.Option(help="With --arch; pooled.", autocompletion=one_of("head"))
     ] = None,
     exits: Annotated[str | None, typer.Option(help=f"With --arch. {EXITS_HELP}")] = None,
     size: Annotated[int | None, typer.Option(help="With --arch: input pixels; 224.")] = None,
@@ -45,12 +45,13 @@ def profile(
         from mate_edge.report.text import print_profile
         from mate_edge.train.backbones import make_parts
         from mate_edge.train.exits import choose_cuts
+        from mate_edge.train.heads import DEFAULT_HEAD
         from mate_edge.train.network import assemble, load_network
     from mate_edge import files, runs
 
     accuracies = None
     if arch is not None:
-        head, size = head or "sepconv", 224 if size is None else size
+        head, size = head or DEFAULT_HEAD, 224 if size is None else size
         channels, classes = (
             3 if channels is None else channels,
             1000 if classes is None else classes,

@@ -33,7 +33,7 @@ def training_options(
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option(help="sepconv, pooled, bottleneck or linear.", autocompletion=one_of("head")),
+        typer.Option(help="pooled, sepconv, bottleneck or linear.", autocompletion=one_of("head")),
     ] = None,
     exits: Annotated[str | None, typer.Option(help=EXITS_HELP)] = None,
     pretrained: Annotated[

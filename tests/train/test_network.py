@@ -11,7 +11,7 @@ from torch import nn
 
 from mate_edge.errors import UsageError
 from mate_edge.train.backbones import BACKBONES, TORCHVISION, make_parts
-from mate_edge.train.heads import HEADS, remaining_shapes
+from mate_edge.train.heads import DEFAULT_HEAD, HEADS, remaining_shapes
 from mate_edge.train.network import MultiExitNet, assemble, build_network
 
 DEEPER = {"resnet34", "resnet101", "resnet56", "wide_resnet50_2", "vgg13_bn", "vgg16_bn",
@@ -23,11 +23,11 @@ DEEPER = {"resnet34", "resnet101", "resnet56", "wide_resnet50_2", "vgg13_bn", "v
 @pytest.mark.parametrize(
     ("arch", "head"),
     [
-        pytest.param(arch, "sepconv", marks=[pytest.mark.slow] if arch in DEEPER else [])
+        pytest.param(arch, DEFAULT_HEAD, marks=[pytest.mark.slow] if arch in DEEPER else [])
         for arch in BACKBONES
     ]
     + [("resnet18", head) for head in HEADS]
-    + [("vgg11_bn", "bottleneck"), ("mobilenet_v2", "bottleneck")],
+    + [("vgg11_bn", "bottleneck"), ("mobilenet_v2", "bottleneck"), ("mobilenet_v2", "sepconv")],
 )
 def test_every_backbone_and_head_trains_at_every_exit(arch: str, head: str) -> None:
     network = build_network(arch, head, channels=1, size=32, classes=7)
@@ -162,9 +162,16 @@ def test_a_pooled_head_knows_what_is_where_and_a_linear_one_does_not() -> None:
         assert torch.allclose(head(image), head(image.flip(-1)), atol=1e-6) == same, name
 
 
-def test_the_hidden_layer_of_a_pooled_head_is_as_wide_as_the_backbone_ends_but_not_wider() -> None:
-    for arch, width in (("resnet8", 64), ("resnet50", 128)):
-        network = build_network(arch, "pooled", 3, 32, 10)
+def test_a_pooled_heads_hidden_layer_is_as_wide_as_the_classes_need_and_the_backbone_allows() -> (
+    None
+):
+    for arch, classes, width in (
+        ("resnet8", 10, 64),
+        ("resnet50", 10, 128),
+        ("resnet50", 200, 200),
+        ("resnet18", 1000, 512),
+    ):
+        network = build_network(arch, "pooled", 3, 32, classes)
         for head in list(network.heads)[:-1]:
             assert isinstance(head, nn.Sequential)
             assert head[-1].in_features == width
@@ -202,5 +209,5 @@ def test_heads_and_stages_must_match() -> None:
 def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(UsageError, match="resnet8, resnet20.*Did you mean resnet18"):
         build_network("resnet17", "sepconv", 3, 32, 10)
-    with pytest.raises(UsageError, match="sepconv, pooled, bottleneck, linear"):
+    with pytest.raises(UsageError, match="pooled, sepconv, bottleneck, linear"):
         build_network("resnet8", "sep", 3, 32, 10)
