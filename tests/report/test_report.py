@@ -100,7 +100,7 @@ def test_the_page_of_a_run_shows_everything_that_a_run_knows(documented: Any) ->
         "Leave first",
         "Divide the exits",
         "git commit",
-        "mate (alpha=0.3",
+        "mate (alpha=1",
     ):
         assert text in page.text, text
     assert page.tags["img"] >= 24

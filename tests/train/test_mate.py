@@ -75,8 +75,7 @@ def spelled_out(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch
     [
         {},
         {"beta": 0.5, "gamma": 0.3, "nu": 0.5, "mu": 0.7, "alpha": 2.0, "temperature": 4.0},
-        {"attention": 1.0},
-        {"attention": 9.0},
+        {"attention": 4.0},
         {"teacher_gradient": "plain"},
         {"teacher_gradient": "none"},
         {"teacher_weights": "single-row"},
@@ -111,7 +110,7 @@ def test_the_exits_gradient_takes_the_teachers_as_constants(
 def test_the_exits_gradient_is_the_closed_form(
     teacher_gradient: str, logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    mate = make_mate(alpha=1.5, nu=0.7, teacher_gradient=teacher_gradient)
+    mate = make_mate(alpha=1.5, nu=0.7, attention=4.0, teacher_gradient=teacher_gradient)
     t = mate.options.temperature
     teachers = mate.ensemble_weights @ logits.detach()
     soft = mate.lam @ (teachers / t).softmax(dim=-1)

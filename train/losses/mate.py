@@ -72,8 +72,8 @@ class Mate(Method):
         gamma: Weight = 1.0
         mu: Weight = 1.0
         nu: Weight = 1.0
-        alpha: Weight = 0.3
-        attention: Annotated[float, Meta(ge=1)] = 4.0
+        alpha: Weight = 1.0
+        attention: Annotated[float, Meta(ge=1)] = 1.0
         temperature: Positive = 3.0
         ramp: Share = 0.3
         teacher_weights: Literal["learned", "fixed", "uniform", "single-row", "deeper-only"] = (
