@@ -7,9 +7,8 @@ images that leave early do so in equal parts at the early exits, which is harder
 first; who leaves is fixed by the place in the batch, since an untrained network knows nothing. All
 go through `Predictor.predict_batch` and pay the same preprocessing; `network alone` is without it.
 Ours runs so many images at once as fit into the caches; `unsplit` runs all, and `unsplit in parts`
-as many as ours. They take turns; ratios are medians over the
-rounds of time(unsplit) / time(ours) of the same round: above 1 ours is faster. The rows at 0 % show
-what the heads cost.
+as many as ours. They take turns; ratios are medians over the rounds of time(unsplit) / time(ours)
+of the same round: above 1 ours is faster. The rows at 0 % show what the heads cost.
 
 About 15 minutes on 2 cores.
 """

@@ -77,6 +77,7 @@ FEW = "ce,eed,beed,mate"
 
 
 def earlier(methods: str) -> str:
+    """Return a list of methods with `EARLIER` for `mate`."""
     return ",".join(EARLIER if method == "mate" else method for method in methods.split(","))
 
 

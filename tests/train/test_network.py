@@ -162,9 +162,7 @@ def test_a_pooled_head_knows_what_is_where_and_a_linear_one_does_not() -> None:
         assert torch.allclose(head(image), head(image.flip(-1)), atol=1e-6) == same, name
 
 
-def test_a_pooled_heads_hidden_layer_is_as_wide_as_the_classes_need_and_the_backbone_allows() -> (
-    None
-):
+def test_a_pooled_heads_hidden_layer_grows_with_the_classes_up_to_the_backbones_width() -> None:
     for arch, classes, width in (
         ("resnet8", 10, 64),
         ("resnet50", 10, 128),
