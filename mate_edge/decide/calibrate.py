@@ -106,10 +106,12 @@ class Calibration:
     def within_drop(self, max_drop: float) -> Calibrated:
         """Return the cheapest policy at most `max_drop` below the last exit on the search half.
 
+        One standard error is added to the drop, see `Search.cheapest`.
+
         Args:
             max_drop: in [0, 1], a share of the samples.
         """
-        found = self.search.cheapest(self.search.needed(max_drop))
+        found = self.search.cheapest(max_drop)
         return self._calibrated(self.search.policy(found))
 
     def within_budget(self, budget: float, unit: str) -> Calibrated:

@@ -15,11 +15,15 @@ GRID = 64
 STEPS = 40
 """How many searches the path of `search_path` is made of, at most."""
 
+ROUNDING = 1e-12
+
 MAX_DROPS = {"fast": 0.02, "balanced": 0.005, "accurate": 0.0}
 """The default operating points: how far below the last exit each may be, as a share of samples."""
 
 Labels = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Taken = tuple[NDArray[np.intp], NDArray[np.intp]]
+"""The samples and the exit that each takes, from 0: an index into arrays [n, K]."""
 Loss = Literal["worse", "differs"]
 """`worse`: wrong where the last exit is right; `differs`: another answer than the last exit's."""
 
@@ -77,33 +81,37 @@ class Search:
         """Return the policy with these thresholds."""
         return self.kind(tuple(thresholds), self.temperatures)
 
+    def taken(self, thresholds: Sequence[float]) -> Taken:
+        """Return the exits at which the policy with these thresholds lets the samples go."""
+        leave = self.scores >= np.asarray([*thresholds, 0.0], np.float32)
+        return self.rows, leave.argmax(axis=1)
+
+    def cost(self, taken: Taken) -> float:
+        """Return the mean cost."""
+        return float(self.spent[taken].mean())
+
     def outcome(self, thresholds: Sequence[float], values: Flags) -> tuple[float, int]:
         """Return the mean cost, and how many of the exits taken have a flag in `values` [n, K]."""
-        leave = self.scores >= np.asarray([*thresholds, 0.0], np.float32)
-        at = self.rows, leave.argmax(axis=1)
-        return float(self.spent[at].mean()), int(values[at].sum())
+        taken = self.taken(thresholds)
+        return self.cost(taken), int(values[taken].sum())
 
     def best(
-        self,
-        values: Flags,
-        badness: Callable[[float, int], float],
-        start: Sequence[float] | None = None,
+        self, badness: Callable[[Taken], float], start: Sequence[float] | None = None
     ) -> list[float]:
-        """Return the thresholds with the least `badness(cost, count)`.
+        """Return the thresholds with the least badness.
 
         Coordinate descent, one exit at a time, until no exit's threshold can be moved with profit.
 
         Args:
-            values: what `count` counts; see `outcome`.
-            badness: infinity for what is not allowed.
+            badness: of the exits taken; infinity for what is not allowed.
             start: thresholds to begin at; when None, the best threshold that all exits share.
         """
         best = list(self.never if start is None else start)
-        lowest = badness(*self.outcome(best, values))
+        lowest = badness(self.taken(best))
         if start is None:
             for shared in _halfway(self.scores[:, :-1].ravel()):
                 candidate = [shared] * len(self.grids)
-                if (found := badness(*self.outcome(candidate, values))) < lowest:
+                if (found := badness(self.taken(candidate))) < lowest:
                     best, lowest = candidate, found
         improved = True
         while improved:
@@ -111,17 +119,27 @@ class Search:
             for k, grid in enumerate(self.grids):
                 for threshold in grid:
                     candidate = [*best[:k], threshold, *best[k + 1 :]]
-                    if (found := badness(*self.outcome(candidate, values))) < lowest:
+                    if (found := badness(self.taken(candidate))) < lowest:
                         best, lowest, improved = candidate, found, True
         return best
 
-    def needed(self, max_drop: float) -> float:
-        """Return how many right answers are at most `max_drop`, a share, below the last exit's."""
-        return float(self.right[:, -1].sum() - max_drop * len(self.right) - 1e-9)
+    def cheapest(self, max_drop: float) -> list[float]:
+        """Return the cheapest thresholds that are at most `max_drop` below the last exit.
 
-    def cheapest(self, needed: float) -> list[float]:
-        """Return the cheapest thresholds with at least `needed` right answers."""
-        return self.best(self.right, lambda cost, right: cost if right >= needed else math.inf)
+        One standard error of the difference, paired by sample, is added to it: the best of many
+        on these samples is a little worse on others.
+
+        Args:
+            max_drop: in [0, 1], a share of the samples.
+        """
+        behind = self.right[:, -1:].astype(np.int8) - self.right
+
+        def badness(taken: Taken) -> float:
+            lost = behind[taken]
+            drop = lost.mean() + lost.std() / math.sqrt(len(lost))
+            return self.cost(taken) if drop <= max_drop + ROUNDING else math.inf
+
+        return self.best(badness)
 
     def most_accurate(self, budget: float) -> list[float] | None:
         """Return the most accurate thresholds of mean cost `budget` at most; None: too little.
@@ -129,15 +147,16 @@ class Search:
         Of equally accurate ones the cheapest.
         """
         all_first = [0.0] * len(self.grids)
-        if self.outcome(all_first, self.right)[0] > budget:
+        if self.cost(self.taken(all_first)) > budget:
             return None
         share = 1 / (2 * self.costs[-1])
 
-        def badness(cost: float, right: int) -> float:
-            return share * cost - right if cost <= budget else math.inf
+        def badness(taken: Taken) -> float:
+            cost = self.cost(taken)
+            return share * cost - int(self.right[taken].sum()) if cost <= budget else math.inf
 
-        found = [self.best(self.right, badness, start) for start in (None, all_first)]
-        return min(found, key=lambda thresholds: badness(*self.outcome(thresholds, self.right)))
+        found = [self.best(badness, start) for start in (None, all_first)]
+        return min(found, key=lambda thresholds: badness(self.taken(thresholds)))
 
     def path(self, loss: Loss) -> list[list[float]]:
         """Return threshold vectors from conservative to aggressive, each cheaper than the last.
@@ -149,15 +168,14 @@ class Search:
         path, (cost, fewest) = [self.never], self.outcome(self.never, lost)
         most = max(self.outcome([0.0] * len(self.grids), lost)[1] - fewest, 0)
         for more in np.unique(np.geomspace(1, most + 1, STEPS).round() - 1):
-            found = self.best(lost, _at_most(fewest + float(more)), path[-1])
+            found = self.best(self._at_most(fewest + float(more), lost), path[-1])
             if (here := self.outcome(found, lost)[0]) < cost:
                 path.append(found)
                 cost = here
         return path
 
-
-def _at_most(allowed: float) -> Callable[[float, int], float]:
-    return lambda cost, count: cost if count <= allowed else math.inf
+    def _at_most(self, allowed: float, lost: Flags) -> Callable[[Taken], float]:
+        return lambda taken: self.cost(taken) if lost[taken].sum() <= allowed else math.inf
 
 
 def losses(answers: NDArray[np.intp], logits: Logits, labels: Labels) -> dict[Loss, Flags]:
@@ -196,6 +214,8 @@ def search_thresholds(
 ) -> Thresholds:
     """Find the cheapest confidence policy that is at most `max_drop` below the last exit.
 
+    One standard error is added to the drop, see `Search.cheapest`.
+
     Args:
         logits: float32 [n, K, C] of the validation images.
         labels: int64 [n].
@@ -204,7 +224,7 @@ def search_thresholds(
         max_drop: in [0, 1], a share of the n samples.
     """
     search = Search(logits, labels, temperatures, cumulative_flops)
-    return search.policy(search.cheapest(search.needed(max_drop)))
+    return search.policy(search.cheapest(max_drop))
 
 
 def _halfway(scores: NDArray[np.float32]) -> list[float]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mate_edge.decide.policy import Confidence, Deepest, make_policy, softmax
-from mate_edge.decide.simulate import simulate
+from mate_edge.decide.simulate import Outcome, simulate
 from mate_edge.decide.temperature import HIGHEST, fit_temperature
 from mate_edge.decide.tune import search_thresholds
 from mate_edge.errors import UsageError
@@ -100,6 +100,13 @@ def test_no_mistakes_push_the_temperature_to_its_lower_bound_and_noise_to_its_up
     assert fit_temperature(sure, (np.arange(4) + 1) % 4) == pytest.approx(HIGHEST, rel=1e-3)
 
 
+def careful_drop(found: Outcome, logits: np.ndarray, labels: np.ndarray) -> float:
+    """How far the policy is below the last exit, and a standard error more."""
+    last = (logits[:, -1].argmax(axis=1) == labels).astype(float)
+    behind = last - (found.predictions == labels)
+    return float(behind.mean() + behind.std() / np.sqrt(len(labels)))
+
+
 @pytest.mark.parametrize("max_drop", [0.0, 0.02, 0.1])
 @given(seed=st.integers(0, 50))
 def test_the_search_keeps_its_bound_and_saves_flops(max_drop: float, seed: int) -> None:
@@ -109,13 +116,12 @@ def test_the_search_keeps_its_bound_and_saves_flops(max_drop: float, seed: int) 
     labels[rng.random(200) < 0.1] = 0
     flops = (10, 20, 30)
     outcome = simulate(search_thresholds(logits, labels, ONES, flops, max_drop), logits)
-    last = (logits[:, 2].argmax(axis=1) == labels).mean()
-    assert outcome.accuracy(labels) >= last - max_drop - 1e-9
+    assert careful_drop(outcome, logits, labels) <= max_drop + 1e-9
     shared = [Confidence((t, t), ONES) for t in (0.0, 0.5, 0.7, 0.9, 0.97)]
     allowed = [
         found.mean_flops(flops)
         for found in (simulate(policy, logits) for policy in shared)
-        if found.accuracy(labels) >= last - max_drop
+        if careful_drop(found, logits, labels) <= max_drop
     ]
     assert outcome.mean_flops(flops) <= min([30.0, *allowed]) + 0.5
 
@@ -128,9 +134,26 @@ def test_with_two_exits_the_search_finds_what_trying_every_threshold_finds() -> 
     confidences = softmax(logits[:, 0]).max(axis=1)
     candidates = [float(c) for c in confidences] + [2.0]
     outcomes = [simulate(Confidence((t,), ones), logits) for t in candidates]
-    cheapest = min(o.mean_flops((1, 2)) for o in outcomes if o.accuracy(labels) >= 0.9)
+    costs = [o.mean_flops((1, 2)) for o in outcomes if careful_drop(o, logits, labels) <= 0.1]
     found = simulate(search_thresholds(logits, labels, ones, (1, 2), 0.1), logits)
-    assert found.mean_flops((1, 2)) == cheapest
+    assert found.mean_flops((1, 2)) == min(costs) < 2
+
+
+def test_what_is_promised_holds_on_samples_that_were_not_searched() -> None:
+    # an exit that is right less often than the last one: what seems best on some samples is luck
+    drops = []
+    for seed in range(60):
+        logits = draw_logits(seed, n=4000, k=2)
+        logits[:, 1] += logits[:, 0]
+        noise = np.random.default_rng(seed).normal(0, 2, logits[:, 1].shape)
+        labels = (logits[:, 1] + noise).argmax(axis=1)
+        seen, new = slice(0, 1000), slice(1000, None)
+        policy = search_thresholds(logits[seen], labels[seen], (1.0, 1.0), (1, 2), 0.01)
+        found = simulate(policy, logits[new])
+        assert found.mean_flops((1, 2)) < 2
+        last = (logits[new, 1].argmax(axis=1) == labels[new]).mean()
+        drops.append(last - found.accuracy(labels[new]))
+    assert np.mean(drops) <= 0.01
 
 
 def test_an_easy_data_set_leaves_at_the_first_exit() -> None:
