@@ -16,6 +16,7 @@ STEPS = 40
 """How many searches the path of `search_path` is made of, at most."""
 
 ROUNDING = 1e-12
+"""A drop that is exactly what is allowed may be computed so much larger."""
 
 MAX_DROPS = {"fast": 0.02, "balanced": 0.005, "accurate": 0.0}
 """The default operating points: how far below the last exit each may be, as a share of samples."""
