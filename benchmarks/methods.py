@@ -40,8 +40,8 @@ from mate_edge.train.losses import METHODS, complete_options
 from mate_edge.train.options import Options
 
 ALL = ",".join(METHODS)
-EARLIER = "mate+alpha=0.3+attention=4"
-"""What was `mate` when `sepconv` was the default head."""
+EARLIER = {"mate": "mate+alpha=0.3+attention=4", "okddip": "okddip+ramp=2"}
+"""What two methods were when `sepconv` was the default head; `okddip`'s ramp was of 80 epochs."""
 RESULTS = Path(__file__).parent / "results"
 TINY_20 = 20
 """The first classes of TinyImageNet's list that the small experiment takes."""
@@ -77,8 +77,8 @@ FEW = "ce,eed,beed,mate"
 
 
 def earlier(methods: str) -> str:
-    """Return a list of methods with `EARLIER` for `mate`."""
-    return ",".join(EARLIER if method == "mate" else method for method in methods.split(","))
+    """Return a list of methods as they were, see `EARLIER`."""
+    return ",".join(EARLIER.get(method, method) for method in methods.split(","))
 
 
 EXPERIMENTS = {
@@ -93,7 +93,9 @@ EXPERIMENTS = {
     "tiny-20-sepconv": Experiment(
         earlier("ce,mate"), 3, tiny("resnet8", 40, "sepconv"), classes=TINY_20
     ),
-    "fashion-20000-sepconv": Experiment(earlier(ALL), 5, fashion("resnet8", 20000, 8, "sepconv")),
+    "fashion-20000-sepconv": Experiment(
+        earlier(ALL).replace("ramp=2", "ramp=10"), 5, fashion("resnet8", 20000, 8, "sepconv")
+    ),
     "fashion-5000-resnet20-sepconv": Experiment(
         earlier(FEW), 3, fashion("resnet20", 5000, 40, "sepconv")
     ),

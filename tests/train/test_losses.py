@@ -82,7 +82,7 @@ def test_okddip_mixes_each_teacher_by_attention_and_detaches_nothing(
     torch.manual_seed(0)
     method = make_method("okddip", K, C, {}).double()
     assert isinstance(method, Okddip)
-    method.begin_epoch(40, RECIPE)
+    method.begin_epoch(27, RECIPE)
     weight = math.exp(-5 * 0.25)
     expected = torch.zeros((), dtype=torch.float64)
     for k in range(K):
@@ -101,13 +101,20 @@ def test_okddip_mixes_each_teacher_by_attention_and_detaches_nothing(
         torch.testing.assert_close(one, other)
 
 
-def test_the_ramp_of_okddip_rises_to_one_at_epoch_80(logits: Tensor, labels: Tensor) -> None:
-    method = make_method("okddip", K, C, {})
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.4, [math.exp(-5), math.exp(-1.25), 1, 1]),
+        (2, [math.exp(-5), math.exp(-4.05), math.exp(-3.2), math.exp(-1.25)]),
+    ],
+)
+def test_the_ramp_of_okddip_is_a_share_of_the_epochs(share: float, expected: list[float]) -> None:
+    method = make_method("okddip", K, C, {"ramp": share})
     weights = []
-    for epoch in (0, 40, 80, 199):
-        method.begin_epoch(epoch, RECIPE)
+    for epoch in (0, 40, 80, 200):
+        method.begin_epoch(epoch, Recipe(epochs=200))
         weights.append(method.weight)
-    assert weights == pytest.approx([math.exp(-5), math.exp(-1.25), 1, 1])
+    assert weights == pytest.approx(expected)
 
 
 def test_the_temperature_of_dbt_grows_while_the_last_exit_is_confident(labels: Tensor) -> None:

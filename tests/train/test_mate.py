@@ -331,7 +331,7 @@ def test_the_log_holds_the_weights_the_teachers_accuracy_and_the_gaps(
         ("mate", {"temperature": "inf"}, "temperature=inf"),
         ("mate", {"temperature": "warm"}, "temperature=warm: expected `float`"),
         ("mate", {"ramp": 2.5}, "ramp=2.5: expected `float` <= 1.0"),
-        ("okddip", {"ramp": 2.5}, "ramp=2.5: expected `int`"),
+        ("okddip", {"ramp": -0.5}, "ramp=-0.5: expected `float` >= 0.0"),
         ("mate", {"teacher_weights": "fix"}, "Did you mean fixed?"),
         ("ce", {"beta": 0.5}, "no options"),
     ],

@@ -13,7 +13,6 @@ from mate_edge.runs import Recipe
 Share = Annotated[float, Meta(ge=0, le=1)]
 Weight = Annotated[float, Meta(ge=0, le=1e6)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
-Epochs = Annotated[int, Meta(ge=0)]
 
 
 class NoOptions(msgspec.Struct, frozen=True, kw_only=True):

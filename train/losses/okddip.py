@@ -16,7 +16,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from mate_edge.runs import Recipe
-from mate_edge.train.losses.method import Epochs, Method, Positive
+from mate_edge.train.losses.method import Method, Positive, Weight
 from mate_edge.train.losses.terms import divergence, label_loss, ramp
 
 
@@ -32,12 +32,13 @@ class Okddip(Method):
 
         Attributes:
             temperature: T.
-            ramp: how many epochs until distillation has its full weight.
+            ramp: the share of the epochs until distillation has its full weight, 80 of the paper's
+                300; above 1 it never has.
             width: of the projections L and E; 0 stands for an eighth of the classes, 8 at least.
         """
 
         temperature: Positive = 3.0
-        ramp: Epochs = 80
+        ramp: Weight = 0.27
         width: Annotated[int, Meta(ge=0)] = 0
 
     OPTIONS: ClassVar[type[msgspec.Struct]] = Options
@@ -52,7 +53,7 @@ class Okddip(Method):
 
     def begin_epoch(self, epoch: int, recipe: Recipe) -> None:
         """Set r(e)."""
-        self.weight = ramp(epoch, self.options.ramp)
+        self.weight = ramp(epoch, self.options.ramp * recipe.epochs)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `Method.forward`."""
