@@ -118,7 +118,9 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
         max_ms: the deadline that was certified together with the thresholds, and every longer one
             with it; None: a deadline voids the guarantee.
         device: with `max_ms`: the fingerprint of the device whose latencies were used.
-        halted: with `max_ms`: how many of the n samples the deadline ended before the policy.
+        halted: with `max_ms`: how many of the n samples the deadline ended before the policy, in
+            the longest rounds that those measured leave in doubt.
+        rounds: with `max_ms`: how many rounds were measured.
     """
 
     loss: Literal["worse", "differs"]
@@ -129,6 +131,7 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
     max_ms: float | None = None
     device: dict[str, Any] | None = None
     halted: int | None = None
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         for level in (self.epsilon, self.delta):
@@ -141,6 +144,8 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"the deadline must be positive, not {self.max_ms}")
             if self.device is None or not 0 <= (self.halted or 0) <= self.n:
                 raise ValueError("a guarantee under a deadline names its device")
+            if self.rounds is None or self.rounds < 1:
+                raise ValueError("a guarantee under a deadline counts its measured rounds")
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -257,6 +262,17 @@ class Bundle:
         if files.sha256(data) != file.sha256:
             raise BundleError(f"{path} was altered (SHA-256 differs); copy the bundle again")
         return data
+
+    def check_files(self) -> None:
+        """Read every file of the bundle once.
+
+        Raises:
+            BundleError: as `read`.
+        """
+        manifest = self.manifest
+        models = [segment.file for segment in manifest.segments]
+        for file in (*models, manifest.unsplit, manifest.golden, manifest.calibration):
+            self.read(file)
 
     def arrays(self, file: File) -> dict[str, NDArray[np.generic]]:
         """Return the arrays of `golden.npz` or `calibration.npz`, checked like `read`."""

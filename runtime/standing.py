@@ -48,11 +48,11 @@ def standing(
     if _halts_more_often(guarantee, predictions, halted):
         certified = 100 * (guarantee.halted or 0) / guarantee.n
         return (
-            f"{carries}, which then ended {certified:.1f} % of images and here "
+            f"{carries}, which may end {certified:.1f} % of images and here ended "
             f"{100 * halted / predictions:.1f} %: images take longer than when certified, and the "
             "guarantee does not hold"
         )
-    return f"{carries} or longer: on images like the {guarantee.n} held back, {bound(guarantee)}"
+    return f"{carries} or longer: {bound(guarantee)}"
 
 
 def _changes(guarantee: Guarantee, device: Fingerprint | None) -> str:

@@ -149,7 +149,7 @@ def tune(
         raise UsageError(f"{opened.folder} has one exit: there is nothing to tune")
     logits, labels = read_calibration(opened)
     if goal.max_risk is not None:
-        check_levels(*goal.levels, len(labels) - len(labels) // 2)
+        check_levels(*goal.levels, len(labels) - len(labels) // 2, goal.max_ms is not None)
     measured = _latencies(opened, kind, engine, threads, say) if goal.needs_latencies else None
     if measured is not None and not measured.decode_ms:
         say(
@@ -169,7 +169,6 @@ def tune(
             guarantee,
             max_ms=goal.max_ms,
             device=msgspec.to_builtins(measured.fingerprint),
-            halted=calibrated.halted,
         )
     found = _point(opened, name, goal, kind, calibrated, guarantee, measured)
     before = kept_point(opened, name)

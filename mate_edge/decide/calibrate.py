@@ -14,14 +14,19 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Guarantee
 from mate_edge.decide.policy import Logits, Thresholds
-from mate_edge.decide.risk import check_levels, conformal_risk_control, learn_then_test
+from mate_edge.decide.risk import (
+    check_levels,
+    conformal_risk_control,
+    learn_then_test,
+    levels_of_images,
+)
+from mate_edge.decide.rounds import draw_exits, ended_shares
 from mate_edge.decide.simulate import Outcome, simulate
 from mate_edge.decide.temperature import fit_temperature
 from mate_edge.decide.tune import Flags, Labels, Loss, Search, losses, lost_on_the_way
 from mate_edge.errors import UsageError
 
 HALVING_SEED = 0
-ROUNDS_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,6 @@ class Calibrated:
         outcome: on the certification half.
         labels: int64 [n], its labels.
         last_accuracy: the last exit's there.
-        halted: how many of them a deadline ended before the policy.
         guarantee: None when nothing is promised.
     """
 
@@ -41,7 +45,6 @@ class Calibrated:
     outcome: Outcome
     labels: Labels
     last_accuracy: float
-    halted: int
     guarantee: Guarantee | None = None
 
     @property
@@ -56,11 +59,6 @@ def halve(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
 
 
-def draw_rounds(rounds: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Draw one of the rounds for each of n samples, the same ones every time."""
-    return np.asarray(rounds)[np.random.default_rng(ROUNDS_SEED).integers(0, len(rounds), n)]
-
-
 class Calibration:
     """The two halves, ready for any goal.
 
@@ -70,8 +68,9 @@ class Calibration:
         costs: of each exit with all segments before it, in FLOPs or ms.
         kind: a name in `THRESHOLDS`.
         rounds: int64 [m], the exit from 1 to K to which a deadline lets each of m measured rounds
-            go. Each sample meets one of them, drawn by a fixed seed, apart from all others: so
-            samples stay independent, and one sample's loss 0 or 1, as the binomial needs.
+            go. Each sample meets one, drawn by a fixed seed from the shares that were measured,
+            and for a guarantee from bounds of them: so samples stay independent, and one sample's
+            loss 0 or 1, as the binomial needs.
 
     Raises:
         UsageError: fewer than two samples.
@@ -88,8 +87,11 @@ class Calibration:
         if len(labels) < 2:
             raise UsageError(f"thresholds need validation samples, here are {len(labels)}")
         search, certify = halve(len(labels))
+        self._num_samples, self._num_exits = logits.shape[:2]
         self.logits, self.labels = logits[certify], labels[certify]
-        deepest = None if rounds is None else draw_rounds(rounds, len(labels))
+        self.rounds = rounds
+        self._certify = certify
+        deepest = None if rounds is None else self._met_by(None)
         self.deepest = None if deepest is None else deepest[certify]
         self.temperatures = tuple(
             fit_temperature(logits[search, k], labels[search]) for k in range(logits.shape[1])
@@ -144,40 +146,49 @@ class Calibration:
         Raises:
             UsageError: levels that make no sense, or too few samples for them.
         """
-        check_levels(epsilon, delta, len(self.labels))
+        check_levels(epsilon, delta, len(self.labels), self.rounds is not None)
+        risk, wrong, deepest = epsilon, delta, None
+        if self.rounds is not None:
+            risk, wrong, chance = levels_of_images(epsilon, delta)
+            deepest = self._met_by(chance)[self._certify]
         policies = [self.search.policy(thresholds) for thresholds in self.search.path(loss)]
-        lost = [self.lost(policy, loss) for policy in policies]
-        if delta is None:
-            passed = conformal_risk_control(lost, epsilon)
+        lost = [self.lost(policy, loss, deepest) for policy in policies]
+        if wrong is None:
+            passed = conformal_risk_control(lost, risk)
         else:
-            passed = learn_then_test(lost, epsilon, delta)
+            passed = learn_then_test(lost, risk, wrong)
         if not passed:  # an ensemble, or a deadline, can lose an answer that leaves nowhere early
-            n, ended, longer = len(self.labels), "", ""
-            if self.deepest is not None:
-                early = int((self.deepest < self.logits.shape[1]).sum())
-                ended = f", and the deadline ends {early} before the last exit"
-                longer = " or a longer deadline"
             raise UsageError(
                 f"--max-risk {epsilon:g} cannot be certified even when the policy lets no image "
-                f"leave early: {int(lost[0].sum())} of {n} answers are lost{ended}; allow more "
-                f"risk{longer}"
+                f"leave early: {int(lost[0].sum())} of {len(self.labels)} answers are lost"
+                f"{self._ended(deepest)}"
             )
+        policy, halted = policies[passed - 1], None
+        if deepest is not None:
+            halted = int((simulate(policy, self.logits).exits > deepest).sum())
         guarantee = Guarantee(
             loss=loss,
             epsilon=epsilon,
             delta=delta,
             n=len(self.labels),
             losses=int(lost[passed - 1].sum()),
+            halted=halted,
+            rounds=None if self.rounds is None else len(self.rounds),
         )
-        return self._calibrated(policies[passed - 1], guarantee)
+        return self._calibrated(policy, guarantee)
 
-    def lost(self, policy: Thresholds, loss: Loss) -> Flags:
+    def lost(
+        self, policy: Thresholds, loss: Loss, deepest: NDArray[np.int64] | None = None
+    ) -> Flags:
         """Return which samples of the certification half have the loss, bool [n].
 
-        With rounds of a deadline, see `lost_on_the_way`.
+        Args:
+            policy: that answers.
+            loss: see `Guarantee`.
+            deepest: int64 [n], where a deadline ends each; see `lost_on_the_way`.
         """
         outcome = simulate(policy, self.logits)
-        if self.deepest is None:
+        if deepest is None:
             return losses(outcome.predictions, self.logits, self.labels)[loss]
         answers = np.stack(
             [
@@ -186,19 +197,33 @@ class Calibration:
             ],
             axis=1,
         )
-        lost = lost_on_the_way(losses(answers, self.logits, self.labels)[loss], self.deepest)
+        lost = lost_on_the_way(losses(answers, self.logits, self.labels)[loss], deepest)
         taken: Flags = lost[np.arange(len(lost)), outcome.exits - 1]
         return taken
 
+    def _met_by(self, chance: float | None) -> NDArray[np.int64]:
+        """Return how deep each sample of both halves may go; see `ended_shares`."""
+        assert self.rounds is not None
+        return draw_exits(ended_shares(self.rounds, self._num_exits, chance), self._num_samples)
+
+    def _ended(self, deepest: NDArray[np.int64] | None) -> str:
+        """Say what a deadline ends of the certification half, and what to do."""
+        if deepest is None or self.rounds is None:
+            return "; allow more risk"
+        early = int((deepest < self.logits.shape[1]).sum())
+        late = int((self.rounds < self.logits.shape[1]).sum())
+        return (
+            f", and the deadline may end {early} before the last exit, as it did {late} of "
+            f"{len(self.rounds)} measured rounds; allow more risk or a longer deadline, or measure "
+            "more rounds: mate-edge bench --rounds N"
+        )
+
     def _calibrated(self, policy: Thresholds, guarantee: Guarantee | None = None) -> Calibrated:
         last = self.logits[:, -1].argmax(axis=-1)
-        outcome = simulate(policy, self.logits, self.deepest)
-        wished = simulate(policy, self.logits).exits
         return Calibrated(
             policy=policy,
-            outcome=outcome,
+            outcome=simulate(policy, self.logits, self.deepest),
             labels=self.labels,
             last_accuracy=float((last == self.labels).mean()),
-            halted=int((outcome.exits < wished).sum()),
             guarantee=guarantee,
         )

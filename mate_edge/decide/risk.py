@@ -31,6 +31,39 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
     return min(1.0, math.exp(largest) * float(np.exp(logs - largest).sum()))
 
 
+def upper_share(k: int, n: int, delta: float) -> float:
+    """Return the share that k of n draws are below with probability 1 - delta, 0 < delta < 1.
+
+    The largest p with P(Binomial(n, p) <= k) > delta (Clopper and Pearson, Biometrika 26, 1934).
+    """
+    if k >= n:
+        return 1.0
+    low, high = k / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        if binomial_cdf(k, n, middle) > delta:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def levels_of_images(epsilon: float, delta: float | None) -> tuple[float, float | None, float]:
+    """Split the levels of a policy and a deadline between the images and the measured rounds.
+
+    Each may mislead: half of delta is for either. A mean risk has no delta; a tenth of epsilon is
+    the chance of rounds that mislead, in which all may be lost.
+
+    Returns:
+        Epsilon and delta for the images, and the chance allowed that the rounds mislead.
+    """
+    if delta is None:
+        return 0.9 * epsilon, None, 0.1 * epsilon
+    return epsilon, delta / 2, delta / 2
+
+
 def samples_needed(epsilon: float, delta: float) -> int:
     """Return the smallest n with which a path without a single loss can be certified."""
     return math.ceil(math.log(delta) / math.log1p(-epsilon) - 1e-12)
@@ -79,13 +112,16 @@ def conformal_risk_control(losses: Sequence[NDArray[np.bool_]], epsilon: float) 
     return len(losses)
 
 
-def check_levels(epsilon: float, delta: float | None, n: int | None) -> None:
+def check_levels(
+    epsilon: float, delta: float | None, n: int | None, deadline: bool = False
+) -> None:
     """Refuse levels that make no sense, and samples too few for them.
 
     Args:
         epsilon: the risk.
         delta: the chance of being wrong about it; None for `conformal_risk_control`.
         n: the samples to certify with; None when they are not known yet.
+        deadline: whether the images have their part of the levels only; see `levels_of_images`.
 
     Raises:
         UsageError: with the values, or with the smallest n.
@@ -100,10 +136,12 @@ def check_levels(epsilon: float, delta: float | None, n: int | None) -> None:
             f"--max-risk must be {SMALLEST_RISK:g} or more, not {epsilon:g}: no number of "
             "images certifies less, so allow more"
         )
-    needed = math.ceil(1 / epsilon - 1e-12) - 1 if delta is None else samples_needed(epsilon, delta)
+    risk, wrong = levels_of_images(epsilon, delta)[:2] if deadline else (epsilon, delta)
+    needed = math.ceil(1 / risk - 1e-12) - 1 if wrong is None else samples_needed(risk, wrong)
     if n is not None and n < needed:
         chance = "" if delta is None else f" and --delta {delta:g}"
+        under = " under a deadline" if deadline else ""
         raise UsageError(
-            f"--max-risk {epsilon:g}{chance} needs {needed} samples to certify with, here are {n}: "
-            "allow more risk, or export with more validation images"
+            f"--max-risk {epsilon:g}{chance}{under} needs {needed} samples to certify with, "
+            f"here are {n}: allow more risk, or export with more validation images"
         )

@@ -40,16 +40,19 @@ class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def bound(guarantee: Guarantee) -> str:
-    """Say what is bounded and how surely: one clause, without conditions."""
-    lost = f"at most {100 * guarantee.epsilon:.6g} % of answers are {LOST[guarantee.loss]}"
+    """Say what is bounded, of which images, and how surely: one clause."""
+    like = f"on images like the {guarantee.n} held back"
+    if guarantee.rounds is not None:
+        like += f" and in times like those of {guarantee.rounds} measured rounds"
+    lost = f"{like}, at most {100 * guarantee.epsilon:.6g} % of answers are {LOST[guarantee.loss]}"
     if guarantee.delta is None:
         return f"{lost} on average over such sets of {guarantee.n}, which says less of this one set"
     return f"{lost}, with {100 * (1 - guarantee.delta):.6g} % confidence"
 
 
 def promise(guarantee: Guarantee) -> str:
-    """Say what is guaranteed, of which images, and what becomes of it under a deadline."""
-    said = f"on images like the {guarantee.n} held back, {bound(guarantee)}"
+    """Say what is guaranteed, and what becomes of it under a deadline."""
+    said = bound(guarantee)
     if guarantee.max_ms is None:
         return f"{said}; a deadline voids this"
     return (

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mate_edge.decide.calibrate import Calibration, draw_rounds
+from mate_edge.decide.calibrate import Calibration
 from mate_edge.decide.policy import Confidence
-from mate_edge.decide.risk import learn_then_test
+from mate_edge.decide.risk import check_levels, learn_then_test, levels_of_images
+from mate_edge.decide.rounds import draw_exits, ended_shares
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.tune import Search, losses, lost_on_the_way
 from mate_edge.errors import UsageError
@@ -66,54 +67,106 @@ def test_a_sample_that_is_kept_is_kept_under_every_longer_deadline(seed: int) ->
 
 
 def test_each_sample_meets_one_round_the_same_one_every_time() -> None:
-    drawn = draw_rounds(HURRIED, 20_000)
-    assert np.array_equal(drawn, draw_rounds(HURRIED, 20_000))
+    ended = ended_shares(HURRIED, EXITS)
+    assert ended == [0.02, 0.1]
+    drawn = draw_exits(ended, 20_000)
+    assert np.array_equal(drawn, draw_exits(ended, 20_000))
     shares = np.bincount(drawn, minlength=4)[1:] / 20_000
     np.testing.assert_allclose(shares, [0.02, 0.08, 0.9], atol=0.015)
+    assert (draw_exits(ended_shares(HURRIED, EXITS, 0.05), 20_000) <= drawn).all()
+    assert (draw_exits([0.0, 0.0], 100) == EXITS).all()
+    assert (draw_exits([1.0, 1.0], 100) == 1).all()
 
 
-def test_a_thousand_calibrations_under_a_deadline_keep_their_promise_as_often_as_said() -> None:
-    """The risk of every step, over images and rounds, is known from a large population."""
+@pytest.mark.parametrize(("m", "chance"), [(10, 0.2), (50, 0.05), (500, 0.1)])
+def test_the_bounds_of_the_shares_hold_together_as_often_as_said(m: int, chance: float) -> None:
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(1000):
+        bounds = ended_shares(rng.choice(HURRIED, m), EXITS, chance)
+        wrong += bounds[0] < 0.02 or bounds[1] < 0.1
+    assert wrong / 1000 <= chance
+    assert ended_shares(np.full(m, EXITS), EXITS, chance) == pytest.approx(
+        [1 - (chance / 2) ** (1 / m)] * 2
+    ), "closed form where no round was ended"
+
+
+@pytest.mark.parametrize("m", [20, 200])
+def test_a_thousand_calibrations_under_a_deadline_keep_their_promise_as_often_as_said(
+    m: int,
+) -> None:
+    """Images and rounds are drawn anew; the risk of every step is known from a population."""
     rng = np.random.default_rng(3)
     epsilon, delta, n = 0.06, 0.1, 400
+    risk, wrong, chance = levels_of_images(epsilon, delta)
+    assert wrong is not None
     broken, risks = 0, []
     for _ in range(10):
         calibration = Calibration(*draw(rng, 2 * n), COSTS, rounds=HURRIED)
         policies = [calibration.search.policy(step) for step in calibration.search.path("worse")]
         calibration.logits, calibration.labels = draw(rng, 4000)
-        calibration.deepest = rng.choice(HURRIED, 4000)
-        lost = np.stack([calibration.lost(policy, "worse") for policy in policies])
-        met = np.stack(
+        by_depth = np.array(
             [
-                losses(
-                    simulate(policy, calibration.logits, calibration.deepest).predictions,
-                    calibration.logits,
-                    calibration.labels,
-                )["worse"]
+                [calibration.lost(policy, "worse", np.full(4000, k)) for k in (1, 2, 3)]
                 for policy in policies
             ]
-        ).mean(axis=1)
-        assert (lost.mean(axis=1) >= met).all()
-        assert met[0] > 0.01, "the deadline alone loses answers"
+        )
+        risk_of = np.einsum("skn,k->s", by_depth, [0.02, 0.08, 0.9]) / 4000
         for _ in range(100):
-            seen = lost[:, rng.integers(0, lost.shape[1], n)]
-            if passed := learn_then_test(list(seen), epsilon, delta):
-                risks.append(met[passed - 1])
-                broken += lost[passed - 1].mean() > epsilon
+            images = rng.integers(0, 4000, n)
+            bounds = ended_shares(rng.choice(HURRIED, m), EXITS, chance)
+            deepest = draw_exits(bounds, n)
+            lost = by_depth[:, deepest - 1, images]
+            if passed := learn_then_test(list(lost), risk, wrong):
+                risks.append(risk_of[passed - 1])
+                broken += risks[-1] > epsilon
     assert broken / 1000 <= delta
-    assert len(risks) > 500
-    assert max(risks) > epsilon / 2, "the promise is not kept by never leaving early"
+    if m > 20:
+        assert len(risks) > 500
+        assert max(risks) > epsilon / 2, "the promise is not kept by never leaving early"
+
+
+def test_what_is_lost_under_a_deadline_is_what_the_simulation_loses_at_least() -> None:
+    calibration = Calibration(*draw(np.random.default_rng(5), 800), COSTS, rounds=HURRIED)
+    for step in calibration.search.path("worse"):
+        policy = calibration.search.policy(step)
+        lost = calibration.lost(policy, "worse", calibration.deepest)
+        met = simulate(policy, calibration.logits, calibration.deepest).predictions
+        assert lost[losses(met, calibration.logits, calibration.labels)["worse"]].all()
+
+
+def test_few_rounds_certify_less_and_the_error_says_how_many_there_were() -> None:
+    data = draw(np.random.default_rng(0), 2000)
+    for m in (1, 5):
+        with pytest.raises(UsageError, match=f"0 of {m} measured rounds.*bench --rounds"):
+            Calibration(*data, COSTS, rounds=np.full(m, EXITS)).within_risk(0.05, 0.05)
+    found = Calibration(*data, COSTS, rounds=np.full(5000, EXITS)).within_risk(0.05, 0.05)
+    few = Calibration(*data, COSTS, rounds=np.full(200, EXITS)).within_risk(0.05, 0.05)
+    assert found.guarantee is not None
+    assert few.guarantee is not None
+    assert (few.guarantee.rounds, found.guarantee.rounds) == (200, 5000)
+    assert sum(few.policy.thresholds) >= sum(found.policy.thresholds)
+
+
+def test_under_a_deadline_the_mean_risk_spends_a_tenth_on_the_rounds() -> None:
+    assert levels_of_images(0.1, None) == pytest.approx((0.09, None, 0.01))
+    data = draw(np.random.default_rng(0), 2000)
+    found = Calibration(*data, COSTS, rounds=np.full(1000, EXITS)).within_risk(0.05, None)
+    assert found.guarantee is not None
+    assert found.guarantee.delta is None
+    with pytest.raises(UsageError, match="under a deadline needs 45 samples"):
+        check_levels(0.02417, None, 40, deadline=True)
 
 
 def test_a_deadline_that_loses_too_much_by_itself_is_refused() -> None:
     data = draw(np.random.default_rng(0), 1000)
     always_late = np.ones(100, np.int64)
-    with pytest.raises(UsageError, match=r"early: \d+ of 500 .* ends 500 .* a longer deadline"):
+    with pytest.raises(UsageError, match=r"early: \d+ of 500 .* may end 500 .* a longer deadline"):
         Calibration(*data, COSTS, rounds=always_late).within_risk(0.05, 0.05)
-    never_late = Calibration(*data, COSTS, rounds=np.full(100, 3)).within_risk(0.05, 0.05)
-    free = Calibration(*data, COSTS).within_risk(0.05, 0.05)
-    assert never_late.policy == free.policy
-    assert never_late.halted == 0
-    hurried = Calibration(*data, COSTS, rounds=HURRIED).within_risk(0.1, 0.05)
-    assert 0 < hurried.halted < 50
+    never_late = Calibration(*data, COSTS, rounds=np.full(5000, 3)).within_risk(0.05, 0.05)
+    assert never_late.guarantee is not None
+    assert (never_late.guarantee.halted or 0) < 5
+    hurried = Calibration(*data, COSTS, rounds=np.repeat(HURRIED, 20)).within_risk(0.1, 0.05)
+    assert hurried.guarantee is not None
+    assert 0 < (hurried.guarantee.halted or 0) < 70
     assert hurried.outcome.exit_shares(3)[2] < 0.9

@@ -240,6 +240,7 @@ def chosen(certified_on: Fingerprint, **changes: Any) -> Chosen:
         max_ms=5.0,
         device=msgspec.to_builtins(certified_on),
         halted=20,
+        rounds=500,
     )
     policy = make_policy("deepest", {"temperatures": (1.0,) * 3})
     return Chosen("mine", policy, msgspec.structs.replace(guarantee, **changes))
@@ -248,9 +249,14 @@ def chosen(certified_on: Fingerprint, **changes: Any) -> Chosen:
 @pytest.mark.parametrize(
     ("changes", "max_ms", "halted", "says"),
     [
-        ({}, None, 0, "is guaranteed: on images like the 1000 held back, at most 1 %"),
-        ({}, 5.0, 20, "or longer: on images like the 1000 held back, at most 1 % of answers"),
-        ({}, 5.0, 60, "ended 2.0 % of images and here 6.0 %"),
+        ({}, None, 0, "is guaranteed: on images like the 1000 held back and in times like those"),
+        (
+            {},
+            5.0,
+            20,
+            "images like the 1000 held back and in times like those of 500 measured",
+        ),
+        ({}, 5.0, 60, "may end 2.0 % of images and here ended 6.0 %"),
         ({}, 5.0, 0, "at most 1 % of answers"),
         ({}, 9.0, 0, "at most 1 % of answers"),
         ({}, 4.9, 0, "this shorter one voids the guarantee"),
@@ -287,11 +293,14 @@ def test_a_guarantee_of_another_device_names_what_differs(predictor: Predictor) 
         {"max_ms": -1.0},
         {"device": None},
         {"halted": 2000},
+        {"rounds": None},
+        {"rounds": 0},
     ],
 )
 def test_a_guarantee_that_makes_no_sense_is_not_read(wrong: dict[str, Any]) -> None:
     fields: dict[str, Any] = {"loss": "worse", "epsilon": 0.01, "delta": 0.05, "n": 1000,
-                              "losses": 3, "max_ms": 5.0, "device": {}, "halted": 2}  # fmt: skip
+                              "losses": 3, "max_ms": 5.0, "device": {}, "halted": 2,
+                              "rounds": 500}  # fmt: skip
     assert msgspec.convert(fields, Guarantee).n == 1000
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(fields | wrong, Guarantee)
