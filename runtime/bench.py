@@ -21,7 +21,7 @@ from mate_edge.errors import EngineError, UsageError
 from mate_edge.images import decode, read_image
 from mate_edge.report import bench as report
 from mate_edge.report.bench import UNSPLIT, Bench
-from mate_edge.runtime.benched import keep_bench
+from mate_edge.runtime.benched import keep_bench, read_bench
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms, samples_needed
 from mate_edge.runtime.diagnoses import Observed, diagnose
@@ -35,6 +35,7 @@ from mate_edge.runtime.policy import DEFAULT_POLICY, resolve_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.rounds import Contender, Plan, Sample, run_rounds
 from mate_edge.runtime.sources.images import find_images
+from mate_edge.runtime.timing import is_enough
 from mate_edge.runtime.verdict import exit_name, judge
 from mate_edge.times import Times
 
@@ -350,7 +351,7 @@ def _judge_subject(
         ceiling=ceiling,
         kept=_keep(subject, segments, deepest, options, machine, say),
     )
-    if found.kept:
+    if found.kept or (not options.load and read_bench(engine.bundle, engine, machine) is None):
         with suppress(UsageError):  # a report can do without
             keep_bench(found, engine, machine)
     return found
@@ -406,6 +407,12 @@ def _keep(
     )
     before = read_latencies(engine.bundle, engine, machine)
     needed = samples_needed(engine.num_segments)
+    if before is None and not is_enough(latencies):
+        say(
+            f"{latencies.rounds} rounds are not kept for deadlines, which measure more by "
+            f"themselves when they need them: a quantile needs {needed}"
+        )
+        return False
     if before is not None and latencies.rounds < min(needed, before.rounds):
         say(
             f"deadlines go on resting on the {before.rounds} rounds of {before.created}: "

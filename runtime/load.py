@@ -22,7 +22,9 @@ def busy_processes(count: int) -> Iterator[list[int]]:
     try:
         while len(started) < count:
             command = [sys.executable, "-S", "-c", BUSY, str(os.getpid())]
-            started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            started.append(  # of a session of their own, which ctrl-C does not reach
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+            )
         yield [process.pid for process in started]
     finally:
         for process in started:

@@ -338,9 +338,17 @@ class Predictor:
         self._tally.reset()
 
     def clone(self) -> Predictor:
-        """Return a predictor for another thread; what the engine can share is shared."""
+        """Return a predictor for another thread, as warm as this one.
+
+        What the engine can share is shared.
+        """
         twin = Predictor(self.engine.clone(), self.policy, self.clock)
         twin.chosen, twin.timing = self.chosen, self.timing.clone(twin.engine)
+        if self.timing.is_warm:
+            with ExitStack() as when_it_fails:
+                when_it_fails.enter_context(twin)
+                twin.warm_up()
+                when_it_fails.pop_all()
         return twin
 
     def close(self) -> None:

@@ -33,6 +33,14 @@ WARM_UP_ROUNDS = 3
 DECIDING_ROUNDS = 20
 
 
+def is_enough(measured: Latencies) -> bool:
+    """Say whether there are as many rounds as would be measured when there are none."""
+    if measured.rounds >= samples_needed(len(measured.segments_ms)):
+        return True
+    total_ms = sum(map(sum, measured.segments_ms)) + sum(measured.rest_ms)
+    return measured.rounds >= FEWEST_ROUNDS and total_ms >= MEASURE_MS
+
+
 class _Known:
     """What a predictor and its clones know of the device; of several that ask, one measures."""
 
@@ -69,6 +77,7 @@ class Timing:
         latencies: the table of them; see `table` for a policy that is slow to decide.
         slow_down: how much slower the device is now.
         budget: of missed deadlines.
+        is_warm: whether all segments have run.
     """
 
     def __init__(self, engine: Engine, clock: Callable[[], int]) -> None:
@@ -76,6 +85,7 @@ class Timing:
         self.measured: Latencies | None = None
         self.latencies: LatencyTable | None = None
         self.slow_down, self.budget = SlowDown(), MissBudget()
+        self.is_warm = False
         self._known = _Known()
         self._tables: dict[type, LatencyTable] = {}
 
@@ -143,6 +153,7 @@ class Timing:
             self._engine.open(k)
         for _ in range(WARM_UP_ROUNDS):
             self._run_noise(self._deepest())
+        self.is_warm = True
 
     def measure(self) -> None:
         """See `Predictor.measure`."""
@@ -175,6 +186,8 @@ class Timing:
     def _run_noise(self, policy: Policy) -> Prediction:
         """Run all segments on an image of noise: their times do not depend on what is shown.
 
+        Nor do deadlines hear of it: the first runs are cold, and slow for that alone.
+
         Args:
             policy: one that never leaves early.
         """
@@ -187,7 +200,7 @@ class Timing:
             policy,
             self._clock,
             self._clock(),
-            self.slow_down,
-            self.budget,
+            SlowDown(),
+            MissBudget(),
             self.latencies,
         )[0]

@@ -84,9 +84,9 @@ def load_model(
             check_reachable(table, options.max_ms, False, say)
         load_decoders(bundle.manifest.preprocessing)
         predictors = [predictor]
-        for _ in range(options.workers - 1):
-            predictors.append(when_it_fails.enter_context(predictor.clone()))
-            predictors[-1].warm_up()
+        predictors += (
+            when_it_fails.enter_context(predictor.clone()) for _ in range(options.workers - 1)
+        )
         when_it_fails.pop_all()
     return Model(name, version, predictors, engine, metrics, options.max_ms)
 

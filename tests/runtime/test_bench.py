@@ -230,6 +230,10 @@ def test_the_latencies_that_deadlines_rest_on_are_the_paced_ones(
         return found
 
     said: list[str] = []
+    assert not run(rounds=9, fps=30.0).kept, "fewer than are measured when there are none"
+    assert "9 rounds are not kept for deadlines" in said[-1]
+    assert read_latencies(bundle, engine, machine) is None
+    engine.ms = [1.0, 2.0, 4.0]
     assert run(rounds=220, fps=30.0).kept
     kept = read_latencies(bundle, engine, machine)
     assert kept is not None
@@ -381,6 +385,11 @@ def test_busy_processes_are_ended_however_it_ends(error: Any) -> None:
     assert not any(alive(process) for process in seen)
 
 
+def test_ctrl_c_in_a_terminal_does_not_reach_them() -> None:
+    with busy_processes(1) as (process,):
+        assert os.getpgid(process) != os.getpgid(0)
+
+
 def test_busy_processes_end_with_a_parent_that_was_killed() -> None:
     program = (
         "from mate_edge.runtime.load import busy_processes\nimport time\n"
@@ -422,10 +431,10 @@ def test_what_other_processes_use_is_told_from_what_this_one_does(tmp_path: Path
 def test_the_command_prints_the_verdict_first_and_then_the_figures(
     cli: Any, bundle_folder: Path
 ) -> None:
-    done = cli("bench", bundle_folder, "--rounds", "5", "--max-ms", "100000")
+    done = cli("bench", bundle_folder, "--rounds", "200", "--max-ms", "100000")
     assert done.returncode == 0, done.stderr
     first, *_ = done.stdout.splitlines()
-    assert first.startswith("unsplit max of 5 is ")
+    assert first.startswith("unsplit max of 200 is ")
     assert "you need no exits for this deadline" in first
     for text in (*CONTENDERS, "segment 3", "decode", "preprocess", "8, the bundle's golden images",
                  "the back-to-back rounds from now on", "more than"):  # fmt: skip
@@ -451,9 +460,9 @@ def test_json_is_one_line_an_engine_and_nothing_else(
 def test_deadlines_then_rest_on_what_was_benched(
     cli: Any, bundle_folder: Path, pictures: Path
 ) -> None:
-    assert cli("bench", bundle_folder, "--rounds", "7", "--fps", "100").returncode == 0
+    assert cli("bench", bundle_folder, "--rounds", "200", "--fps", "500").returncode == 0
     done = cli("run", "--bundle", bundle_folder, "--max-ms", "1000", pictures)
-    assert "the deadline rests on 7 rounds, 100 a second, measured here at 20" in done.stderr
+    assert "the deadline rests on 200 rounds, 500 a second, measured here at 20" in done.stderr
     assert "never measured" not in done.stderr
 
 
