@@ -112,10 +112,12 @@ def standardize(image: Image.Image, name: str = "the image") -> Image.Image:
     """Bring a PIL image of any mode to an upright 8-bit one of mode L or RGB; see `decode`.
 
     Raises:
-        ImageError: truncated, of 32 bits a pixel, or larger than `MAX_PIXELS`.
+        ImageError: truncated, of 32 bits a pixel, empty, or larger than `MAX_PIXELS`.
     """
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{name} {TOO_LARGE}")
+    if not image.width * image.height:
+        raise ImageError(f"{name} has no pixels: it is {image.width}x{image.height}")
     try:
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))

@@ -246,11 +246,15 @@ def _under_deadline(
     rows: Rows,
     say: Say,
 ) -> _Pass:
-    """Run one policy for real, under the deadline, on images that can be read."""
+    """Run one policy for real, under the deadline, on images that could be read."""
     tally = _Tally(predictor.manifest)
     followed = follow(labelled, f"{name} under {max_ms:g} ms", say)
     for row, (path, label) in zip(rows, followed, strict=True):
-        prediction = predictor.predict(path, policy=policy, max_ms=max_ms)
+        try:
+            prediction = predictor.predict(path, policy=policy, max_ms=max_ms)
+        except ImageError as error:  # it was there a minute ago
+            say(str(error))
+            continue
         tally.add(prediction.index == label, prediction.exit, prediction.elapsed_ms)
         tally.missed += prediction.deadline_missed
         tally.halted += prediction.halted_by == "deadline"
@@ -262,7 +266,7 @@ def _under_deadline(
             f"{column}_ms": f"{prediction.elapsed_ms:.3f}",
             f"{column}_missed": int(prediction.deadline_missed),
         }
-    return _Pass(labelled, {name: tally.figures()})
+    return _Pass(labelled, {name: tally.figures()} if tally.exits else {})
 
 
 def _policies(bundle: Bundle) -> dict[str, Policy]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,7 +53,7 @@ def read_frame(frame: Frame) -> tuple[Frame, str | None]:
     An array of another library that lies in host memory becomes a numpy view.
 
     Raises:
-        ImageError: the file cannot be read.
+        ImageError: the file cannot be read, or the array is of a kind that numpy does not know.
     """
     if isinstance(frame, np.ndarray):
         return frame, None
@@ -67,7 +68,12 @@ def read_frame(frame: Frame) -> tuple[Frame, str | None]:
         and hasattr(frame, "__dlpack_device__")
         and other.__dlpack_device__()[0] == DLPACK_CPU
     ):
-        return np.from_dlpack(other), None
+        try:
+            return np.from_dlpack(other), None
+        except (BufferError, RuntimeError, TypeError, ValueError) as reason:
+            raise ImageError(
+                f"a {type(frame).__name__} that numpy cannot take: {str(reason).splitlines()[0]}"
+            ) from None
     return frame, None
 
 
@@ -186,7 +192,10 @@ def plain_ms(max_ms: float) -> float:
     """
     if not isinstance(max_ms, Real):
         raise UsageError(f"the deadline must be a positive number of ms, not {max_ms!r:.80}")
-    plain = float(max_ms)
+    try:
+        plain = float(max_ms)
+    except OverflowError:
+        plain = inf
     check_max_ms(plain)
     return plain
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mate_edge import files
 from mate_edge.bundle import POINT_NAME, TAKEN_NAME, Bundle, OperatingPoint
+from mate_edge.decide.policy import make_policy
 from mate_edge.errors import UsageError
 from mate_edge.report.tuned import SCHEMA, TunedPoint
 from mate_edge.runtime.state import read_state, state_folder, write_state
@@ -88,7 +89,13 @@ def kept_point(bundle: Bundle, name: str) -> TunedPoint | None:
     found = read_state(state_folder(bundle.id, POINTS), name, TunedPoint)
     if found is None or (found.schema, found.bundle) != (SCHEMA, bundle.id):
         return None
-    return found
+    point, num_exits = found.point, len(bundle.manifest.exits)
+    try:
+        make_policy(point.policy, point.parameters)
+    except UsageError:
+        return None
+    lengths = len(point.parameters["temperatures"]), len(point.val_exit_shares)
+    return found if lengths == (num_exits, num_exits) else None
 
 
 def read_point(path: Path, bundle: Bundle) -> TunedPoint:

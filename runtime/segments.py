@@ -13,6 +13,7 @@ from mate_edge.decide.policy import (
     FixedExit,
     Logits,
     Policy,
+    decide,
     is_clear,
     largest,
 )
@@ -80,7 +81,7 @@ def run_one(
             leaves, confidence = seen[:2]
         else:
             _check(logits, k, engine)
-            leave, probabilities = policy.decide(np.stack(passed, axis=1))
+            leave, probabilities = decide(policy, np.stack(passed, axis=1))
             leaves, confidence = bool(leave[0]), float(largest(probabilities)[0])
         if k == 1:
             first = confidence
@@ -102,7 +103,7 @@ def run_one(
         relative = seen[3]
         index = relative.index(1.0)
     else:
-        answer = policy.decide(np.stack(passed, axis=1))[1][0] if seen else probabilities[0]
+        answer = decide(policy, np.stack(passed, axis=1))[1][0] if seen else probabilities[0]
         index, relative = int(answer.argmax()), answer
         confidence = answer.item(index)
     elapsed_ms = (clock() - started) / 1e6  # the answer is known
@@ -157,7 +158,7 @@ def run_batch(
         segment_ms.append((clock() - began) / 1e6)
         _check(logits, k, engine)
         passed[:, k - 1] = logits
-        leave, probabilities = policy.decide(passed[:, :k])
+        leave, probabilities = decide(policy, passed[:, :k])
         if k == 1:
             first = largest(probabilities).tolist()
         halted_by: HaltedBy = "policy"

@@ -69,6 +69,7 @@ def verify(
         EngineError: the engine cannot be had here. One that fails later is refused instead.
     """
     opened = read_bundle(find_bundle(bundle))
+    opened.check_files()
     golden = read_golden(opened)
     name = engine or choose_engine(opened, say)
 

@@ -295,6 +295,7 @@ def write_half_bundle(folder: Path, like: Path) -> Path:
         exits=old.exits[-2:],
         operating_points={},
         unsplit=add_file(folder, "unsplit.onnx", bundle.read(old.unsplit)),
+        calibration=add_file(folder, "calibration.npz", bundle.read(old.calibration)),
     )
     with OnnxRuntimeEngine(Bundle(folder, manifest, ""), 1) as engine:
         engine.load(normalize(pixels, pre))

@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ENGINE_HELP = "onnxruntime, tensorrt or tensorrt_rtx; default: the bundle's."
+ENGINE_HELP = "onnxruntime, openvino, tensorrt or tensorrt_rtx; default: the bundle's."
 
 
 def main() -> None:

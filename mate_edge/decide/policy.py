@@ -43,6 +43,40 @@ class Policy(Protocol):
         ...
 
 
+def decide(policy: Policy, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
+    """Ask a policy, somebody's own perhaps, and refuse what is not as `Policy.decide` says.
+
+    An array of 0 and 1 would be taken for the numbers of samples.
+
+    Raises:
+        UsageError: with what it returned.
+    """
+    answer = policy.decide(logits)
+    if isinstance(answer, tuple) and len(answer) == 2:
+        leave, probabilities = answer
+        if (
+            isinstance(leave, np.ndarray)
+            and leave.dtype == np.bool_
+            and leave.shape == logits.shape[:1]
+            and isinstance(probabilities, np.ndarray)
+            and probabilities.dtype.kind == "f"
+            and probabilities.shape == logits[:, -1].shape
+        ):
+            return leave, probabilities
+    raise UsageError(
+        f"the policy {type(policy).__name__} must return leave, bool [{len(logits)}], and "
+        f"probabilities, float {list(logits[:, -1].shape)}, not {_kinds(answer)}"
+    )
+
+
+def _kinds(answer: object) -> str:
+    if isinstance(answer, tuple):
+        return f"({', '.join(map(_kinds, answer))})"
+    if isinstance(answer, np.ndarray):
+        return f"{answer.dtype} {list(answer.shape)}"
+    return f"a {type(answer).__name__}"
+
+
 def softmax(logits: Logits, temperature: float = 1.0) -> Logits:
     """Soften logits and turn them into probabilities over the last axis, float32."""
     scaled: Logits = logits / float(temperature)
@@ -73,6 +107,18 @@ def log_softmax(logits: Logits, temperature: float = 1.0) -> Logits:
     scaled -= scaled.max(axis=-1, keepdims=True)
     scaled -= np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
     return scaled
+
+
+def plain_floats(name: str, values: object) -> tuple[float, ...]:
+    """Return numbers as a tuple of Python's own.
+
+    Raises:
+        UsageError: they are none.
+    """
+    try:
+        return tuple(float(value) for value in values)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{name} must be numbers, not {values!r:.80}") from None
 
 
 def check_temperatures(temperatures: tuple[float, ...]) -> None:
@@ -143,6 +189,8 @@ class Thresholds(ABC):
     temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name in ("thresholds", "temperatures"):
+            object.__setattr__(self, name, plain_floats(name, getattr(self, name)))
         if len(self.temperatures) != len(self.thresholds) + 1:
             raise UsageError(
                 f"{len(self.temperatures)} exits need {len(self.temperatures) - 1} thresholds, "
@@ -245,6 +293,8 @@ class Patience:
     temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        temperatures = plain_floats("temperatures", self.temperatures)
+        object.__setattr__(self, "temperatures", temperatures)
         check_temperatures(self.temperatures)
         if self.patience < 1:
             raise UsageError(f"patience must be 1 or more, not {self.patience}")
@@ -274,6 +324,8 @@ class FixedExit:
     temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        temperatures = plain_floats("temperatures", self.temperatures)
+        object.__setattr__(self, "temperatures", temperatures)
         check_temperatures(self.temperatures)
         if not 1 <= self.exit <= len(self.temperatures):
             last = len(self.temperatures)
@@ -298,6 +350,8 @@ class Deepest:
     temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        temperatures = plain_floats("temperatures", self.temperatures)
+        object.__setattr__(self, "temperatures", temperatures)
         check_temperatures(self.temperatures)
 
     def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:

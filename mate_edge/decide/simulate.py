@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import Logits, Policy
+from mate_edge.decide.policy import Logits, Policy, decide
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ def simulate(policy: Policy, logits: Logits, deepest: NDArray[np.int64] | None =
         policy: asked after each exit.
         logits: float32 [n, K, C].
         deepest: int64 [n], the exit from 1 to K at which a deadline ends each sample; None: K.
+
+    Raises:
+        UsageError: the policy returned something else than `Policy.decide` says.
     """
     n, num_exits, _ = logits.shape
     exits = np.full(n, num_exits)
@@ -53,7 +56,7 @@ def simulate(policy: Policy, logits: Logits, deepest: NDArray[np.int64] | None =
     confidences = np.zeros(n, np.float32)
     rows = np.arange(n)
     for k in range(1, num_exits + 1):
-        leave, probabilities = policy.decide(logits[rows, :k])
+        leave, probabilities = decide(policy, logits[rows, :k])
         if k == num_exits:
             leave = np.ones(len(rows), np.bool_)
         elif deepest is not None:

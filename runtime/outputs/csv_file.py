@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mate_edge.errors import UsageError
@@ -29,7 +31,8 @@ class CsvFile(Output):
         patient: whether a steady label is kept; that column stays empty otherwise.
 
     Raises:
-        UsageError: it cannot be written, or holds something other than such rows.
+        UsageError: it cannot be written, another run writes it, or it holds something other than
+            such rows.
     """
 
     def __init__(self, path: Path, patient: bool) -> None:
@@ -42,6 +45,9 @@ class CsvFile(Output):
                     f"{path} is there and holds no answers of run: write to another file"
                 )
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            if self._is_file and not _is_ours_alone(self._file.fileno()):
+                self._file.close()
+                raise UsageError(f"{path} is written by another run just now: take another file")
         self._bytes = 0
 
     def add(self, answer: Answer) -> None:
@@ -89,6 +95,19 @@ class CsvFile(Output):
             self._file.close()
         if not self._bytes and not self._was_there:
             self._path.unlink(missing_ok=True)
+
+
+def _is_ours_alone(descriptor: int) -> bool:
+    """Lock a file until it is closed; False when another process has; some disks know no locks."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+    return True
 
 
 def _may_be_replaced(path: Path) -> bool:

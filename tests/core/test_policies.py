@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,11 +252,20 @@ def test_parameters_that_make_no_sense_are_a_clear_error(
         lambda: Patience(0, ONES),
         lambda: FixedExit(4, ONES),
         lambda: Deepest((1.0, float("nan"))),
+        lambda: Confidence((None, 0.5), ONES),  # type: ignore[arg-type]
+        lambda: Margin((0.5, 0.5), 1.0),  # type: ignore[arg-type]
+        lambda: Deepest(("warm", 1.0)),  # type: ignore[arg-type]
     ],
 )
 def test_a_policy_made_by_hand_is_checked_likewise(build: Callable[[], Policy]) -> None:
     with pytest.raises(UsageError, match="must|need 2 thresholds"):
         build()
+
+
+def test_the_numbers_of_a_policy_may_be_numpys() -> None:
+    numbers: Any = np.array([0.25, 0.5]), np.ones(3)
+    assert Confidence(*numbers) == Confidence((0.25, 0.5), ONES)
+    assert Deepest(numbers[1]) == Deepest(ONES)
 
 
 @pytest.mark.parametrize("temperature", [COLDEST, HOTTEST])

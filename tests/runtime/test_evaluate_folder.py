@@ -96,6 +96,32 @@ def test_a_deadline_that_is_far_away_changes_nothing(bundle_folder: Path, labell
     assert "deepest under 60000 ms" in said
 
 
+def test_a_file_that_disappears_in_mid_run_costs_its_own_answers_alone(
+    bundle_folder: Path, labelled: Path, tmp_path: Path
+) -> None:
+    (gone,) = labelled.rglob("0.png")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "balanced under" in line:
+            gone.unlink()
+
+    found = evaluate_folder(
+        bundle_folder, labelled, max_ms=60_000.0, save=tmp_path / "rows.csv",
+        engine="onnxruntime", say=say, threads=1,
+    )  # fmt: skip
+    assert f"{gone} does not exist" in said
+    assert tuple(found.under_deadline) == POLICIES
+    counts = [found.under_deadline[name].times.samples for name in POLICIES]
+    assert sorted(set(counts)) == [7, 8]
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open(newline="")))
+    assert len(rows) == 8
+    (row,) = (row for row in rows if row["source"] == str(gone))
+    assert row["balanced_deadline_exit"] == ""
+    assert row["fast_deadline_exit"] != ""
+
+
 def test_an_impossible_deadline_makes_exit_1_answer_and_is_counted(
     bundle_folder: Path, labelled: Path, tmp_path: Path
 ) -> None:

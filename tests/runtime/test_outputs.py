@@ -75,6 +75,19 @@ def test_rows_are_in_the_file_as_soon_as_they_are_answered(tmp_path: Path) -> No
     rows.close()
 
 
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows = CsvFile(path, patient=False)
+    with pytest.raises(UsageError, match="written by another run"):
+        CsvFile(path, patient=False)
+    rows.add(answer("a.png"))
+    rows.close()
+    again = CsvFile(path, patient=False)
+    again.add(answer("b.png"))
+    again.close()
+    assert "b.png" in path.read_text()
+
+
 def test_a_row_that_does_not_fit_leaves_no_part_of_itself(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     rows = CsvFile(path, patient=False)

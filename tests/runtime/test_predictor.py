@@ -222,7 +222,26 @@ def test_a_stream_reports_a_bad_image_and_goes_on(predictor: Predictor, pictures
     assert len(results) == 2
 
 
-@pytest.mark.parametrize("frame", [12, None, [1, 2], np.zeros((3, 3)), b"", b"junk", "a\0b"])
+class Unreadable:
+    """An array in host memory of a kind that numpy does not know, such as bfloat16."""
+
+    shape = (8, 8)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self, **options: object) -> object:
+        raise BufferError("no such dtype")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        *(12, None, [1, 2], np.zeros((3, 3)), b"", b"junk", "a\0b", Unreadable()),
+        Image.new("L", (0, 8)),
+        np.zeros((8, 0, 3), np.uint8),
+    ],
+)
 def test_what_is_no_image_is_a_clear_error(frame: Any, predictor: Predictor) -> None:
     with pytest.raises(ImageError):
         predictor.predict(frame)
@@ -240,6 +259,34 @@ def test_an_object_that_is_no_policy_is_refused_when_it_is_set(
 ) -> None:
     with pytest.raises(UsageError, match="an object with the method decide, not"):
         predictor.set_policy(policy)
+
+
+SURE = np.full((8, 10), 0.1, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda n: (np.ones(n, int), SURE[:n]), r"not \(int64 \[1\], float32 \[1, 10\]\)"),
+        (lambda n: (np.ones((n, 1), bool), SURE[:n]), r"bool \[1\], and .* not \(bool \[1, 1\]"),
+        (lambda n: ([True] * n, SURE[:n]), "a list, float32"),
+        (lambda n: (np.ones(n, bool), SURE[:n, :3]), r"float32 \[1, 3\]"),
+        (lambda n: True, "not a bool"),
+    ],
+)
+def test_a_policy_that_answers_in_another_form_is_refused_everywhere(
+    answer: Any, says: str, predictor: Predictor, frames: list[np.ndarray], golden: Golden
+) -> None:
+    class Own:
+        def decide(self, logits: np.ndarray) -> Any:
+            return answer(len(logits))
+
+    with pytest.raises(UsageError, match=f"policy Own must return.*{says}"):
+        predictor.predict(frames[0], policy=Own())
+    with pytest.raises(UsageError, match="policy Own must return"):
+        predictor.predict_batch(frames, policy=Own())
+    with pytest.raises(UsageError, match="policy Own must return"):
+        simulate(Own(), golden["logits"])
 
 
 def test_a_threshold_may_be_numpys(predictor: Predictor) -> None:
@@ -405,8 +452,25 @@ def test_a_deadline_without_measurements_measures_first_and_says_so(
     assert not found.deadline_missed
     assert lazy.timing.latencies is not None
     assert lazy.timing.latencies.samples >= 10
-    with pytest.raises(UsageError, match="deadline"):
-        lazy.predict(frames[0], max_ms=-1)
+    for wrong in (-1, 10**400):
+        with pytest.raises(UsageError, match="deadline"):
+            lazy.predict(frames[0], max_ms=wrong)
+
+
+def test_the_first_runs_are_cold_and_no_slow_down(bundle_folder: Path) -> None:
+    clock = Clock()
+    engine = TimedEngine(read_bundle(bundle_folder), clock, [1.0, 2.0, 4.0])
+    Predictor(engine, "deepest", clock).measure()
+    engine.ms = [10.0, 20.0, 40.0]
+    later = Predictor(engine, "deepest", clock)
+    later.know_latencies()
+    twin = later.clone()
+    assert later.timing.slow_down.factor == twin.timing.slow_down.factor == 1
+    assert later.timing.latencies is not None
+    assert later.timing.latencies.median_ms == pytest.approx((1.0, 2.0, 4.0))
+    assert later.timing.is_warm
+    assert twin.timing.is_warm
+    assert not Predictor(engine, "deepest", clock).clone().timing.is_warm
 
 
 def test_the_next_process_starts_from_what_was_measured(

@@ -14,7 +14,7 @@ from mate_edge.bundle import read_bundle
 from mate_edge.decide.calibrate import halve
 from mate_edge.decide.simulate import simulate
 from mate_edge.runtime.calibration import read_calibration
-from mate_edge.runtime.points import POINTS, all_points, read_point
+from mate_edge.runtime.points import POINTS, all_points, kept_points, read_point
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.state import state_folder
 
@@ -115,13 +115,35 @@ def test_run_takes_a_stored_name_and_a_file_and_says_what_holds(
     assert exits == [2] * 8
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda point: point["parameters"].update(thresholds=[0.5], temperatures=[1.0, 1.0]),
+        lambda point: point["parameters"].update(temperatures=[1.0, 1.0, 0.0]),
+        lambda point: point.update(val_exit_shares=[1.0]),
+        lambda point: point.update(policy="lucky"),
+    ],
+)
+def test_a_stored_point_that_makes_no_sense_counts_as_absent(
+    damage: Any, cli: Any, bundle_folder: Path, tmp_path: Path
+) -> None:
+    bundle = read_bundle(bundle_folder)
+    found = tuned(cli, bundle_folder, *GOAL, "--name", "mine")
+    assert set(kept_points(bundle)) == {"mine"}
+    damage(found["point"])
+    path = state_folder(bundle.id, POINTS) / "mine.json"
+    path.write_text(json.dumps(found))
+    assert kept_points(bundle) == {}
+
+
 def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
     cli: Any, bundle_folder: Path, pictures: Path
 ) -> None:
     found = tuned(cli, bundle_folder, *HOURS, "--name", "joint")
     guarantee = found["point"]["guarantee"]
     assert guarantee["max_ms"] == 3_600_000
-    assert guarantee["halted"] == 0
+    assert 0 <= guarantee["halted"] < guarantee["n"] / 5, "no round is late, a few may be"
+    assert guarantee["rounds"] >= 10
     assert guarantee["device"]["cpus"] >= 1
     run = ("run", "--bundle", bundle_folder, "--policy", "joint", pictures)
     for longer in ("3600000", "7200000"):

@@ -360,6 +360,14 @@ def test_an_altered_golden_file_stops_the_command(cli: Any, own_bundle: Path) ->
     assert "golden.npz is truncated" in line
 
 
+def test_a_file_that_only_tune_reads_is_checked_too(cli: Any, own_bundle: Path) -> None:
+    (own_bundle / "calibration.npz").unlink()
+    done = cli("verify", own_bundle)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "calibration.npz is missing" in line
+
+
 def test_a_verdict_that_cannot_be_kept_is_given_all_the_same(
     bundle_folder: Path, state: Path
 ) -> None:
