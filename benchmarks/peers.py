@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py [--run FOLDER] [--rounds 40] [--threads N] [--earlyon FOLDER]
 
-Contenders, each in a process of its own, asked in turns to classify all images one by one, from the
-uint8 frame of the network's size to the class:
+Contenders, each in a process of its own, asked in turns (`turns.py`) to classify all images one by
+one, from the uint8 frame of the network's size to the class:
 
 * ours: `Predictor.predict` on ONNX Runtime, and on OpenVINO
 * torch eager: the loop of BranchyNet (arXiv:1709.01686) in PyTorch, `inference_mode`
@@ -23,7 +23,6 @@ Ratios are medians over the rounds of time(other) / time(ours) of the same round
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe, quantile
+from turns import take_turns
 from untrained import make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
@@ -50,7 +50,6 @@ from mate_edge.runtime.predictor import Predictor
 
 CASES = [("resnet8", 32), ("resnet18", 32)]
 IMAGES = 20
-PAUSE_S = 0.003  # so that a contender's spinning threads are asleep in the next one's turn
 WARM_UP_ROUNDS = 2
 EARLYON = "earlyon==0.3.0"
 OURS = "ours, onnxruntime"
@@ -305,26 +304,9 @@ def serve(pipe: Connection, make: Callable[..., Classify], case: Case, *argument
 
 def measure(case: Case, rounds: int) -> tuple[dict[str, list[Answer]], dict[str, np.ndarray]]:
     """Return each contender's answers, and its ms [rounds, images]."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes, answers = {}, [], {}
-    for name, (make, arguments) in CONTENDERS.items():
-        pipes[name], theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, make, case, *arguments))
-        process.start()
-        theirs.close()
-        processes.append(process)
-        answers[name] = pipes[name].recv()
-    times: dict[str, list[list[float]]] = {name: [] for name in CONTENDERS}
-    for number in range(WARM_UP_ROUNDS + rounds):
-        for name in list(CONTENDERS)[:: 1 if number % 2 else -1]:
-            time.sleep(PAUSE_S)
-            pipes[name].send(True)
-            times[name].append(pipes[name].recv())
-    for pipe in pipes.values():
-        pipe.send(False)
-    for process in processes:
-        process.join()
-    return answers, {name: np.array(found[WARM_UP_ROUNDS:]) for name, found in times.items()}
+    contenders = {name: (make, case, *more) for name, (make, more) in CONTENDERS.items()}
+    answers, times = take_turns(serve, contenders, rounds, WARM_UP_ROUNDS)
+    return answers, {name: np.array(found) for name, found in times.items()}
 
 
 def exit_logits(bundle: Bundle, frames: np.ndarray) -> np.ndarray:
@@ -397,7 +379,7 @@ def main() -> None:
             thresholds = resolve_policy(bundle, "balanced").thresholds  # type: ignore[attr-defined]
         threads = arguments.threads or cpu_threads(bundle)
         case = Case(path, run, frames, tuple(thresholds), threads, library)
-        show(name, case, *measure(case, arguments.rounds), arguments.rounds)
+        show(name, case, *measure(case, arguments.rounds))
 
 
 def show(
@@ -405,7 +387,6 @@ def show(
     case: Case,
     answers: dict[str, list[Answer]],
     times: dict[str, np.ndarray],
-    rounds: int,
 ) -> None:
     shares = np.bincount([taken for taken, _ in answers[OURS]])[1:]
     rows = []
@@ -421,7 +402,7 @@ def show(
     n = len(case.frames)
     title = (
         f"{name}: {n} images, {', '.join(map(str, shares))} leave at exits 1 to {len(shares)}, "
-        f"{rounds} rounds, {case.threads} threads, ms an image"
+        f"{len(times[OURS])} rounds, {case.threads} threads, ms an image"
     )
     headers = ["", "mean", "p50", "p90", "p99", "/ ours", "differ"]
     print_table(title, headers, rows)

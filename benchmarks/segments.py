@@ -2,7 +2,7 @@
 
     python benchmarks/segments.py [--rounds 60] [--out FOLDER]
 
-Three contenders, each in a process of its own, asked in turn, ONNX Runtime, batch 1:
+Three contenders, each in a process of its own, asked in turn (`turns.py`), ONNX Runtime, batch 1:
 
 * segments: the engine of `mate-edge run`, from the first segment to the last
 * one graph: the same network with all heads as its outputs, a plain session
@@ -15,7 +15,6 @@ the rounds of time(segments) / time(other) of the same round.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -25,13 +24,13 @@ from typing import Any
 
 import numpy as np
 from machine import describe, quantile
+from turns import take_turns
 from untrained import make_bundle
 
 from mate_edge.bundle import read_bundle
 
 CASES = [("resnet8", 32), ("resnet18", 32), ("resnet18", 224), ("resnet50", 224)]
 CALLS = 5  # timed in a round, after one that is not
-PAUSE_S = 0.003  # so that a contender's spinning threads are asleep in the next one's turn
 ONE_GRAPH = "one-graph.onnx"
 
 
@@ -110,29 +109,6 @@ def serve(pipe: Connection, make: Callable[..., Any], *arguments: object) -> Non
         pipe.send(median(times))
 
 
-def measure(contenders: dict[str, tuple[Any, ...]], rounds: int) -> dict[str, list[float]]:
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name, (make, *arguments) in contenders.items():
-        pipes[name], theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, make, *arguments))
-        process.start()
-        processes.append(process)
-        pipes[name].recv()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(rounds):
-        order = list(contenders) if round_ % 2 else list(contenders)[::-1]
-        for name in order:
-            time.sleep(PAUSE_S)
-            pipes[name].send(True)
-            times[name].append(pipes[name].recv())
-    for pipe in pipes.values():
-        pipe.send(False)
-    for process in processes:
-        process.join()
-    return times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=60)
@@ -147,7 +123,8 @@ def main() -> None:
         graph = write_one_graph(bundle, arguments.out)
         images = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
         for threads in (1, 2):
-            times = measure(
+            _, times = take_turns(
+                serve,
                 {
                     "segments": (segments, bundle, threads, images),
                     "one graph": (plain, graph, threads, images),
