@@ -23,12 +23,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from machine import describe
 
-from mate_edge.files import make_folder, write_csv, write_whole
+from mate_edge.files import make_folder, unused, write_csv, write_whole
 from mate_edge.names import look_up
 from mate_edge.report.comparison import NOTE, Row, difference_table, loss_table, result_table
 from mate_edge.report.text import print_table
+from mate_edge.runs import read_run
 from mate_edge.train.compare import (
     Contender,
     parse_methods,
@@ -36,6 +38,7 @@ from mate_edge.train.compare import (
     run_comparison,
     write_results,
 )
+from mate_edge.train.heads import DEFAULT_HEAD
 from mate_edge.train.losses import METHODS, complete_options
 from mate_edge.train.options import Options
 
@@ -121,8 +124,8 @@ def read_rows(path: Path) -> dict[tuple[str, int], Row]:
         return {(row["method"], int(row["seed"])): row for row in csv.DictReader(file)}
 
 
-def is_current(row: Row, contender: Contender) -> bool:
-    """Say whether a row was trained with the options that its contender has now."""
+def is_current(row: Row, contender: Contender, head: str) -> bool:
+    """Say whether a row was trained with the options and the head that its contender has now."""
 
     def plain(value: object) -> object:
         with suppress(ValueError):
@@ -131,34 +134,50 @@ def is_current(row: Row, contender: Contender) -> bool:
 
     pairs = (pair.partition("=")[::2] for pair in row["options"].split())
     now = complete_options(contender.method, contender.options)
-    return {name: plain(value) for name, value in pairs} == {n: plain(v) for n, v in now.items()}
+    kept = {name: plain(value) for name, value in pairs}
+    return row["head"] == head and kept == {name: plain(value) for name, value in now.items()}
 
 
-def missing_of(path: Path, contenders: Sequence[Contender], seed: int) -> list[Contender]:
+def missing_of(
+    path: Path, contenders: Sequence[Contender], seed: int, head: str
+) -> list[Contender]:
     """Return the contenders that have no row of this seed yet."""
     rows = read_rows(path)
     return [
         contender
         for contender in contenders
         if (contender.label, seed) not in rows
-        or not is_current(rows[contender.label, seed], contender)
+        or not is_current(rows[contender.label, seed], contender, head)
     ]
 
 
-def keep_rows(path: Path, contenders: Sequence[Contender], folder: Path) -> list[Row]:
+def set_aside(folder: Path, contender: Contender, seed: int) -> None:
+    """Move a run of other options out of the way of the one that is to be trained."""
+    own = folder / f"{contender.label}-seed{seed}"
+    if (own / "run.json").exists():
+        run, wanted = read_run(own), complete_options(contender.method, contender.options)
+        if run.method_options != wanted:
+            own.rename(unused(own.with_name(f"{own.name}-stale")))
+
+
+def keep_rows(path: Path, contenders: Sequence[Contender], folder: Path, head: str) -> list[Row]:
     """Add what is finished in `folder` to the kept rows; return the contenders' own, in order."""
     machine = describe("torch", "torchvision", "accelerate", "numpy")
-    rows, own = read_rows(path), {contender.label: contender for contender in contenders}
+    own = {contender.label: contender for contender in contenders}
     fresh = write_results(folder) if folder.is_dir() else []
-    for row in fresh:
-        key = row["method"], row["seed"]
-        if key not in rows or (key[0] in own and not is_current(rows[key], own[key[0]])):
-            rows[key] = row | {"machine": machine}
-    if fresh:
-        make_folder(path.parent)
-        write_csv(path, [rows[key] for key in sorted(rows)])
+    make_folder(path.parent)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        rows = read_rows(path)
+        for row in fresh:
+            key = row["method"], row["seed"]
+            if key not in rows or (key[0] in own and not is_current(rows[key], own[key[0]], head)):
+                rows[key] = row | {"machine": machine}
+        if fresh:
+            write_csv(path, [rows[key] for key in sorted(rows)])
     found = [
-        row for (label, _), row in rows.items() if label in own and is_current(row, own[label])
+        row
+        for (label, _), row in rows.items()
+        if label in own and is_current(row, own[label], head)
     ]
     order = list(own)
     return sorted(found, key=lambda row: (order.index(row["method"]), int(row["seed"])))
@@ -180,6 +199,7 @@ def main() -> None:
         experiment = look_up("experiment", name, EXPERIMENTS)
         folder, path = arguments.out / name, arguments.results / f"{name}.csv"
         contenders = parse_methods(arguments.methods or experiment.methods)
+        head = experiment.options.head or DEFAULT_HEAD
         if not arguments.show:
             options = experiment.options
             if experiment.classes:
@@ -190,9 +210,11 @@ def main() -> None:
                 data = cut_classes(arguments.tiny_imagenet.resolve(), cut, experiment.classes)
                 options = dataclasses.replace(options, data=str(data))
             for seed in parse_seeds(arguments.seeds or str(experiment.seeds)):
-                missing = missing_of(path, contenders, seed)
+                missing = missing_of(path, contenders, seed, head)
+                for contender in missing:
+                    set_aside(folder, contender, seed)
                 run_comparison(folder, missing, [seed], options, say=print)
-        rows = keep_rows(path, contenders, folder)
+        rows = keep_rows(path, contenders, folder, head)
         if rows:
             print_table(f"{name}, {arguments.split}", *result_table(rows, arguments.split))
             print_table("", *loss_table(rows, arguments.split))

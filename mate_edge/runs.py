@@ -101,6 +101,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     git_commit: str | None = None
     results: Results | None = None
     validate_every: int = 1
+    structure: str | None = None
+    """SHA-256 of the names and shapes of the network's weights; None: of an earlier version."""
     images_sha256: str
     """Of labels and images of all splits; see `Dataset.fingerprint`."""
     files: dict[str, str] = {}

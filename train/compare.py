@@ -11,7 +11,8 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
@@ -29,7 +30,7 @@ from mate_edge.report import comparison
 from mate_edge.report.comparison import Row
 from mate_edge.runs import OptionValue, Run, read_flops, read_outputs, read_run
 from mate_edge.train.evaluate import exit_accuracy
-from mate_edge.train.losses import METHODS, complete_options
+from mate_edge.train.losses import METHODS, complete_options, make_method
 from mate_edge.train.options import Options, check_options
 from mate_edge.train.start import run_training
 from mate_edge.train.state import read_metrics
@@ -38,6 +39,11 @@ COMPARISONS = Path("comparisons")
 RESULTS = "results.csv"
 OPTIONS = "options.json"
 MOST_SEEDS = 1000
+MAY_DIFFER = {
+    *("name", "method", "method_options", "seed", "created", "versions", "git_commit"),
+    *("results", "files", "data", "weights", "validate_every", "structure"),
+}
+"""Of `run.json`: what runs of one comparison need not share, or what other fields say better."""
 SPLITS = {"test": "test", "val": "validation"}
 
 
@@ -125,6 +131,12 @@ def run_comparison(
         )
     files.make_folder(folder)
     _agree(folder, options)
+    _check_alike(folder)
+
+    def check(run: Run) -> None:
+        _check_method(run, contenders)
+        _check_alike(folder)
+
     busy = failed = 0
     for seed in seeds:
         for contender in contenders:
@@ -139,7 +151,7 @@ def run_comparison(
                 with FileLock(folder / f".{own.name}.lock", timeout=0):
                     if not (own.exists() and is_finished(own, mine)):
                         say(f"{contender.label}, seed {seed}")
-                        run_training(mine, own, own.exists(), workers)
+                        _train(mine, own, workers, check)
                         write_results(folder)
             except Timeout:
                 busy += 1
@@ -154,6 +166,25 @@ def run_comparison(
     return busy, failed
 
 
+def _train(
+    options: Options, own: Path, workers: int | None, check: Callable[[Run], object]
+) -> None:
+    """Train a run to its end; one that is refused before its first step leaves nothing."""
+    resume, checked = own.exists(), False
+
+    def remember(run: Run) -> None:
+        nonlocal checked
+        check(run)
+        checked = True
+
+    try:
+        run_training(options, own, resume, workers, remember)
+    except UsageError:
+        if not (resume or checked):
+            shutil.rmtree(own, ignore_errors=True)
+        raise
+
+
 def _agree(folder: Path, options: Options) -> None:
     """Keep the options of a comparison with it, and refuse others: its runs must be comparable.
 
@@ -161,7 +192,7 @@ def _agree(folder: Path, options: Options) -> None:
     """
     path = folder / OPTIONS
     given = msgspec.to_builtins(options, enc_hook=str)
-    if not (path.exists() and any(folder.glob("*-seed*/run.json"))):
+    if not (path.exists() and any(_runs(folder))):
         files.write_json(path, given)
         return
     data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)
@@ -193,15 +224,66 @@ def is_finished(folder: Path, options: Options) -> bool:
 def write_results(folder: Path) -> list[Row]:
     """Write `results.csv`, one row for each finished run in `folder`, and return the rows."""
     rows = []
-    for path in sorted(folder.glob("*-seed*/run.json")):
-        run = read_run(path.parent)
+    for own, run in _runs(folder):
         if run.finished:
-            rows.append(summarize(path.parent, run))
+            rows.append(summarize(own, run))
     order = {name: number for number, name in enumerate(METHODS)}
     rows.sort(key=lambda row: (row["seed"], order.get(row["method"].split("+")[0], len(order))))
     if rows:
         files.write_csv(folder / RESULTS, rows)
     return rows
+
+
+def _runs(folder: Path) -> Iterator[tuple[Path, Run]]:
+    """Yield the runs of a comparison: folders named as `run_comparison` names them, no others."""
+    for path in sorted(folder.glob("*-seed*/run.json")):
+        own = path.parent
+        if own.name.startswith("."):  # one that another process is about to publish
+            continue
+        run = read_run(own)
+        if own.name.endswith(f"-seed{run.seed}"):
+            yield own, run
+
+
+def _check_alike(folder: Path) -> None:
+    """Refuse to compare runs that differ in more than method and seed.
+
+    Raises:
+        UsageError: with what differs.
+    """
+    first: tuple[Path, dict[str, Any]] | None = None
+    for own, run in _runs(folder):
+        fields = {n: v for n, v in msgspec.structs.asdict(run).items() if n not in MAY_DIFFER}
+        if first is None:
+            first = own, fields
+        for name, value in fields.items():
+            if value != (expected := first[1][name]):
+                raise UsageError(
+                    f"{first[0]} and {own} cannot be compared: {name} is {expected} there and "
+                    f"{value} here; move one of them away, or choose another --out"
+                )
+
+
+def _check_method(run: Run, contenders: Sequence[Contender]) -> None:
+    """Refuse contenders that cannot be trained with a run's exits, before hours of the others.
+
+    Raises:
+        UsageError: with the method.
+    """
+    for contender in contenders:
+        try:
+            make_method(contender.method, run.exits, len(run.classes), contender.options)
+        except UsageError as error:
+            raise UsageError(f"{contender.label}: {error}") from None
+
+
+def _step_ms(folder: Path, run: Run) -> float:
+    """Return the median time of a training step; no number where `metrics.csv` is damaged."""
+    try:
+        rows = read_metrics(folder, run.recipe.epochs)
+        return 1000 * run.recipe.batch_size / median(float(row["images_per_s"]) for row in rows)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, RunError):
+        return math.nan
 
 
 def write_report(
@@ -242,6 +324,7 @@ def summarize(folder: Path, run: Run) -> Row:
         "method": folder.name.rpartition("-seed")[0],
         "seed": run.seed,
         "options": " ".join(f"{name}={value}" for name, value in run.method_options.items()),
+        "head": run.head,
     }
     fitted = [
         fit_temperature(outputs["val_logits"][:, k], outputs["val_labels"])
@@ -260,7 +343,6 @@ def summarize(folder: Path, run: Run) -> Row:
             f"{split}_overthinking": overthinking(logits, labels),
             f"{split}_area": area_under_accuracy(flops, accuracies),
         }
-    speeds = [float(epoch["images_per_s"]) for epoch in read_metrics(folder, run.recipe.epochs)]
-    row["step_ms"] = 1000 * run.recipe.batch_size / median(speeds) if speeds else math.nan
+    row["step_ms"] = _step_ms(folder, run)
     row |= {f"flops_{k}": f for k, f in enumerate(flops, start=1)}
     return row

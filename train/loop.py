@@ -29,7 +29,7 @@ from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader, waiting_advice
 from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, spread
 from mate_edge.train.losses import make_method
-from mate_edge.train.network import WEIGHTS, MultiExitNet, network_of
+from mate_edge.train.network import WEIGHTS, MultiExitNet, network_of, structure_of
 from mate_edge.train.progress import TrainingProgress, duration, percentages
 from mate_edge.train.recipe import Objective, check_recipe, learning_rate, make_optimizer
 from mate_edge.train.state import (
@@ -111,6 +111,11 @@ def train(
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products vary on CUDA
     network = network_of(run)
+    if run.structure not in (None, structure_of(network)):
+        raise RunError(
+            f"{run.arch} is another network now than {folder} began with, which has {run.exits} "
+            "exits: bring it back, or train a new run"
+        )
     if run.weights is not None:
         load_initial(folder, network)
     method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)

@@ -11,6 +11,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from mate_edge.errors import RunError
+from mate_edge.files import sha256
 from mate_edge.names import look_up
 from mate_edge.runs import Run, read_file
 from mate_edge.train.backbones import make_parts
@@ -158,6 +159,12 @@ def network_of(run: Run) -> MultiExitNet:
     if run.freeze_backbone:
         network.freeze()
     return network
+
+
+def structure_of(network: nn.Module) -> str:
+    """Return the SHA-256 of the names, shapes and dtypes of all weights."""
+    shapes = [(n, list(t.shape), str(t.dtype)) for n, t in network.state_dict().items()]
+    return sha256(repr(shapes).encode())
 
 
 def announce_import(folder: Path, run: Run) -> None:

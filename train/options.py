@@ -11,7 +11,7 @@ import msgspec
 from mate_edge.errors import UsageError
 from mate_edge.runs import OptionValue, Run
 from mate_edge.train.data import DATASETS
-from mate_edge.train.data.adapt import read_classes
+from mate_edge.train.data.adapt import parse_statistics, read_classes
 from mate_edge.train.losses import complete_options
 from mate_edge.train.weights import read_weights
 
@@ -32,6 +32,8 @@ class Options:
     lr: float | None = None
     seed: int | None = None
     size: int | None = None
+    mean: str | None = None
+    std: str | None = None
     precision: str | None = None
     accumulate: int | None = None
     validate_every: int | None = None
@@ -56,6 +58,8 @@ def check_options(folder: Path, run: Run, options: Options) -> None:
     stored = {
         "data": run.data,
         "size": run.preprocessing.size,
+        "mean": run.preprocessing.mean,
+        "std": run.preprocessing.std,
         **msgspec.structs.asdict(run.recipe),
         "exits": run.exits_at,
         "weights": run.weights_sha256,
@@ -67,6 +71,8 @@ def check_options(folder: Path, run: Run, options: Options) -> None:
             wanted = str(Path(wanted).resolve())
         if option.name == "classes":
             wanted = wanted and read_classes(wanted)
+        if option.name in ("mean", "std") and wanted is not None:
+            wanted = parse_statistics(f"--{option.name}", wanted, run.preprocessing.channels)
         if option.name == "weights":
             wanted = wanted and read_weights(wanted).sha256
         if option.name == "method_options":

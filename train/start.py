@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +17,19 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from mate_edge import files
-from mate_edge.errors import ImageError, RunError, UsageError
+from mate_edge.errors import DataError, ImageError, RunError, UsageError
 from mate_edge.names import look_up
 from mate_edge.runs import RUNS, Recipe, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
 from mate_edge.train.backbones.own import check_training
 from mate_edge.train.data import DATASETS, load_dataset
-from mate_edge.train.data.adapt import read_classes, reorder_classes, use_imagenet_statistics
+from mate_edge.train.data.adapt import (
+    parse_statistics,
+    read_classes,
+    reorder_classes,
+    use_imagenet_statistics,
+    use_statistics,
+)
 from mate_edge.train.data.again import load_again
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy
@@ -31,7 +37,7 @@ from mate_edge.train.exits import choose_cuts
 from mate_edge.train.heads import DEFAULT_HEAD, HEADS
 from mate_edge.train.loop import make_accelerator, provenance, train
 from mate_edge.train.losses import METHODS, complete_options, make_method
-from mate_edge.train.network import MultiExitNet, announce_import, assemble
+from mate_edge.train.network import MultiExitNet, announce_import, assemble, structure_of
 from mate_edge.train.options import PRECISIONS, Options, check_options
 from mate_edge.train.recipe import FINE_TUNING, check_recipe
 from mate_edge.train.state import save_initial
@@ -69,6 +75,12 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     if weights is not None:
         dataset = use_imagenet_statistics(dataset)
         defaults = msgspec.structs.replace(defaults, **FINE_TUNING)
+    channels, size = dataset.preprocessing.channels, dataset.preprocessing.size
+    mean, std = (
+        None if text is None else parse_statistics(option, text, channels)
+        for option, text in (("--mean", options.mean), ("--std", options.std))
+    )
+    dataset = use_statistics(dataset, mean, std)
     if options.classes is not None:
         dataset = reorder_classes(dataset, read_classes(options.classes))
     chosen = {name: getattr(options, name, None) for name in Recipe.__struct_fields__}
@@ -86,7 +98,6 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     seed = options.seed or 0
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed must lie between 0 and 2^63 - 1, not {seed}")
-    channels, size = dataset.preprocessing.channels, dataset.preprocessing.size
     torch.manual_seed(seed)  # imported weights are kept together with the new heads
     imported = import_parts(arch, weights, channels, size, len(dataset.classes))
     cuts = choose_cuts(arch, imported.parts.stages, options.exits, channels, size)
@@ -97,11 +108,12 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         check_training(arch, network, channels, size, len(dataset.classes), processes)
     method_options = complete_options(method, options.method_options)
     make_method(method, network.num_exits, len(dataset.classes), method_options)
+    _check_text((str(Path(data).resolve()), *dataset.classes))
     label = data if data in DATASETS else re.sub(r"[^\w.-]+", "-", Path(data).resolve().name)
-    folder = out or files.unused(RUNS / re.sub(r"[^\w.-]+", "-", f"{label}-{arch}-{method}"))
+    name = re.sub(r"[^\w.-]+", "-", f"{label}-{arch}-{method}")
     run = msgspec.convert(
         {
-            "name": folder.name,
+            "name": "",
             "arch": arch,
             "head": head,
             "exits": network.num_exits,
@@ -123,6 +135,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
             "precision": precision,
             "validate_every": validate_every,
             "images_sha256": dataset.fingerprint(),
+            "structure": structure_of(network),
             **provenance(),
         },
         Run,
@@ -132,12 +145,41 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         accuracy = 100 * _last_exit_accuracy(network, dataset)
         count = len(dataset.val.labels)
         print(f"imported network: {accuracy:.2f} % of {count} validation images", file=sys.stderr)
-    with files.whole_folder(folder) as made:
+    with _chosen_folder(out, RUNS / name) as (folder, made):
+        run = msgspec.structs.replace(run, name=folder.name)
         write_run(made, run)
         if weights is not None:
             save_initial(made, network)
     files.write_latest(RUNS, folder)
     return folder, run, dataset
+
+
+@contextmanager
+def _chosen_folder(out: Path | None, default: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folder of a new run, and the one that becomes it; see `files.whole_folder`.
+
+    Without `out` the first unused name like `default`; one training at a time looks for its name.
+    """
+    if out is not None:
+        with files.whole_folder(out) as made:
+            yield out, made
+        return
+    files.make_folder(default.parent)
+    with files.write_errors(default), FileLock(default.parent / ".lock"):
+        folder = files.unused(default)
+        with files.whole_folder(folder) as made:
+            yield folder, made
+
+
+def _check_text(names: Iterable[str]) -> None:
+    """Refuse names of folders that no text file can hold, such as those of an old archive.
+
+    Raises:
+        DataError: with the name.
+    """
+    for name in names:
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
+            raise DataError(f"the folder name {name!a} is not UTF-8: rename it")
 
 
 def _check_freezing(weights: Weights | None, imported: Imported, num_exits: int) -> None:
@@ -205,12 +247,16 @@ def is_main_process() -> bool:
 
 
 def run_training(
-    options: Options, out: Path | None, resume: bool, workers: int | None = None
+    options: Options,
+    out: Path | None,
+    resume: bool,
+    workers: int | None = None,
+    check: Callable[[Run], object] = lambda run: None,
 ) -> tuple[Path, Run]:
     """Do what `mate-edge train` does; return the run folder and the finished run.
 
     With several processes (`torchrun`, `accelerate launch`) the first one makes the folder; see
-    `is_main_process`.
+    `is_main_process`. `check` is called with the run before it is trained, and may raise.
 
     Raises:
         MateEdgeError: as `new_run`, `old_run` and `train`.
@@ -232,6 +278,7 @@ def run_training(
             else:
                 folder, run, dataset = new_run(options, out, state.num_processes)
                 held.enter_context(_alone(folder))
+            check(run)
             shared = [str(folder)]
         broadcast_object_list(shared)
         if not state.is_main_process:

@@ -137,12 +137,19 @@ def remove_state(folder: Path) -> None:
 
 
 def read_metrics(folder: Path, epochs_done: int) -> list[Row]:
-    """Return the rows of `metrics.csv` up to the epoch that the state is of."""
+    """Return the rows of `metrics.csv` up to the epoch that the state is of.
+
+    Raises:
+        RunError: it is no text.
+    """
     path = folder / METRICS
     if epochs_done == 0 or not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))[:epochs_done]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))[:epochs_done]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{path} is damaged ({error}): remove it to go on without it") from None
 
 
 def write_metrics(folder: Path, rows: list[Row]) -> None:

@@ -59,6 +59,11 @@ def training_options(
         typer.Option(help="fp32, bf16 or fp16.", autocompletion=words("fp32", "bf16", "fp16")),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Input pixels, for sets in files.")] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="Of a channel or of each, pixels from 0 to 1; default: the data's."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="The deviation, likewise.")] = None,
     train_images: Annotated[
         int | None, typer.Option(help="Train on this many of the training images.")
     ] = None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from mate_edge.report.comparison import (
     result_table,
 )
 from mate_edge.runs import read_outputs, read_run
+from mate_edge.train import start
 from mate_edge.train.compare import (
     parse_methods,
     parse_seeds,
@@ -254,3 +257,61 @@ def test_launched_together_it_says_to_start_it_once_for_each_device(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="once for each device"):
         run_comparison(comparison, parse_methods("ce"), (0,), QUICK)
+
+
+def test_a_method_that_cannot_have_so_many_exits_is_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "six_stages.py").write_text(
+        "from torch import nn\n"
+        "def stages(channels, size):\n"
+        "    widths = [channels, 4, 4, 4, 4, 4, 4]\n"
+        "    return [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:])]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = dataclasses.replace(QUICK, arch="six_stages:stages")
+    said: list[str] = []
+    for methods in ("ce,beed,mate", "ce,mate+beta=0.1"):
+        label = methods.split(",")[1]
+        with pytest.raises(UsageError, match=re.escape(f"{label}: ")):
+            run_comparison(tmp_path / "out", parse_methods(methods), (0,), own, say=said.append)
+    assert not list((tmp_path / "out").glob("[!.]*-seed*")), "nothing binds the next attempt"
+    assert said == ["ce, seed 0"] * 2
+
+
+def test_runs_that_differ_in_more_than_the_method_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_comparison(tmp_path, parse_methods("ce"), (0,), QUICK)
+    monkeypatch.setattr(start, "DEFAULT_HEAD", "linear")  # as another version's may be
+    with pytest.raises(UsageError, match="head is pooled there and linear here"):
+        run_comparison(tmp_path, parse_methods("ce"), (0, 1), QUICK)
+    assert not (tmp_path / "ce-seed1").exists(), "it was not trained"
+    assert len(write_results(tmp_path)) == 1
+
+
+def test_only_folders_that_a_comparison_names_so_are_its_runs(
+    comparison: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(comparison, folder)
+    shutil.copytree(folder / "ce-seed0", folder / "ce-seed0-old")
+    shutil.copytree(folder / "ce-seed0", folder / ".ce-seed7.123.tmp")
+    shutil.copytree(folder / "ce-seed0", folder / "ce-seed8")
+    found = [(row["method"], row["seed"]) for row in write_results(folder)]
+    assert len(found) == len(set(found))
+    assert {seed for _, seed in found} <= {0, 1, 2}
+
+
+def test_a_damaged_record_of_the_epochs_costs_the_times_alone(
+    comparison: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(comparison, folder)
+    (folder / "ce-seed0" / "metrics.csv").write_text("epoch,loss\n1,2\n")
+    (folder / "ce-seed1" / "metrics.csv").write_bytes(b"\xff\xfe")
+    rows = {(row["method"], row["seed"]): row for row in write_results(folder)}
+    assert math.isnan(rows["ce", 0]["step_ms"])
+    assert math.isnan(rows["ce", 1]["step_ms"])
+    assert rows["ce", 0]["test_mean"] > 0
+    write_report(folder, parse_methods("ce,mate+alpha=2"), (0, 1))

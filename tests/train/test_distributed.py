@@ -146,6 +146,45 @@ def test_a_signal_to_the_launcher_saves_and_both_go_on_to_the_same_weights(
         assert np.array_equal(value, other[name]), name
 
 
+CONFIDENT = """
+import torch
+from accelerate import PartialState
+from mate_edge.train.losses import make_method
+
+here = PartialState(cpu=True)
+method = make_method("dbt", 3, 10, {})
+logits = torch.zeros(4, 3, 10)
+if here.process_index == 1:
+    logits[:, :, 0] = 100  # the mean over both is 0.55
+for _ in range(3):
+    method(logits, torch.zeros(4, dtype=torch.int64))
+print(f"T {float(method.temperature):.6f}", flush=True)
+"""
+
+
+def test_dbt_follows_the_confidence_of_all_processes(tmp_path: Path) -> None:
+    (tmp_path / "confident.py").write_text(CONFIDENT)
+    process = launch("confident.py", cwd=tmp_path)
+    printed, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert printed.split().count("T") == 2
+    assert printed.split().count(f"{1.05**3:.6f}") == 2
+
+
+def test_accelerate_launches_it_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "--main_process_port", "0"]  # fmt: skip
+    done = subprocess.run(
+        [*command, *TRAIN, "--epochs", "1", "--train-images", "256", "--out", "run"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=400,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = read_finished_run(tmp_path / "run")
+    assert (run.recipe.epochs, run.train_images) == (1, 256)
+
+
 def test_a_batch_that_cannot_be_halved_is_a_clear_error(tmp_path: Path) -> None:
     process = launch(*TRAIN[:-1], "33", "--out", "run", cwd=tmp_path)
     _, said = process.communicate(timeout=100)

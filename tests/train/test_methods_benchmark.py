@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from mate_edge.train.compare import parse_methods
+from mate_edge.train.compare import Contender, parse_methods, run_comparison, write_results
 from mate_edge.train.losses import complete_options
+from mate_edge.train.options import Options
 
+QUICK = Options(data="digits", epochs=1, batch_size=128, train_images=256, lr=0.02)
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -27,7 +30,11 @@ def row(label: str, seed: int, **options: object) -> dict[str, Any]:
     (contender,) = parse_methods(label)
     complete = complete_options(contender.method, contender.options) | options
     words = " ".join(f"{name}={value}" for name, value in complete.items())
-    return {"method": label, "seed": seed, "options": words, "test_mean": 0.5}
+    return {"method": label, "seed": seed, "options": words, "head": "pooled", "test_mean": 0.5}
+
+
+def labels(contenders: Sequence[Contender]) -> list[str]:
+    return [contender.label for contender in contenders]
 
 
 def keep(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -40,13 +47,11 @@ def keep(path: Path, rows: list[dict[str, Any]]) -> None:
 def test_what_is_kept_is_not_trained_again(methods: ModuleType, tmp_path: Path) -> None:
     kept = tmp_path / "kept.csv"
     contenders = parse_methods("ce,byot,mate+alpha=1")
-    assert methods.missing_of(kept, contenders, 0) == list(contenders)
+    assert methods.missing_of(kept, contenders, 0, "pooled") == list(contenders)
     keep(kept, [row("ce", 0), row("mate+alpha=1", 0), row("byot", 1)])
-    assert [found.label for found in methods.missing_of(kept, contenders, 0)] == ["byot"]
-    assert [found.label for found in methods.missing_of(kept, contenders, 1)] == [
-        "ce",
-        "mate+alpha=1",
-    ]
+    assert labels(methods.missing_of(kept, contenders, 0, "pooled")) == ["byot"]
+    assert labels(methods.missing_of(kept, contenders, 1, "pooled")) == ["ce", "mate+alpha=1"]
+    assert methods.missing_of(kept, contenders, 0, "sepconv") == list(contenders)
 
 
 def test_a_row_of_other_options_is_trained_again_and_replaced(
@@ -54,20 +59,41 @@ def test_a_row_of_other_options_is_trained_again_and_replaced(
 ) -> None:
     kept, contenders = tmp_path / "kept.csv", parse_methods("ce,mate")
     keep(kept, [row("ce", 0), row("mate", 0, beta=0.9), row("okddip", 0)])
-    assert [found.label for found in methods.missing_of(kept, contenders, 0)] == ["mate"]
+    assert labels(methods.missing_of(kept, contenders, 0, "pooled")) == ["mate"]
     fresh = [row("mate", 0) | {"test_mean": 0.7}, row("ce", 0) | {"test_mean": 0.6}]
     monkeypatch.setattr(methods, "write_results", lambda folder: fresh)
-    shown = methods.keep_rows(kept, contenders, tmp_path)
+    shown = methods.keep_rows(kept, contenders, tmp_path, "pooled")
     assert [(r["method"], float(r["test_mean"])) for r in shown] == [("ce", 0.5), ("mate", 0.7)]
     rows = methods.read_rows(kept)
     assert sorted(rows) == [("ce", 0), ("mate", 0), ("okddip", 0)]  # nobody's rows are dropped
     assert float(rows["mate", 0]["test_mean"]) == 0.7
     assert rows["mate", 0]["machine"]
-    assert not methods.missing_of(kept, contenders, 0)
+    assert not methods.missing_of(kept, contenders, 0, "pooled")
 
 
 def test_stale_rows_are_not_shown(methods: ModuleType, tmp_path: Path) -> None:
     kept = tmp_path / "kept.csv"
     keep(kept, [row("ce", 0), row("mate", 0, beta=0.9)])
-    shown = methods.keep_rows(kept, parse_methods("ce,mate"), tmp_path / "nothing-new")
+    shown = methods.keep_rows(kept, parse_methods("ce,mate"), tmp_path / "nothing-new", "pooled")
     assert [r["method"] for r in shown] == ["ce"]
+
+
+def test_a_run_of_other_options_is_moved_aside_and_no_row_is_lost_to_another_process(
+    methods: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mate,) = parse_methods("mate")
+    run_comparison(tmp_path / "out", parse_methods("mate+alpha=2"), (0,), QUICK)
+    (tmp_path / "out" / "mate+alpha=2-seed0").rename(tmp_path / "out" / "mate-seed0")
+    methods.set_aside(tmp_path / "out", mate, 0)
+    methods.set_aside(tmp_path / "out", mate, 1)
+    assert (tmp_path / "out" / "mate-seed0-stale" / "run.json").exists()
+    assert write_results(tmp_path / "out") == []
+    kept = tmp_path / "kept.csv"
+
+    def slowly(folder: Path) -> list[dict[str, Any]]:
+        keep(kept, [row("ce", 1)])  # another process is done meanwhile
+        return [row("mate", 0)]
+
+    monkeypatch.setattr(methods, "write_results", slowly)
+    methods.keep_rows(kept, [mate], tmp_path, "pooled")
+    assert sorted(methods.read_rows(kept)) == [("ce", 1), ("mate", 0)]

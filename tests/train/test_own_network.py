@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from mate_edge.errors import UsageError
+from mate_edge.errors import RunError, UsageError
 from mate_edge.export.export import export_run
 from mate_edge.images import Preprocessing
 from mate_edge.runs import read_finished_run, write_run
@@ -276,3 +277,39 @@ def test_the_command_finds_a_module_in_the_working_folder(
     done = cli("profile", "--arch", nets(":stages"), "--size", "32", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "exit 2" in done.stdout
+
+
+def test_a_network_that_has_changed_is_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = "from torch import nn\nWIDTH = 4\ndef stages(channels, size):\n    return {}\n"
+    stages = "[nn.Conv2d(channels, WIDTH, 3), nn.Conv2d(WIDTH, 4, 3)]"
+    (tmp_path / "changing.py").write_text(source.format(stages))
+    options = Options(data="digits", epochs=1, train_images=256, arch="changing:stages")
+    folder, _, _ = new_run(options, tmp_path / "run")
+    for changed in (
+        source.format(stages.replace("]", ", nn.Conv2d(4, 4, 3)]")),
+        source.format(stages).replace("= 4", "= 5"),
+    ):
+        (tmp_path / "changing.py").write_text(changed)
+        sys.modules.pop("changing")
+        importlib.invalidate_caches()
+        with pytest.raises(RunError, match="changing:stages is another network now"):
+            run_training(Options(), folder, resume=True)
+    (tmp_path / "changing.py").write_text(source.format(stages))
+    sys.modules.pop("changing")
+    assert run_training(Options(), folder, resume=True)[1].finished
+
+
+def test_what_is_ready_is_the_same_in_every_process(nets: Callable[[str], str]) -> None:
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        sys.modules.pop(nets(""), None)
+        parts = make_parts(nets(":ready"), 1, 32, 10)
+        weight = parts.stages[0][0].weight  # type: ignore[index, union-attr]
+        if seed == 1:
+            first = weight
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, weight)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mate_edge import files
-from mate_edge.errors import RunError, UsageError
+from mate_edge.errors import DataError, RunError, UsageError
 from mate_edge.runs import Recipe, read_finished_run, read_outputs, read_run
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.images import FileImages
@@ -340,3 +341,30 @@ def test_accuracy_and_ensemble_are_counted() -> None:
     assert each == (1.0, 0.5)
     assert ensemble == 0.5
     assert math.isclose(sum(each), 1.5)
+
+
+def test_two_trainings_without_a_name_get_one_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = Options(data="digits", epochs=1, train_images=256)
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: new_run(options, None)[0], range(2)))
+    assert sorted(folder.name for folder in folders) == [
+        "digits-resnet8-mate", "digits-resnet8-mate-2",
+    ]  # fmt: skip
+    assert {read_run(folder).name for folder in folders} == {folder.name for folder in folders}
+
+
+def test_a_folder_name_that_is_no_text_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (b"bee", b"caf\xe9"):
+        folder = os.fsencode(tmp_path / "set") + b"/" + name
+        os.makedirs(folder)
+        for number in range(20):
+            path = os.fsdecode(folder) + f"/{number}.png"
+            Image.fromarray(np.full((32, 32), number, np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"'caf.udce9' is not UTF-8: rename it"):
+        new_run(Options(data="set", size=32, arch="resnet8", epochs=1, batch_size=8), None)

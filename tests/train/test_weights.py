@@ -357,6 +357,22 @@ def test_a_resume_needs_no_weights_and_refuses_others(home: Path) -> None:
     assert run_training(Options(), folder, resume=True)[1].finished
 
 
+def test_images_are_normalized_as_the_network_was_trained(home: Path) -> None:
+    torch.save(fine_tuned().state_dict(), "mine.pth")
+    folder, run, _ = new_run(options(mean="0.5", std="0.5,0.25,0.5"), home / "run")
+    assert run.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert run.preprocessing.std == (0.5, 0.25, 0.5)
+    assert old_run(Options(mean="0.5,0.5,0.5"), folder)[1] == run
+    with pytest.raises(UsageError, match=r"started with std \(0.5, 0.25, 0.5\)"):
+        old_run(Options(std="0.5"), folder)
+    assert run_training(Options(), folder, resume=True)[1].finished
+    for wrong in ("0.5,0.5", "a", "-1", "nan", "127.5", ""):
+        with pytest.raises(UsageError, match="--mean takes 3 numbers such as 0.5,0.5,0.5"):
+            new_run(options(mean=wrong), home / "other")
+    with pytest.raises(UsageError, match="--std takes"):
+        new_run(options(std="0"), home / "other")
+
+
 def test_imported_weights_that_are_gone_before_training_are_a_clear_error(home: Path) -> None:
     torch.save(fine_tuned().state_dict(), "mine.pth")
     folder, _, _ = new_run(options(), None)

@@ -26,7 +26,8 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
     """Import the user's stages, or the function that makes them.
 
     A function (or class) is called with (channels, size) if it takes two arguments, else with
-    none. What is ready is copied, with the weights that it has. Each stage maps [B, C, H, W] to
+    none. What is ready is copied, with the weights that it has: of a training's seed only what a
+    function makes depends. Each stage maps [B, C, H, W] to
     [B, C', H', W']; the last module may be the classifier, to [B, classes].
 
     Weights in a file have the names of the `nn.Sequential` or `nn.ModuleList` that was given, or
@@ -146,7 +147,9 @@ def _make(arch: str, channels: int, size: int) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), name)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # what is made there is the same in every process
+            found = getattr(importlib.import_module(module), name)
     except (
         Exception,
         SystemExit,

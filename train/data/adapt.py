@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from mate_edge import files
-from mate_edge.errors import DataError
+from mate_edge.errors import DataError, UsageError
 from mate_edge.names import some
 from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
 
@@ -63,11 +63,38 @@ def reorder_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
     )
 
 
+def parse_statistics(option: str, text: str, channels: int) -> tuple[float, ...]:
+    """Return a number for each channel, of `0.5` (for all of them) or `0.49,0.48,0.45`.
+
+    Raises:
+        UsageError: no such numbers, another number of them, or a deviation that is not positive.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) == 1:
+        values *= channels
+    lowest = 0.0 if option == "--mean" else 1e-6
+    if len(values) != channels or not all(lowest <= value <= 1 for value in values):
+        raise UsageError(
+            f"{option} takes {channels} numbers such as {','.join(['0.5'] * channels)}, of pixels "
+            f"from 0 to 1, not {text!r}"
+        )
+    return values
+
+
+def use_statistics(
+    dataset: Dataset, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> Dataset:
+    """Normalize with another mean and deviation, one a channel; None keeps the data set's own."""
+    own = dataset.preprocessing
+    preprocessing = msgspec.structs.replace(own, mean=mean or own.mean, std=std or own.std)
+    return dataclasses.replace(dataset, preprocessing=preprocessing)
+
+
 def use_imagenet_statistics(dataset: Dataset) -> Dataset:
     """Normalize colour images with ImageNet's mean and deviation, as imported networks expect."""
     if dataset.preprocessing.channels != 3:
         return dataset
-    preprocessing = msgspec.structs.replace(
-        dataset.preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
-    return dataclasses.replace(dataset, preprocessing=preprocessing)
+    return use_statistics(dataset, IMAGENET_MEAN, IMAGENET_STD)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mate_edge.runs import Run
 from mate_edge.train.data import OF_ONE_SIZE, load_dataset
-from mate_edge.train.data.adapt import reorder_classes, use_imagenet_statistics
+from mate_edge.train.data.adapt import reorder_classes, use_statistics
 from mate_edge.train.data.dataset import Dataset
 
 
@@ -26,8 +26,8 @@ def load_again(run: Run, moved: Path | None = None) -> Dataset | None:
     dataset = load_dataset(str(moved or run.data), size, run.train_images)
     if set(dataset.classes) == set(run.classes):
         dataset = reorder_classes(dataset, run.classes)
-    if run.weights is not None:
-        dataset = use_imagenet_statistics(dataset)
+    if dataset.preprocessing.channels == run.preprocessing.channels:
+        dataset = use_statistics(dataset, run.preprocessing.mean, run.preprocessing.std)
     same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
     lay = None if moved is None else (moved.resolve(), Path(run.data))
     return dataset if same and dataset.fingerprint(lay) == run.images_sha256 else None

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 import torch
+from accelerate.utils import reduce
 from msgspec import Meta
 from torch import Tensor
 
@@ -52,6 +53,7 @@ class Dbt(Method):
         taught = soft_cross_entropy(teacher, logits[:, :-1], temperature)
         if self.training:
             confidence = (teacher / temperature).softmax(dim=-1).amax(dim=-1).mean()
+            confidence = reduce(confidence, "mean")  # over all processes, as one batch
             grown = temperature * self.options.growth
             self.temperature.copy_(
                 torch.where(confidence > self.options.confidence, grown, temperature)
