@@ -129,7 +129,7 @@ def test_a_benched_bundle_has_milliseconds_deadlines_and_the_verdict_of_bench(
     else:
         pytest.fail("the verdict is not about this device's time")
     for text in ("Accuracy over milliseconds on this device", "Which exit answers under a deadline",
-                 "mate-edge bench says: at balanced the exits", "100 rounds"):  # fmt: skip
+                 "mate-edge bench says: at balanced the exits", "200 rounds"):  # fmt: skip
         assert text in page.text, text
 
 
