@@ -21,7 +21,7 @@ from machine import describe
 from mate_edge import files
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.temperature import fit_temperature
-from mate_edge.decide.tune import MAX_DROPS, Search, Taken
+from mate_edge.decide.tune import MAX_DROPS, ROUNDING, Search, Taken
 from mate_edge.report.text import print_table
 from mate_edge.runs import read_finished_run, read_flops, read_outputs
 
@@ -31,7 +31,7 @@ def without_error(search: Search, max_drop: float) -> list[float]:
     behind = search.right[:, -1:].astype(np.int8) - search.right
 
     def badness(taken: Taken) -> float:
-        return search.cost(taken) if behind[taken].mean() <= max_drop + 1e-9 else math.inf
+        return search.cost(taken) if behind[taken].mean() <= max_drop + ROUNDING else math.inf
 
     return search.best(badness)
 

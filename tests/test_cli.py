@@ -16,7 +16,9 @@ import typer
 import mate_edge
 from mate_edge.cli import app, complete
 from mate_edge.cli.groups import GROUPS
+from mate_edge.cli.shared import ENGINE_HELP
 from mate_edge.names import look_up
+from mate_edge.runtime.engines import ENGINES
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 BIN = Path(sys.executable).parent
@@ -137,3 +139,7 @@ def test_the_version_is_the_packages() -> None:
     assert done.stdout.strip() == mate_edge.__version__
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nversion = "{mate_edge.__version__}"\n' in project
+
+
+def test_the_help_names_every_engine() -> None:
+    assert set(ENGINES) == set(re.findall(r"\w+", ENGINE_HELP.partition(";")[0])) - {"or"}
