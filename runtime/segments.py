@@ -165,24 +165,30 @@ def run_batch(
         if k == num_segments:
             leave, halted_by = np.ones(len(rows), np.bool_), "last-exit"
         elapsed_ms = (clock() - started) / 1e6
-        for row, answer in zip(rows[leave], probabilities[leave], strict=True):
-            index = int(answer.argmax())
+        leaving = np.flatnonzero(leave)
+        answers = probabilities[leaving]
+        indices = answers.argmax(axis=-1)
+        confidences = answers[np.arange(len(answers)), indices]
+        so_far = tuple(segment_ms)
+        for row, index, confidence, answer in zip(
+            rows[leaving].tolist(), indices.tolist(), confidences.tolist(), answers, strict=True
+        ):
             predictions[row] = Prediction(
                 label=classes[index],
                 index=index,
-                confidence=answer.item(index),
+                confidence=confidence,
                 exit=k,
                 halted_by=halted_by,
                 elapsed_ms=elapsed_ms,
                 decode_ms=decode_ms,
                 preprocess_ms=preprocess_ms,
-                segment_ms=tuple(segment_ms),
+                segment_ms=so_far,
                 deadline_missed=False,
                 relative=answer,
             )
-        if leave.all():
+        if len(leaving) == len(rows):
             break
-        if leave.any():
+        if len(leaving):
             stay = np.flatnonzero(~leave)
             rows, passed = rows[stay], passed[stay]
             engine.keep(stay)

@@ -16,8 +16,8 @@ from mate_edge.machine import cpu_count
 ONE_THREAD_FLOPS = 60_000_000
 """Networks below this (about 2 ms on one core) lose more by waking threads than they gain."""
 
-BATCH_BYTES = 16 * 2**20
-"""The features of a batch at a border: more fall out of a CPU's caches before they are read."""
+BATCH_SIZE = 64
+"""On a CPU, whose memory may be small: the features of all are kept from segment to segment."""
 
 
 def cpu_threads(bundle: Bundle) -> int:
@@ -46,8 +46,7 @@ class Engine(ABC):
         self.bundle = bundle
         self.max_batch: int = bundle.manifest.build.max_batch
         """The largest batch that was planned for; a CPU takes larger ones, too."""
-        largest = max(segment.input.nbytes for segment in bundle.manifest.segments)
-        self.batch_size: int = max(1, BATCH_BYTES // largest)
+        self.batch_size: int = BATCH_SIZE
         """How many samples of a larger batch are run at once, at most."""
 
     @property

@@ -11,8 +11,8 @@ import pytest
 
 from mate_edge.bundle import read_bundle
 from mate_edge.images import normalize
-from mate_edge.runtime.engines import make_engine
-from mate_edge.runtime.engines.engine import BATCH_BYTES, Engine
+from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from mate_edge.runtime.engines.tensorrt import TensorRTEngine
 from mate_edge.runtime.predictor import Predictor
 
@@ -43,6 +43,20 @@ def test_every_exit_gives_the_golden_logits_alone_and_in_a_batch(
                     check(engine.run(k), golden["logits"][: len(batch), k - 1])
         on_gpu = isinstance(engine, TensorRTEngine)
         assert engine.graphs in (("on", "off: pycuda has none") if on_gpu else ("",))
+
+
+def test_logits_stay_what_they_are_when_other_batches_are_run(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    batches = [slice(0, 2), slice(0, 3), slice(1, 3), slice(2, 3), slice(0, 3)]
+    with open_engine() as engine:
+        found = []
+        for rows in batches:
+            engine.load(np.asfortranarray(images[rows]))
+            found.append([engine.run(k) for k in range(1, engine.num_segments + 1)])
+        for rows, logits in zip(batches, found, strict=True):
+            for k, one in enumerate(logits):
+                check(one, golden["logits"][rows, k])
 
 
 def test_the_unsplit_network_is_the_last_exit(
@@ -197,6 +211,17 @@ def predictor(bundle_folder: str) -> Predictor:
     return Predictor.load(bundle_folder, engine="onnxruntime")
 
 
+def test_a_batch_gives_the_same_logits_in_parts(
+    bundle_folder: Path, images: np.ndarray, golden: Golden
+) -> None:
+    with OnnxRuntimeEngine(read_bundle(bundle_folder)) as engine:
+        batch = np.concatenate([images] * 4)
+        for engine.at_once in (1, 3, len(batch), 10**6):
+            engine.load(batch)
+            for k in range(1, engine.num_segments + 1):
+                check(engine.run(k), np.concatenate([golden["logits"][:, k - 1]] * 4))
+
+
 @pytest.mark.parametrize("policy", [0.3, "deepest"])
 def test_more_images_than_are_run_at_once_answer_as_they_do_alone(
     policy: float | str, open_engine: OpenEngine, golden: Golden
@@ -210,13 +235,3 @@ def test_more_images_than_are_run_at_once_answer_as_they_do_alone(
         assert [(p.index, p.exit) for p in together] == [(p.index, p.exit) for p in alone]
         for one, other in zip(alone, together, strict=True):
             np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
-
-
-def test_so_many_images_are_run_at_once_that_their_features_stay_in_the_caches(
-    bundle_folder: Path,
-) -> None:
-    bundle = read_bundle(bundle_folder)
-    largest = max(segment.input.nbytes for segment in bundle.manifest.segments)
-    assert largest == 16 * 32 * 32 * 4  # of resnet8, at exit 1
-    with make_engine("onnxruntime", bundle, None, False) as engine:
-        assert engine.batch_size == BATCH_BYTES // largest == 256
