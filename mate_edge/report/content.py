@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from mate_edge import __version__
+from mate_edge.report.class_plots import MOST_CONFUSED, WRITTEN
 from mate_edge.report.drawing import Plot, plain
 from mate_edge.report.figures import Figures, count_figures
 from mate_edge.report.gallery import Row, choose_rows
-from mate_edge.report.plots import MOST_CONFUSED, WRITTEN, draw_all
+from mate_edge.report.plots import draw_all
 from mate_edge.report.subject import Subject
 from mate_edge.report.text import count
 from mate_edge.report.tuned import threshold

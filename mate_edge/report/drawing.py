@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -23,6 +25,8 @@ POINTS = 72
 """Of an inch: one pixel of the SVG at its own size."""
 WIDTH, HEIGHT = 380, 290
 """Of a plot, in pixels: what fits beside another on a laptop, and alone on a phone."""
+ROW = 23
+"""Of a bar, likewise."""
 PNG_DPI = 2 * POINTS
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1b2733", "#566472", "#d9dfe5"
@@ -142,6 +146,40 @@ def exit_line(k: int) -> dict[str, Any]:
         "marker": MARKERS[(k - 1) % len(MARKERS)],
         "linestyle": LINES[(k - 1) % len(LINES)],
     }
+
+
+def stacked_bars(name: str, title: str, says: str, shares: dict[str, tuple[float, ...]]) -> Plot:
+    """Draw each row's shares of the exits as a bar, the first on top; call it within `style`."""
+    figure, axes = new_figure(height=78 + ROW * len(shares))
+    num_exits = len(next(iter(shares.values())))
+    places = np.arange(len(shares))
+    lefts = np.zeros(len(shares))
+    for k in range(1, num_exits + 1):
+        widths = np.asarray([100 * row[k - 1] for row in shares.values()])
+        axes.barh(
+            places,
+            widths,
+            left=lefts,
+            height=0.76,
+            color=exit_color(k),
+            edgecolor=PAPER,
+            linewidth=0.6,
+            label=f"exit {k}",
+        )
+        for place, (left, width) in enumerate(zip(lefts, widths, strict=True)):
+            if width >= 9:
+                axes.text(left + width / 2, place, f"{width:.0f}", color=PAPER, ha="center",
+                          va="center", fontsize=11)  # fmt: skip
+        lefts = lefts + widths
+    axes.set_yticks(places, list(shares), color=INK)
+    axes.set(xlabel="share of images, %", xlim=(0, 100), ylim=(len(shares) - 0.5, -0.5))
+    axes.grid(False)
+    axes.spines["left"].set_visible(False)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=num_exits,
+        columnspacing=1.2, handlelength=0.9,
+    )  # fmt: skip
+    return Plot(name, title, says, figure)
 
 
 def plain(text: str, most: int = 16) -> str:
