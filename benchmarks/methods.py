@@ -97,6 +97,9 @@ EXPERIMENTS = {
     "fashion-20000-resnet20": Experiment(FEW, 3, fashion("resnet20", 20000, 8, precision="bf16")),
     "tiny-50": Experiment("ce,byot,mate", 3, tiny("resnet20", 30, precision="bf16"), classes=50),
     "fashion-full": Experiment("ce,mate", 3, fashion("resnet8", None, 10)),
+    "cifar10-5000": Experiment(
+        ALL, 3, dataclasses.replace(fashion("resnet8", 5000, 40), data="cifar10")
+    ),
     "fashion-5000-sepconv": Experiment(earlier(ALL), 5, fashion("resnet8", 5000, 40, "sepconv")),
     "tiny-20-sepconv": Experiment(
         earlier("ce,mate"), 3, tiny("resnet8", 40, "sepconv"), classes=TINY_20
