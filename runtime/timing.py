@@ -107,8 +107,8 @@ class Timing:
                         "that is done first")  # fmt: skip
                     measured = self._measure()
                 self._known.measured = measured
+            self.warm_up()  # before they are known: Ctrl-C in it must not be the last attempt
             self.use(measured)
-            self.warm_up()
         return self.table(policy)
 
     def use(self, measured: Latencies) -> None:

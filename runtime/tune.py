@@ -196,9 +196,9 @@ def _latencies(
 
 def mean_ms(measured: Latencies) -> list[float]:
     """Return the mean ms of a prediction that leaves at each exit."""
-    rest = [measured.rest_ms, measured.decode_ms, measured.preprocess_ms]
-    before = sum(float(np.mean(row)) for row in rest if row)
-    own = [float(np.mean(row)) for row in measured.segments_ms]
+    before = sum(float(np.mean(row)) for row in (measured.decode_ms, measured.preprocess_ms) if row)
+    rest = float(np.mean(measured.rest_ms)) / len(measured.segments_ms)  # after each segment
+    own = [float(np.mean(row)) + rest for row in measured.segments_ms]
     return [before + sum(own[: k + 1]) for k in range(len(own))]
 
 

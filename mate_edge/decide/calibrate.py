@@ -112,8 +112,18 @@ class Calibration:
 
         Args:
             max_drop: in [0, 1], a share of the samples.
+
+        Raises:
+            UsageError: none is, as it can be with an ensemble.
         """
         found = self.search.cheapest(max_drop)
+        if found is None:
+            drop = self.search.drop(self.search.taken(self.search.never))
+            raise UsageError(
+                f"no thresholds are at most {100 * max_drop:g} points below the last exit: an "
+                f"ensemble that lets no image leave early is {100 * drop:.2f} below it, a standard "
+                "error included: allow more, or take another policy"
+            )
         return self._calibrated(self.search.policy(found))
 
     def within_budget(self, budget: float, unit: str) -> Calibrated:

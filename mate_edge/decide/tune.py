@@ -46,6 +46,7 @@ class Search:
     Attributes:
         right: bool [n, K], whether a sample that the policy lets go at each exit is answered
             rightly: there, or where the deadline ended it before.
+        last_right: bool [n], whether the last exit, all by itself, answers rightly.
         lost: of each `Loss`, bool [n, K], whether it has that; see `lost_on_the_way`.
     """
 
@@ -72,6 +73,7 @@ class Search:
         self.rows = np.arange(n)
         self.spent = self.costs[taken]
         self.right = (answers == labels[:, None])[self.rows[:, None], taken]
+        self.last_right: Flags = logits[:, -1].argmax(axis=-1) == labels
         self.lost = {
             name: lost_on_the_way(flags, deepest)
             for name, flags in losses(answers, logits, labels).items()
@@ -124,8 +126,10 @@ class Search:
                         best, lowest, improved = candidate, found, True
         return best
 
-    def cheapest(self, max_drop: float) -> list[float]:
+    def cheapest(self, max_drop: float) -> list[float] | None:
         """Return the cheapest thresholds that are at most `max_drop` below the last exit.
+
+        None: there are none, since an ensemble of all exits may be worse than the last of them.
 
         One standard error of the difference, paired by sample, is added to it: the best of many
         on these samples is a little worse on others.
@@ -133,14 +137,17 @@ class Search:
         Args:
             max_drop: in [0, 1], a share of the samples.
         """
-        behind = self.right[:, -1:].astype(np.int8) - self.right
 
         def badness(taken: Taken) -> float:
-            lost = behind[taken]
-            drop = lost.mean() + lost.std() / math.sqrt(len(lost))
-            return self.cost(taken) if drop <= max_drop + ROUNDING else math.inf
+            return self.cost(taken) if self.drop(taken) <= max_drop + ROUNDING else math.inf
 
-        return self.best(badness)
+        found = self.best(badness)
+        return found if badness(self.taken(found)) < math.inf else None
+
+    def drop(self, taken: Taken) -> float:
+        """Return how far below the last exit these are, a share of samples, one error included."""
+        lost = self.last_right.astype(np.int8) - self.right[taken]
+        return float(lost.mean() + lost.std() / math.sqrt(len(lost)))
 
     def most_accurate(self, budget: float) -> list[float] | None:
         """Return the most accurate thresholds of mean cost `budget` at most; None: too little.
@@ -225,7 +232,9 @@ def search_thresholds(
         max_drop: in [0, 1], a share of the n samples.
     """
     search = Search(logits, labels, temperatures, cumulative_flops)
-    return search.policy(search.cheapest(max_drop))
+    found = search.cheapest(max_drop)
+    assert found is not None, "this policy is the last exit when nothing leaves early"
+    return search.policy(found)
 
 
 def _halfway(scores: NDArray[np.float32]) -> list[float]:

@@ -16,8 +16,8 @@ from mate_edge.machine import cpu_count
 ONE_THREAD_FLOPS = 60_000_000
 """Networks below this (about 2 ms on one core) lose more by waking threads than they gain."""
 
-BATCH_SIZE = 64
-"""On a CPU, whose memory may be small: the features of all are kept from segment to segment."""
+BATCH_SIZE, BATCH_BYTES = 64, 64 * 2**20
+"""Of a batch on a CPU, at most: the features of all are kept from segment to segment."""
 
 
 def cpu_threads(bundle: Bundle) -> int:
@@ -46,7 +46,8 @@ class Engine(ABC):
         self.bundle = bundle
         self.max_batch: int = bundle.manifest.build.max_batch
         """The largest batch that was planned for; a CPU takes larger ones, too."""
-        self.batch_size: int = BATCH_SIZE
+        largest = max(segment.input.nbytes for segment in bundle.manifest.segments)
+        self.batch_size: int = min(BATCH_SIZE, max(1, BATCH_BYTES // largest))
         """How many samples of a larger batch are run at once, at most."""
 
     @property

@@ -94,11 +94,11 @@ class OnnxRuntimeEngine(Engine):
         self.open(k)
         segment = self.bundle.manifest.segments[k - 1]
         source = self._single[k - 1].features if k - 1 in self._single else None
+        self._several[k] = _Several(self._sessions[k], segment)  # before `_single`: Ctrl-C
         try:
             self._single[k] = _Single(self._sessions[k], segment, source)
         except Exception as error:  # a manifest that names other tensors than the model has
             raise self._failure(k, error) from None
-        self._several[k] = _Several(self._sessions[k], segment)
         return self._single[k]
 
     def _failure(self, k: int, error: Exception) -> EngineError:

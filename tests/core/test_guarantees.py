@@ -130,7 +130,7 @@ def test_every_goal_is_met_on_the_half_that_it_was_searched_on(kind: str) -> Non
         outcome = simulate(policy, logits[search])  # type: ignore[arg-type]
         return outcome.mean_flops(COSTS), outcome.accuracy(labels[search])
 
-    last = calibration.search.right[:, -1].mean()
+    last = (logits[search, -1].argmax(axis=1) == labels[search]).mean()
     cost, accuracy = on_search(calibration.within_drop(0.01).policy)
     assert accuracy >= last - 0.01 - 1e-9
     assert cost < 3
@@ -160,3 +160,37 @@ def test_a_budget_below_the_first_exit_is_refused() -> None:
         UsageError, match=r"budget of 0\.5 FLOPs is below what exit 1 alone costs, 1"
     ):
         calibration.within_budget(0.5, "FLOPs")
+
+
+def draw_alike(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw logits of two exits that give the same answers, right in 80 %, and of a last one, 90 %.
+
+    Together the two are surer than the last one.
+    """
+    labels = rng.integers(0, CLASSES, n)
+
+    def answer(share: float) -> np.ndarray:
+        wrong = (labels + rng.integers(1, CLASSES, n)) % CLASSES
+        return np.eye(CLASSES)[np.where(rng.random(n) < share, labels, wrong)]
+
+    early = answer(0.8)
+    return np.stack([early, early, answer(0.9)], axis=1).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("kind", THRESHOLDS)
+@pytest.mark.parametrize("max_drop", [0.0, 0.01, 0.4])
+def test_a_drop_is_from_the_last_exit_itself_whatever_all_of_them_say(
+    kind: str, max_drop: float
+) -> None:
+    logits, labels = draw_alike(np.random.default_rng(0), 2000)
+    search, _ = halve(len(labels))
+    calibration = Calibration(logits, labels, COSTS, kind)
+    last = (logits[search, -1].argmax(axis=1) == labels[search]).mean()
+    if kind == "ensemble" and max_drop < 0.4:
+        drop = 100 * (last - calibration.search.right[:, -1].mean())
+        assert drop == pytest.approx(10, abs=3)
+        with pytest.raises(UsageError, match=rf"at most {100 * max_drop:g} points below"):
+            calibration.within_drop(max_drop)
+        return
+    found = simulate(calibration.within_drop(max_drop).policy, logits[search])
+    assert found.accuracy(labels[search]) >= last - max_drop - 1e-9

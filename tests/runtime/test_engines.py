@@ -222,6 +222,17 @@ def test_a_batch_gives_the_same_logits_in_parts(
                 check(engine.run(k), np.concatenate([golden["logits"][:, k - 1]] * 4))
 
 
+def test_of_large_features_fewer_images_are_run_at_once(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = read_bundle(bundle_folder)
+    largest = 16 * 32 * 32 * 4  # of resnet8, at exit 1
+    for room, expected in ((100 * largest, 64), (5 * largest, 5), (1, 1)):
+        monkeypatch.setattr("mate_edge.runtime.engines.engine.BATCH_BYTES", room)
+        with OnnxRuntimeEngine(bundle) as engine:
+            assert engine.batch_size == expected
+
+
 @pytest.mark.parametrize("policy", [0.3, "deepest"])
 def test_more_images_than_are_run_at_once_answer_as_they_do_alone(
     policy: float | str, open_engine: OpenEngine, golden: Golden

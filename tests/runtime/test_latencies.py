@@ -20,6 +20,7 @@ from mate_edge.runtime.latencies import (
     record_latencies,
 )
 from mate_edge.runtime.state import state_folder
+from mate_edge.runtime.tune import mean_ms
 
 SEGMENTS = [[1.0, 1.1, 1.2], [2.0, 2.1, 2.2], [3.0, 3.1, 3.2]]
 REST = [0.1, 0.2, 0.3]
@@ -146,3 +147,11 @@ def test_a_state_that_cannot_be_written_is_a_clear_error(
     monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
     with pytest.raises(UsageError, match="cannot make the folder"):
         keep_latencies(record_latencies(engine, SEGMENTS, REST))
+
+
+def test_a_mean_counts_the_decisions_up_to_its_exit_alone(engine: Engine) -> None:
+    kept = record_latencies(engine, SEGMENTS, REST, decode_ms=[0.4] * 3, preprocess_ms=[0.1] * 3)
+    decision = 0.2 / 3  # the mean rest, of three exits
+    assert mean_ms(kept) == pytest.approx(
+        [0.5 + 1.1 + decision, 0.5 + 3.2 + 2 * decision, 0.5 + 6.3 + 0.2]
+    )

@@ -473,6 +473,25 @@ def test_the_first_runs_are_cold_and_no_slow_down(bundle_folder: Path) -> None:
     assert not Predictor(engine, "deepest", clock).clone().timing.is_warm
 
 
+def test_a_warm_up_that_ctrl_c_ends_is_made_up_for(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    engine = TimedEngine(read_bundle(bundle_folder), clock, [1.0, 2.0, 4.0])
+    Predictor(engine, "deepest", clock).measure()
+    later = Predictor(engine, "deepest", clock)
+
+    def interrupt(k: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "open", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            later.know_latencies()
+    later.know_latencies()
+    assert later.timing.is_warm
+
+
 def test_the_next_process_starts_from_what_was_measured(
     timed: tuple[Predictor, TimedEngine, Clock], recwarn: pytest.WarningsRecorder
 ) -> None:
