@@ -41,13 +41,18 @@ def soft_ce(teacher: Tensor, student: Tensor, t: float) -> Tensor:
 
 
 def byot(z: list[Tensor], y: Tensor) -> Tensor:
-    labelled = sum(F.cross_entropy(z_k, y) for z_k in z)
-    return 0.9 * labelled + 0.1 * sum(soft_ce(z[-1].detach(), z_k, 3.0) for z_k in z[:-1])
+    taught = sum(soft_ce(z[-1].detach(), z_k, 3.0) for z_k in z[:-1])
+    return (
+        F.cross_entropy(z[-1], y)
+        + sum(0.9 * F.cross_entropy(z_k, y) for z_k in z[:-1])
+        + 0.1 * taught
+    )
 
 
 def dbt(z: list[Tensor], y: Tensor) -> Tensor:
     labelled = sum(F.cross_entropy(z_k, y) for z_k in z)
-    return 0.5 * labelled + 0.5 * sum(soft_ce(z[-1].detach(), z_k, 1.0) for z_k in z[:-1])
+    taught = sum(soft_ce(z[-1].detach(), z_k, 1.0) for z_k in z[:-1])
+    return 10 / K * (0.5 * labelled + 0.5 * taught)
 
 
 def eed(z: list[Tensor], y: Tensor) -> Tensor:

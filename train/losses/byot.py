@@ -17,13 +17,16 @@ from mate_edge.train.losses.terms import label_loss, soft_cross_entropy
 
 
 class Byot(Method):
-    """(1 - a) sum_k CE(z_k, y) + a T^2 sum_{k<K} CE(softmax(sg(z_K) / T), softmax(z_k / T))."""
+    """CE(z_K, y) + sum_{k<K} (1 - a) CE(z_k, y) + a T^2 CE(softmax(sg(z_K) / T), softmax(z_k / T)).
+
+    The last exit learns from labels alone: there a is zero in the paper.
+    """
 
     class Options(msgspec.Struct, frozen=True, kw_only=True):
         """The paper's settings.
 
         Attributes:
-            alpha: a, the share of distillation.
+            alpha: a, the share of distillation in the exits but the last.
             temperature: T.
         """
 
@@ -38,4 +41,5 @@ class Byot(Method):
         alpha, temperature = self.options.alpha, self.options.temperature
         teacher = logits[:, -1:].detach()
         taught = soft_cross_entropy(teacher, logits[:, :-1], temperature)
-        return (1 - alpha) * label_loss(logits, labels).sum() + alpha * taught.sum()
+        labelled = label_loss(logits, labels)
+        return labelled[-1] + (1 - alpha) * labelled[:-1].sum() + alpha * taught.sum()

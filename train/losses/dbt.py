@@ -13,12 +13,12 @@ from accelerate.utils import reduce
 from msgspec import Meta
 from torch import Tensor
 
-from mate_edge.train.losses.method import Method, Share
+from mate_edge.train.losses.method import Method, Positive, Share
 from mate_edge.train.losses.terms import label_loss, soft_cross_entropy
 
 
 class Dbt(Method):
-    """(1 - c) sum_k CE(z_k, y) + c T^2 sum_{k<K} CE(softmax(sg(z_K) / T), softmax(z_k / T)).
+    """s / K times (1 - c) sum_k CE_k + c T^2 sum_{k<K} CE(softmax(sg(z_K) / T), softmax(z_k / T)).
 
     T starts at 1 and grows by a twentieth after each batch (with gradient accumulation, each part
     of a step) in which the softened last exit's mean confidence, mean_b max softmax(z_K / T), was
@@ -26,17 +26,19 @@ class Dbt(Method):
     """
 
     class Options(msgspec.Struct, frozen=True, kw_only=True):
-        """The paper's settings.
+        """The paper's settings, `scale` as in its authors' code.
 
         Attributes:
+            scale: s; at 10, with 5 exits, the labels weigh as much as in `ce`.
             share: c, the share of distillation.
             confidence: above this mean confidence T grows.
             growth: by this factor.
         """
 
+        scale: Positive = 10.0
         share: Share = 0.5
         confidence: Annotated[float, Meta(gt=0, lt=1)] = 0.5
-        growth: Annotated[float, Meta(ge=1)] = 1.05
+        growth: Annotated[float, Meta(ge=1, le=10)] = 1.05
 
     OPTIONS: ClassVar[type[msgspec.Struct]] = Options
     options: Options
@@ -58,7 +60,8 @@ class Dbt(Method):
             self.temperature.copy_(
                 torch.where(confidence > self.options.confidence, grown, temperature)
             )
-        return (1 - share) * label_loss(logits, labels).sum() + share * taught.sum()
+        loss = (1 - share) * label_loss(logits, labels).sum() + share * taught.sum()
+        return self.options.scale / self.num_exits * loss
 
     def log(self) -> dict[str, float]:
         """Return T at the end of the epoch."""

@@ -73,7 +73,7 @@ class Mate(Method):
         mu: Weight = 1.0
         nu: Weight = 1.0
         alpha: Weight = 1.0
-        attention: Annotated[float, Meta(ge=1)] = 1.0
+        attention: Annotated[float, Meta(ge=1, le=1e6)] = 1.0
         temperature: Positive = 3.0
         ramp: Share = 0.3
         teacher_weights: Literal["learned", "fixed", "uniform", "single-row", "deeper-only"] = (
