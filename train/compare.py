@@ -152,7 +152,7 @@ def run_comparison(
                     if not (own.exists() and is_finished(own, mine)):
                         say(f"{contender.label}, seed {seed}")
                         _train(mine, own, workers, check)
-                        write_results(folder)
+                        _write_results_so_far(folder, say)
             except Timeout:
                 busy += 1
             except RunError as error:  # the loss of one is no reason to give up the others
@@ -164,6 +164,14 @@ def run_comparison(
                     stopped.exit_code - 128,
                 ) from None
     return busy, failed
+
+
+def _write_results_so_far(folder: Path, say: Callable[[str], object]) -> None:
+    """Write `results.csv`; a damaged run is no failure of the one that is just finished."""
+    try:
+        write_results(folder)
+    except RunError as error:
+        say(f"{folder / RESULTS} is as it was: {error}")
 
 
 def _train(

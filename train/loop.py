@@ -66,6 +66,16 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def check_precision(precision: str) -> None:
+    """Refuse `fp16` without an accelerator: on a CPU it would silently be fp32.
+
+    Raises:
+        UsageError: it is that.
+    """
+    if precision == "fp16" and not torch.accelerator.is_available():
+        raise UsageError("--precision fp16 needs a GPU, and there is none: take bf16, or fp32")
+
+
 def make_accelerator(precision: str, accumulate: int = 1) -> Accelerator:
     """Return an Accelerator for `fp32`, `bf16` or `fp16`, with `accumulate` batches a step.
 
@@ -74,6 +84,7 @@ def make_accelerator(precision: str, accumulate: int = 1) -> Accelerator:
     Raises:
         UsageError: the device cannot compute with this precision.
     """
+    check_precision(precision)
     try:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),
@@ -105,7 +116,7 @@ def train(
         TrainingStopped: a signal asked for it; the state is saved.
     """
     check_recipe(run.recipe, len(dataset.train.labels), accelerator.num_processes)
-    torch.manual_seed(run.seed)
+    torch.manual_seed(run.seed)  # the same weights in all processes
     torch.use_deterministic_algorithms(True, warn_only=True)
     # nothing reads it, and filling costs 5 %
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -123,6 +134,8 @@ def train(
     optimizer = make_optimizer(objective, run.recipe)
     loader, order = make_loader(dataset, run.recipe, run.seed, workers)
     prepared, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
+    if accelerator.process_index > 0:  # or each would draw the masks of dropout that the first does
+        torch.manual_seed(run.seed + accelerator.process_index)
     done = load_state(accelerator, folder)
     rows = read_metrics(folder, done.epoch)
     advised = False

@@ -35,7 +35,7 @@ from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy
 from mate_edge.train.exits import choose_cuts
 from mate_edge.train.heads import DEFAULT_HEAD, HEADS
-from mate_edge.train.loop import make_accelerator, provenance, train
+from mate_edge.train.loop import check_precision, make_accelerator, provenance, train
 from mate_edge.train.losses import METHODS, complete_options, make_method
 from mate_edge.train.network import MultiExitNet, announce_import, assemble, structure_of
 from mate_edge.train.options import PRECISIONS, Options, check_options
@@ -63,6 +63,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         ("--precision", precision, PRECISIONS),
     ):
         look_up(kind, name, table)
+    check_precision(precision)
     if ":" not in (wanted := options.arch or "resnet18"):
         look_up("--arch", wanted, BACKBONES)
     if out is not None and out.exists():

@@ -94,9 +94,13 @@ def test_the_temperature_that_made_the_labels_is_found(true_temperature: float) 
     assert found == pytest.approx(true_temperature, rel=0.05)
 
 
-def test_no_mistakes_push_the_temperature_to_its_lower_bound_and_noise_to_its_upper() -> None:
+def test_no_mistakes_of_few_do_not_make_certain_and_noise_pushes_to_the_bound() -> None:
     sure = np.eye(4, dtype=np.float32)
-    assert fit_temperature(sure, np.arange(4)) == pytest.approx(0.05, rel=1e-3)
+    as_one_in_five_were_noise = 0.85  # e^(1/T) / (e^(1/T) + 3)
+    found = fit_temperature(sure, np.arange(4))
+    assert found == pytest.approx(1 / np.log(3 * 0.85 / 0.15), rel=1e-5)
+    assert softmax(sure, found).max() == pytest.approx(as_one_in_five_were_noise, rel=1e-5)
+    assert fit_temperature(np.repeat(sure, 10_000, axis=0), np.arange(4).repeat(10_000)) < 0.09
     assert fit_temperature(sure, (np.arange(4) + 1) % 4) == pytest.approx(HIGHEST, rel=1e-3)
 
 

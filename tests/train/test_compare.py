@@ -315,3 +315,15 @@ def test_a_damaged_record_of_the_epochs_costs_the_times_alone(
     assert math.isnan(rows["ce", 1]["step_ms"])
     assert rows["ce", 0]["test_mean"] > 0
     write_report(folder, parse_methods("ce,mate+alpha=2"), (0, 1))
+
+
+def test_a_damaged_run_is_no_failure_of_another(comparison: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(comparison, folder)
+    shutil.rmtree(folder / "ce-seed0")
+    (folder / "ce-seed1" / "outputs.npz").write_bytes(b"")
+    said: list[str] = []
+    found = run_comparison(folder, parse_methods("ce"), (0,), QUICK, say=said.append)
+    assert found == (0, 0)
+    assert read_run(folder / "ce-seed0").finished
+    assert any("results.csv is as it was" in line and "ce-seed1" in line for line in said)
