@@ -43,12 +43,8 @@ from mate_edge.train.losses import METHODS, complete_options
 from mate_edge.train.options import Options
 
 ALL = ",".join(METHODS)
-EARLIER = {
-    "mate": "mate+alpha=0.3+attention=4",
-    "okddip": "okddip+ramp=2",
-    "dbt": "dbt+scale=3",
-}
-"""What three methods were when `sepconv` was the default head; `okddip`'s ramp was of 80 epochs.
+EARLIER = {"mate": "mate+mu=1+nu=1+alpha=0.3+attention=4", "okddip": "okddip+ramp=2"}
+"""What two methods were when `sepconv` was the default head; `okddip`'s ramp was of 80 epochs.
 
 `byot`'s last exit had nine tenths of its labels' weight then.
 """

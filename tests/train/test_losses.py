@@ -52,7 +52,7 @@ def byot(z: list[Tensor], y: Tensor) -> Tensor:
 def dbt(z: list[Tensor], y: Tensor) -> Tensor:
     labelled = sum(F.cross_entropy(z_k, y) for z_k in z)
     taught = sum(soft_ce(z[-1].detach(), z_k, 1.0) for z_k in z[:-1])
-    return 10 / K * (0.5 * labelled + 0.5 * taught)
+    return 0.5 * labelled + 0.5 * taught
 
 
 def eed(z: list[Tensor], y: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def test_the_exits_gradient_is_the_closed_form(
 def test_at_zero_weights_it_is_one_mean_ensemble_and_k_times_its_label_loss(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    mate = make_mate(random_weights=False)
+    mate = make_mate(random_weights=False, mu=1.0, nu=1.0)
     t, ensemble = mate.options.temperature, logits.mean(dim=1).detach()
     expected = label_loss(logits, labels).sum() + K * F.cross_entropy(ensemble, labels)
     for j in range(K):
@@ -248,11 +248,20 @@ def test_a_single_row_makes_one_teacher_and_deeper_only_looks_no_shallower() -> 
 def test_plain_teachers_label_loss_is_the_exits_own_as_well(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
-    mate = make_mate(alpha=0.0, teacher_gradient="plain")
+    mate = make_mate(alpha=0.0, mu=0.3, nu=0.7, teacher_gradient="plain")
     (found,) = torch.autograd.grad(mate(logits, labels), logits)
     teachers = mate.ensemble_weights @ logits
-    loss = label_loss(logits, labels).sum() + label_loss(teachers, labels).sum()
+    loss = 0.3 * label_loss(logits, labels).sum() + 0.7 * label_loss(teachers, labels).sum()
     (expected,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_by_default_an_exits_labels_weigh_as_much_as_in_ce() -> None:
+    """Where all teachers and exits say the same: half of it comes by way of the teachers."""
+    labels = torch.arange(B) % C
+    same = torch.randn(B, 1, C, dtype=torch.float64).expand(-1, K, -1).clone().requires_grad_()
+    (found,) = torch.autograd.grad(make_mate(alpha=0.0)(same, labels), same)
+    (expected,) = torch.autograd.grad(label_loss(same, labels).sum(), same)
     torch.testing.assert_close(found, expected)
 
 

@@ -18,7 +18,7 @@ from mate_edge.train.losses.terms import label_loss, soft_cross_entropy
 
 
 class Dbt(Method):
-    """s / K times (1 - c) sum_k CE_k + c T^2 sum_{k<K} CE(softmax(sg(z_K) / T), softmax(z_k / T)).
+    """s times (1 - c) sum_k CE_k + c T^2 sum_{k<K} CE(softmax(sg(z_K) / T), softmax(z_k / T)).
 
     T starts at 1 and grows by a twentieth after each batch (with gradient accumulation, each part
     of a step) in which the softened last exit's mean confidence, mean_b max softmax(z_K / T), was
@@ -26,16 +26,16 @@ class Dbt(Method):
     """
 
     class Options(msgspec.Struct, frozen=True, kw_only=True):
-        """The paper's settings, `scale` as in its authors' code.
+        """The paper's settings.
 
         Attributes:
-            scale: s; at 10, with 5 exits, the labels weigh as much as in `ce`.
+            scale: s, which the paper does not have; 10 / K in its authors' code.
             share: c, the share of distillation.
             confidence: above this mean confidence T grows.
             growth: by this factor.
         """
 
-        scale: Positive = 10.0
+        scale: Positive = 1.0
         share: Share = 0.5
         confidence: Annotated[float, Meta(gt=0, lt=1)] = 0.5
         growth: Annotated[float, Meta(ge=1, le=10)] = 1.05
@@ -61,7 +61,7 @@ class Dbt(Method):
                 torch.where(confidence > self.options.confidence, grown, temperature)
             )
         loss = (1 - share) * label_loss(logits, labels).sum() + share * taught.sum()
-        return self.options.scale / self.num_exits * loss
+        return self.options.scale * loss
 
     def log(self) -> dict[str, float]:
         """Return T at the end of the epoch."""

@@ -52,7 +52,8 @@ class Mate(Method):
             beta: the primary teacher's weight, in (1 / K, 1).
             gamma: scales the gradient that W gets from KL.
             mu: the weight of the exits' label loss.
-            nu: the weight of the teachers' label loss.
+            nu: the weight of the teachers' label loss; by default labels weigh as much as in `ce`,
+                half of it in the exits and half in the teachers.
             alpha: the weight of distillation at the last exit.
             attention: how many times as much as the last exit the first one listens; those between
                 in geometric steps.
@@ -70,8 +71,8 @@ class Mate(Method):
 
         beta: Annotated[float, Meta(gt=0, lt=1)] = 0.7
         gamma: Weight = 1.0
-        mu: Weight = 1.0
-        nu: Weight = 1.0
+        mu: Weight = 0.5
+        nu: Weight = 0.5
         alpha: Weight = 1.0
         attention: Annotated[float, Meta(ge=1, le=1e6)] = 1.0
         temperature: Positive = 3.0
