@@ -45,6 +45,7 @@ ROUNDS = 500
 FEWEST_ROUNDS = 30
 LIMIT_S = 60.0
 PACED_LIMIT_S = 180.0
+SLOWEST_FPS = 0.001
 MOST_LOAD = 256
 MOST_IMAGES = 64
 GOLDEN = "the bundle's golden images as PNG, of the network's own size"
@@ -70,8 +71,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_max_ms(self.max_ms)
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise UsageError(f"--fps must be a positive number, not {self.fps}")
+        if self.fps is not None and not SLOWEST_FPS <= self.fps < math.inf:
+            raise UsageError(f"--fps must be a number from {SLOWEST_FPS} on, not {self.fps}")
         if self.rounds is not None and self.rounds < 1:
             raise UsageError(f"--rounds must be 1 or more, not {self.rounds}")
         if not 0 <= self.load <= MOST_LOAD:
@@ -229,6 +230,7 @@ def measure(
     least = min(FEWEST_ROUNDS, options.rounds or FEWEST_ROUNDS)
     limit_s = LIMIT_S if options.rounds is None else math.inf
     plan = Plan(options.rounds or max(ROUNDS, table), least, limit_s)
+    threads = max(getattr(subject.whole.engine, "threads", 1) for subject in subjects)
     for contender in contenders:  # the first image loads decoders
         contender.predictor.predict(frames[0], policy=contender.policy)
 
@@ -236,9 +238,13 @@ def measure(
         use, began = CpuUse(), contenders[0].predictor.clock()
         found = run_rounds(contenders, frames, plan, sleep=sleep, progress=partial(progress, what))
         passed_ms = (contenders[0].predictor.clock() - began) / 1e6
-        busy_ms = sum(sample.elapsed_ms for samples in found.values() for sample in samples)
+        busy_ms = sum(
+            sample.elapsed_ms + sample.unmeasured_ms
+            for samples in found.values()
+            for sample in samples
+        )
         others = None if options.load else use.others()
-        return found, _Use(busy_ms / max(passed_ms, 1e-9), use.own(), others)
+        return found, _Use(threads, busy_ms / max(passed_ms, 1e-9), use.own(), others)
 
     unpaced, use = run(plan, "back to back")
     paced: Samples = {}
@@ -257,8 +263,9 @@ def measure(
 
 @dataclass(frozen=True)
 class _Use:
-    """What was used of the machine; see `Observed`."""
+    """What was used of the machine, by all engines together; see `Observed`."""
 
+    threads: int
     busy_share: float
     own_cpus: float
     other_cpus: float | None
@@ -314,7 +321,7 @@ def _judge_subject(
                 unpaced=unpaced[DEEPEST],
                 fps=options.fps,
                 busy_share=use.busy_share,
-                threads=getattr(engine, "threads", 1),
+                threads=use.threads,
                 own_cpus=use.own_cpus,
                 other_cpus=use.other_cpus,
                 judged=judged,

@@ -33,7 +33,7 @@ class Observed:
         unpaced: the same one after another.
         fps: of the paced ones; None when there were none.
         busy_share: of the time, what predictions took of it.
-        threads: of the engine.
+        threads: of the engine; of several, the largest number.
         own_cpus: how many CPUs this process used.
         other_cpus: how many the others used, without the load that was asked for; None: unknown.
         judged: the operating point in question; None: there is none.

@@ -6,6 +6,7 @@ the device state.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,7 +80,8 @@ def all_points(bundle: Bundle) -> dict[str, OperatingPoint]:
 def kept_points(bundle: Bundle) -> dict[str, TunedPoint]:
     """Return the operating points of this bundle that were stored on this device, by name."""
     folder = state_folder(bundle.id, POINTS)
-    names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+    known = os.path.isdir(folder)  # False, too, where the folder above may not be searched
+    names = sorted(path.stem for path in folder.glob("*.json")) if known else []
     found = {name: kept_point(bundle, name) for name in names if not TAKEN_NAME.fullmatch(name)}
     return {name: point for name, point in found.items() if point is not None}
 

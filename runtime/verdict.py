@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 from mate_edge.bundle import Manifest
 from mate_edge.report.bench import UNSPLIT, Contender, ExitPays, Point, tail
+from mate_edge.runs import RUNS
 from mate_edge.runtime.points import DEEPEST
 
 
@@ -38,6 +40,7 @@ def judge(
     """
     point = points.get(judged) if judged is not None else None
     lines = []
+    late = max_ms is not None and tail(contenders[UNSPLIT].times)[0] > max_ms
     if max_ms is not None:
         lines.append(_for_deadline(contenders, len(manifest.exits), point, max_ms))
     elif point is not None:
@@ -50,15 +53,14 @@ def judge(
             f"exit {exit_.exit} {verb}: {share}, and it {sign} {abs(exit_.saved_ms):.3f} ms of an "
             "image on average"
         )
-    if exits and len(keep) == 1:
+    if exits and len(keep) == 1 and not late:  # or they may be what answers in time
         lines.append(
             "no exit pays on this device: run the unsplit network, or train with --exits elsewhere"
         )
-    elif len(keep) <= len(exits):
-        kept = ",".join(str(k) for k in keep)
+    elif len(keep) <= len(exits) and not late:
         lines.append(
-            f"merge what does not pay: mate-edge export --exits {kept} --target {manifest.target} "
-            f"--precision {manifest.precision}"
+            f"merge what does not pay: mate-edge export {_of_run(manifest, keep)} "
+            f"--target {manifest.target} --precision {manifest.precision}"
         )
     if exits:
         lines.append(
@@ -66,6 +68,18 @@ def judge(
             "(unsplit / segment 1)"
         )
     return tuple(lines)
+
+
+def _of_run(manifest: Manifest, keep: Sequence[int]) -> str:
+    """Return the run that a bundle was exported from, and these of its exits as the run's."""
+    known, count = manifest.provenance, len(manifest.exits)
+    numbers, name = known.get("exits"), known.get("run")
+    if not (isinstance(numbers, list) and [type(one) for one in numbers] == [int] * count):
+        numbers = list(range(1, count + 1))
+    exits = ",".join(str(numbers[k - 1]) for k in keep)
+    if not (isinstance(name, str) and name.isprintable()):
+        return f"--exits {exits}"
+    return f"{shlex.quote(str(RUNS / name))} --exits {exits}"
 
 
 def _for_deadline(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -50,6 +51,8 @@ def main() -> None:
             sys.exit(130)
         if hasattr(error, "format_message"):  # Typer's own usage errors
             sys.exit(_complain(error.format_message()))
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            sys.exit(_complain(f"no file can have so long a name: {error.filename!s:.80}…"))
         if isinstance(error, OSError) and not _can_print():
             # what is flushed at the end must not fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

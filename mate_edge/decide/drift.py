@@ -17,8 +17,9 @@ from mate_edge.errors import UsageError
 
 BINS = 10
 FINE = 256
-SMALLEST = 2.0**-20  # added to 1 - confidence, which may be 0
-SCALE = FINE / 20.0001
+SMALLEST = 2.0**-14
+"""Added to 1 - confidence, which may be 0: far above float32's steps there, which are 2^-24."""
+SCALE = FINE / 14.0001
 ROUNDING = 1e-5
 
 LARGE = 0.25

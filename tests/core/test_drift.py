@@ -127,3 +127,14 @@ def test_thirty_images_say_nothing() -> None:
     rng = np.random.default_rng(0)
     reference = count_confidences(draw(rng, 3000))
     assert compare(reference, count_confidences(draw(rng, 30, shift=4))) is None
+
+
+def test_float32s_steps_near_certainty_are_no_drift() -> None:
+    """Calibration's confidences are float32, those of a running device floats: at 1 - 1e-8 too."""
+    rng = np.random.default_rng(0)
+    margins = rng.normal(18, 0.5, (2, 5000))
+    reference = (1 / (1 + 9 * np.exp(-margins[0], dtype=np.float32))).astype(np.float32)
+    seen = 1 / (1 + 9 * np.exp(-margins[1]))
+    found = compare(count_confidences(reference), count_confidences(seen))
+    assert found is not None
+    assert found.psi < 0.01

@@ -217,6 +217,14 @@ def test_a_point_of_another_bundle_and_one_for_other_exits_are_refused(
     assert "p.json" in refused(bundle_folder)
 
 
+def test_a_state_that_cannot_be_looked_into_is_as_if_nothing_was_stored(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = read_bundle(bundle_folder)
+    monkeypatch.setenv("MATE_EDGE_STATE", "/" + "x" * 300)
+    assert all_points(bundle) == bundle.manifest.operating_points
+
+
 def test_a_damaged_state_is_as_if_nothing_was_stored(
     cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
