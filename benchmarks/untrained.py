@@ -40,7 +40,7 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
         logits = network(torch.from_numpy(normalize(images, preprocessing))).numpy()
     labels = np.arange(IMAGES) % classes
     outputs = {"val_logits": logits, "val_labels": labels, "val_images": images,
-               "val_image_indices": labels,
+               "val_image_indices": np.arange(IMAGES),
                "test_logits": logits, "test_labels": labels}  # fmt: skip
     contents = {WEIGHTS: save(network.state_dict()), "outputs.npz": files.arrays_to_bytes(outputs)}
     nothing = (0.0,) * network.num_exits

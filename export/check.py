@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,10 +12,14 @@ from numpy.typing import NDArray
 from mate_edge.errors import ExportError
 from mate_edge.export.models import Chain, Models
 from mate_edge.export.segments import segment_modules
+from mate_edge.images import Preprocessing, normalize
+from mate_edge.train.evaluate import images_at_once
 from mate_edge.train.network import MultiExitNet
 
 TOLERANCE = 1e-4
 """The largest difference allowed, as a share of the largest value."""
+REMEMBERED = 0.02
+"""Likewise, from what training computed, on a GPU perhaps, with TensorFloat-32."""
 
 
 @torch.no_grad()
@@ -49,6 +56,40 @@ def check_models(models: Models, network: MultiExitNet, images: NDArray[np.float
     ((logits,),) = Chain([models.unsplit]).run(images)
     unsplit = network.unsplit()(torch.from_numpy(images)).numpy()
     return max(worst, _compare_answers(models.unsplit.name, logits, unsplit))
+
+
+@torch.no_grad()
+def check_remembered(
+    network: MultiExitNet,
+    outputs: dict[str, Any],
+    exits: Sequence[int],
+    preprocessing: Preprocessing,
+) -> None:
+    """Hold the network against the logits that training kept of some validation images.
+
+    What a run says of its accuracy is of the network that was trained; code that was edited since
+    may fit the same weights and compute something else.
+
+    Args:
+        network: with the chosen exits, in evaluation mode.
+        outputs: from `read_outputs`.
+        exits: the chosen ones, numbered from 1.
+        preprocessing: the run's.
+
+    Raises:
+        ExportError: the logits differ by more than `REMEMBERED`, more than a GPU's arithmetic.
+    """
+    few = images_at_once(preprocessing.size)
+    images, places = outputs["val_images"][:few], outputs["val_image_indices"][:few]
+    expected = outputs["val_logits"][places][:, [k - 1 for k in exits]]
+    found = network(torch.from_numpy(normalize(images, preprocessing))).numpy()
+    scale, difference = float(np.abs(expected).max()), float(np.abs(found - expected).max())
+    if not difference <= REMEMBERED * scale:
+        raise ExportError(
+            f"the network is not the one that was trained: its logits differ by {difference:.3g} "
+            f"from those that training kept, of which the largest is {scale:.3g}; bring back the "
+            "code that it was trained with, or train again"
+        )
 
 
 def _compare(what: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

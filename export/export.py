@@ -17,7 +17,7 @@ from mate_edge.decide.simulate import simulate
 from mate_edge.decide.temperature import fit_temperature
 from mate_edge.decide.tune import MAX_DROPS, search_thresholds
 from mate_edge.errors import UsageError
-from mate_edge.export.check import check_models
+from mate_edge.export.check import check_models, check_remembered
 from mate_edge.export.measure import (
     MAX_DROP,
     Measured,
@@ -33,7 +33,7 @@ from mate_edge.export.segments import export_models
 from mate_edge.export.targets import Target, check_max_batch, choose
 from mate_edge.images import normalize
 from mate_edge.runs import Run, read_outputs
-from mate_edge.train.evaluate import spread
+from mate_edge.train.evaluate import images_at_once, spread
 from mate_edge.train.network import load_network
 
 CALIBRATION_BYTES = 20 * 10**6
@@ -88,7 +88,8 @@ def export_run(
     Raises:
         UsageError: an unknown target, precision or exit, or `out` exists.
         RunError: the run's files are missing or altered.
-        ExportError: the exported segments do not compute what the network computes, the target
+        ExportError: the network is not the one that was trained, torch cannot export it, the
+            exported segments do not compute what the network computes, the target
             does not take one of their nodes, the images for a lower precision are gone, or it
             costs an exit more than `max_drop`.
     """
@@ -98,6 +99,7 @@ def export_run(
     keep = check_exits(exits, run.exits)
     network = load_network(folder, run).keep_exits(keep)
     outputs: dict[str, Any] = read_outputs(folder, run)
+    check_remembered(network, outputs, keep, run.preprocessing)
     profile = profile_network(network, run.preprocessing.channels, run.preprocessing.size)
     if out is None:
         out = files.unused(bundle.BUNDLES / f"{folder.resolve().name}-{target}.mate")
@@ -106,7 +108,8 @@ def export_run(
         models = export_models(network, profile.input_shape, kind.opsets, say)
         _check_operators(models, kind)
         say("checking the segments against the network on real images")
-        worst = check_models(models, network, normalize(outputs["val_images"], run.preprocessing))
+        few = outputs["val_images"][: images_at_once(run.preprocessing.size)]
+        worst = check_models(models, network, normalize(few, run.preprocessing))
         say(f"largest difference {worst:.1g} of the largest value")
         if data is None:
             measured = recall_training(network, outputs, keep, run.preprocessing)

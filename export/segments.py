@@ -100,6 +100,14 @@ def export_segments(
     return segments
 
 
+def _first_reason(error: BaseException) -> str:
+    """Return the first line of what an error was raised from first, without colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]:.200}" if lines else type(error).__name__
+
+
 def to_onnx(
     module: nn.Module,
     inputs: torch.Tensor,
@@ -120,24 +128,36 @@ def to_onnx(
         The model, with its weights inside, and nothing that tells of this machine.
 
     Raises:
-        ExportError: BatchNorm is left after a convolution or a linear layer, or the opset is
-            outside `opsets`.
+        ExportError: torch cannot export the module, or only for this number of samples; BatchNorm
+            is left after a convolution or a linear layer, or the opset is outside `opsets`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program: Any = torch.onnx.export(
-            module.eval(),
-            (inputs,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=[input_name],
-            output_names=list(output_names),
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            program: Any = torch.onnx.export(
+                module.eval(),
+                (inputs,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[input_name],
+                output_names=list(output_names),
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the user's own modules are traced
+            reason = _first_reason(error)
+            raise ExportError(
+                f"torch cannot export the segment of {output_names[-1]}: {reason}; see "
+                "torch.export, which must be able to follow the modules' code for any batch"
+            ) from error
     model: onnx.ModelProto = program.model_proto
     strip(model)
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ExportError(
+            f"the segment of {output_names[-1]} takes {len(inputs)} samples and no other number: "
+            "its code makes a constant of the batch; use x.flatten(1), not int(x.shape[0])"
+        )
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     if not opsets[0] <= opset <= opsets[1]:
         raise ExportError(f"torch wrote ONNX opset {opset}, the target reads {opsets}")

@@ -13,7 +13,13 @@ from mate_edge.train.data.images import Images
 from mate_edge.train.flops import count_flops
 from mate_edge.train.network import MultiExitNet
 
-BATCH = 256
+
+def images_at_once(size: int) -> int:
+    """Return how many images of `size` pixels are evaluated at once: 256 up to 224 pixels.
+
+    Larger ones take fewer, by their area: evaluation is to need no more memory than training.
+    """
+    return max(1, min(256, 256 * 224**2 // size**2))
 
 
 @torch.no_grad()
@@ -33,9 +39,9 @@ def compute_logits(
     """
     network.eval()
     parts = []
-    count = len(images.labels)
-    for start in range(0, count, BATCH):
-        indices = range(start, min(start + BATCH, count))
+    count, step = len(images.labels), images_at_once(preprocessing.size)
+    for start in range(0, count, step):
+        indices = range(start, min(start + step, count))
         batch = normalize(images.plain(indices, preprocessing), preprocessing)
         inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
         parts.append(network(inputs).float().cpu().numpy())

@@ -29,6 +29,8 @@ def count_flops(
     Raises:
         UsageError: torch cannot trace the module, which errors call `name`.
     """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # attention in one operator counts as nothing
     try:
         return _count(module, inputs)
     except Exception as error:  # fvcore traces, which runs the module's own code
@@ -37,6 +39,8 @@ def count_flops(
             f"the FLOPs of {name} cannot be counted ({reason}): torch.jit.trace must be able to "
             "follow it, so give plain modules that are not scripted"
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _count(module: nn.Module, inputs: torch.Tensor) -> tuple[int, Counter[str], Counter[str]]:

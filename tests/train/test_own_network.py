@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from mate_edge.errors import RunError, UsageError
+from mate_edge.errors import ExportError, RunError, UsageError
 from mate_edge.export.export import export_run
+from mate_edge.export.segments import export_models
 from mate_edge.images import Preprocessing
 from mate_edge.runs import read_finished_run, write_run
 from mate_edge.train.backbones import make_parts
@@ -106,6 +107,30 @@ def leaving():
 def pooled():
     pool = nn.AdaptiveAvgPool2d(8)
     return [nn.Sequential(nn.Conv2d(1, 4, 3), pool), nn.Sequential(nn.Conv2d(4, 4, 3), pool)]
+class Viewing(nn.Module):
+    def forward(self, x): return x.view(x.size(0), -1)
+def viewing(): return [conv(1, 4), nn.Sequential(Viewing(), nn.Linear(1024, 10))]
+class Squeezing(nn.Module):
+    def forward(self, x): return x.squeeze()
+def squeezing():
+    return [conv(1, 4), nn.Sequential(nn.AdaptiveAvgPool2d(1), Squeezing(), nn.Linear(4, 10))]
+of_module = [conv(1, 4), conv(4, 8)]
+def from_module(): return of_module
+class Choosing(nn.Module):
+    def forward(self, x): return x.clamp(max=100) if x.abs().max() > 100 else x
+def choosing(): return [nn.Sequential(conv(1, 4), Choosing()), conv(4, 8)]
+class OfAConstant(nn.Module):
+    def forward(self, x): return x.reshape(int(x.shape[0]), 4, 16, 16)
+def of_a_constant(): return [nn.Sequential(conv(1, 4), OfAConstant()), conv(4, 8)]
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        found, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return found.transpose(1, 2).reshape(x.shape)
+def attending(): return [conv(1, 8), Attending()]
 number = 7
 """
 
@@ -203,6 +228,8 @@ def test_a_stage_that_cannot_be_counted_fails_before_there_is_a_run(
         (":overwriting", r"cannot be trained: a module overwrites .*: use inplace=False"),
         (":only_eval", "cannot be trained: 'no mask'"),
         (":of_two", "cannot be trained: Expected input batch_size"),
+        (":viewing", r"cannot be trained: view size is not compatible.*Use \.reshape"),
+        (":squeezing", r"gives logits \(10, 1\) for a single image, not \(1, 1, 10\)"),
     ],
 )
 def test_what_fails_only_in_training_fails_before_there_is_a_run(
@@ -220,6 +247,59 @@ def test_a_weight_without_a_gradient_is_refused_only_where_processes_must_agree_
     with pytest.raises(UsageError, match=r"nothing depends on \(stages.0.1.left.weight"):
         new_run(options, None, processes=2)
     new_run(options, None)
+
+
+def test_a_network_that_a_function_hands_out_is_copied(nets: Callable[[str], str]) -> None:
+    """Or the next training of a comparison would begin with the weights of the one before."""
+    first, second = (make_parts(nets(":from_module"), 1, 32, 10).stages for _ in range(2))
+    weights = [stages[0][0].weight for stages in (first, second)]  # type: ignore[index, union-attr]
+    assert torch.equal(weights[0], weights[1])  # type: ignore[arg-type]
+    assert weights[0] is not weights[1]
+
+
+def test_attention_counts_what_its_projections_cost(nets: Callable[[str], str]) -> None:
+    network = build_network(nets(":attending"), "linear", 1, 32, 10)
+    preprocessing = Preprocessing(channels=1, size=32, resize=32, mean=(0,), std=(1,))
+    first, last = cumulative_flops(network, preprocessing)
+    head = 8 * 16**2 + 8 * 10
+    assert (
+        last - first == 16**2 * 8 * (3 * 8 + 8) + head
+    )  # tokens times in, out and queries, keys, values
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (":choosing", "torch cannot export the segment of logits_1: "),
+        (":of_a_constant", "the segment of logits_1 takes 2 samples and no other number"),
+    ],
+)
+def test_what_torch_cannot_export_is_one_line(
+    name: str, says: str, nets: Callable[[str], str], tmp_path: Path
+) -> None:
+    network = build_network(nets(name), "linear", 1, 32, 10).eval()
+    with pytest.raises(ExportError, match=says) as caught:
+        export_models(network, (1, 32, 32), (18, 18), print)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_network_that_computes_something_else_than_it_did_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = (
+        "from torch import nn\ndef stages(channels, size):\n    return [nn.Sequential("
+        "nn.Conv2d(channels, 4, 3, 2), nn.BatchNorm2d(4), nn.ACT()), nn.Conv2d(4, 4, 3)]\n"
+    )
+    (tmp_path / "edited.py").write_text(source.replace("ACT", "ReLU"))
+    options = Options(data="digits", epochs=1, train_images=256, arch="edited:stages")
+    folder, run = run_training(options, tmp_path / "run", resume=False)
+    (tmp_path / "edited.py").write_text(source.replace("ACT", "Tanh"))
+    sys.modules.pop("edited")
+    importlib.invalidate_caches()
+    with pytest.raises(ExportError, match="the network is not the one that was trained"):
+        export_run(folder, run, "cpu", None, None, tmp_path / "b.mate", print)
+    assert not (tmp_path / "b.mate").exists()
 
 
 def test_a_layer_without_weights_may_stand_in_two_stages_and_counts_in_both(

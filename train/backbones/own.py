@@ -26,8 +26,9 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
     """Import the user's stages, or the function that makes them.
 
     A function (or class) is called with (channels, size) if it takes two arguments, else with
-    none. What is ready is copied, with the weights that it has: of a training's seed only what a
-    function makes depends. Each stage maps [B, C, H, W] to
+    none. What is ready, or comes of a function, is copied, with the weights that it has, so that
+    several trainings of one process begin alike: of a training's seed only what a function makes
+    depends. Each stage maps [B, C, H, W] to
     [B, C', H', W']; the last module may be the classifier, to [B, classes].
 
     Weights in a file have the names of the `nn.Sequential` or `nn.ModuleList` that was given, or
@@ -82,7 +83,7 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
 def check_training(
     arch: str, network: nn.Module, channels: int, size: int, classes: int, processes: int
 ) -> None:
-    """Try a step of training: what only fails there should fail before a run is made.
+    """Try a step of training and an evaluation: what only fails there should fail before a run.
 
     Args:
         arch: the name, for messages.
@@ -95,9 +96,10 @@ def check_training(
     Raises:
         UsageError: the step fails.
     """
-    tried = copy.deepcopy(network).train()
+    tried = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
     with torch.random.fork_rng():
         images = torch.rand(PROBE_IMAGES, channels, size, size)
+        images = images.to(memory_format=torch.channels_last)
         labels = torch.arange(PROBE_IMAGES) % classes
         try:
             logits = tried(images)
@@ -111,6 +113,17 @@ def check_training(
                     "that begins with ReLU(inplace=True): use inplace=False"
                 )
             raise UsageError(f"{arch} cannot be trained: {reason}") from error
+        try:
+            with torch.no_grad():
+                answers = tried.eval()(images[:1])  # a split may end with a batch of one
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UsageError(f"{arch} cannot take a single image: {reason}") from error
+        if answers.shape != (1, logits.shape[1], classes):
+            raise UsageError(
+                f"{arch} gives logits {tuple(answers.shape)} for a single image, not "
+                f"{(1, logits.shape[1], classes)}"
+            )
     idle = [
         n for n, p in tried.named_parameters() if p.requires_grad and p.is_leaf and p.grad is None
     ]
@@ -161,7 +174,7 @@ def _make(arch: str, channels: int, size: int) -> Any:
         return copy.deepcopy(found)
     arguments = (channels, size) if _takes_two(found) else ()
     try:
-        return found(*arguments)
+        return copy.deepcopy(found(*arguments))  # it may hand out a network of its module's
     except (Exception, SystemExit) as error:  # the user's code, again
         call = f"{name}({', '.join(map(str, arguments))})"
         raise UsageError(
