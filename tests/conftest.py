@@ -120,13 +120,27 @@ def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The working folder in which a user typed train and export, with nothing else."""
-    folder = tmp_path_factory.mktemp("home")
-    trained = run_cli("train", "--data", "digits", "--epochs", "3", cwd=folder)
-    assert trained.returncode == 0, trained.stderr
-    exported = run_cli("export", "--target", "cpu", cwd=folder)
-    assert exported.returncode == 0, exported.stderr
+def home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The working folder in which a user typed train and export, with nothing else.
+
+    The test processes share it: the first that needs it makes it.
+    """
+    from filelock import FileLock  # not there where only the core is
+
+    session = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        session = session.parent
+    folder = session / "home"
+    with FileLock(session / "home.lock"):
+        if not folder.exists():
+            made = tmp_path_factory.mktemp("home")
+            for command in (
+                ["train", "--data", "digits", "--epochs", "3"],
+                ["export", "--target", "cpu"],
+            ):
+                done = run_cli(*command, cwd=made)
+                assert done.returncode == 0, done.stderr
+            made.rename(folder)
     return folder
 
 
