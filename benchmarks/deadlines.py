@@ -35,12 +35,12 @@ from untrained import make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Confidence, Deepest
+from mate_edge.runtime.bench.load import busy_processes
+from mate_edge.runtime.bench.rounds import Contender, Plan, Sample, run_rounds
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.latencies import Latencies, record_latencies
-from mate_edge.runtime.load import busy_processes
 from mate_edge.runtime.predictor import Predictor
-from mate_edge.runtime.rounds import Contender, Plan, Sample, run_rounds
 
 CASES = [("resnet8", 32, (32, 32), 3), ("resnet18", 224, (320, 240), 1)]
 """Network, size, sides of the JPEG, and how many times `--frames`."""

@@ -30,7 +30,8 @@ from mate_edge.report.subject import (
 )
 from mate_edge.report.tuned import promise
 from mate_edge.report.words import drop_goal, exits_text
-from mate_edge.runtime.benched import read_bench
+from mate_edge.runtime.bench.benched import read_bench
+from mate_edge.runtime.bench.verdict import exit_name
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.deadline import LatencyTable, exits_in_time
@@ -42,7 +43,6 @@ from mate_edge.runtime.points import DEEPEST, kept_points
 from mate_edge.runtime.policy import DEFAULT_POLICY, resolve_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.sources.images import find_labelled
-from mate_edge.runtime.verdict import exit_name
 
 DEADLINES = 48
 """How many deadlines the curves are made of."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mate_edge.runtime.diagnoses import DIAGNOSES
+from mate_edge.runtime.bench.diagnoses import DIAGNOSES
 
 CHECKOUT = Path(__file__).parents[1]
 QUOTING = {"troubleshooting.md": 80, "jetson.md": 14}

@@ -45,8 +45,8 @@ def bench(
     import msgspec
 
     from mate_edge.report.bench import print_bench, print_engines
-    from mate_edge.runtime.bench import Options
-    from mate_edge.runtime.bench import bench as run_bench
+    from mate_edge.runtime.bench.bench import bench as run_bench
+    from mate_edge.runtime.bench.options import Options
     from mate_edge.runtime.build_command import Bar
 
     bar = Bar(say)

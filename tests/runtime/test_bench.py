@@ -26,13 +26,15 @@ from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Deepest
 from mate_edge.errors import UsageError
 from mate_edge.report.bench import Bench
-from mate_edge.runtime.bench import Options, Subject, measure
-from mate_edge.runtime.diagnoses import Observed, diagnose
+from mate_edge.runtime.bench.bench import measure
+from mate_edge.runtime.bench.diagnoses import Observed, diagnose
+from mate_edge.runtime.bench.load import CpuUse, busy_processes
+from mate_edge.runtime.bench.options import Options
+from mate_edge.runtime.bench.rounds import Contender, Plan, Sample, run_rounds
+from mate_edge.runtime.bench.subjects import Subject
 from mate_edge.runtime.doctor.machine import Machine, Ran
 from mate_edge.runtime.latencies import read_latencies
-from mate_edge.runtime.load import CpuUse, busy_processes
 from mate_edge.runtime.predictor import Predictor
-from mate_edge.runtime.rounds import Contender, Plan, Sample, run_rounds
 
 CONTENDERS = ["exit 1", "exit 2", "deepest", "fast", "balanced", "accurate", "unsplit"]
 
@@ -426,7 +428,7 @@ def test_ctrl_c_in_a_terminal_does_not_reach_them() -> None:
 
 def test_busy_processes_end_with_a_parent_that_was_killed() -> None:
     program = (
-        "from mate_edge.runtime.load import busy_processes\nimport time\n"
+        "from mate_edge.runtime.bench.load import busy_processes\nimport time\n"
         "with busy_processes(1) as found:\n    print(*found, flush=True)\n    time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

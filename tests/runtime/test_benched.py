@@ -14,9 +14,11 @@ from timed import Clock, TimedEngine
 
 from mate_edge.bundle import read_bundle
 from mate_edge.report.bench import Bench
-from mate_edge.runtime import benched
-from mate_edge.runtime.bench import Options, Subject, measure
-from mate_edge.runtime.benched import read_bench
+from mate_edge.runtime.bench import benched
+from mate_edge.runtime.bench.bench import measure
+from mate_edge.runtime.bench.benched import read_bench
+from mate_edge.runtime.bench.options import Options
+from mate_edge.runtime.bench.subjects import Subject
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.state import state_folder
 

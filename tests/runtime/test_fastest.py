@@ -14,7 +14,8 @@ import pytest
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.errors import EngineError
 from mate_edge.runtime import engines, fastest
-from mate_edge.runtime.bench import Options, bench
+from mate_edge.runtime.bench.bench import bench
+from mate_edge.runtime.bench.options import Options
 from mate_edge.runtime.build_command import build_bundle
 from mate_edge.runtime.engines import choose_engine, installed_engines, make_engine
 from mate_edge.runtime.engines.engine import Engine

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mate_edge.runtime.paying import judge_exits
+from mate_edge.runtime.bench.paying import judge_exits
 
 
 def test_an_exit_saves_the_next_segment_for_who_leaves_and_costs_its_head_for_all() -> None:

@@ -39,6 +39,10 @@ class Sample:
         return self.elapsed_ms - self.decode_ms - self.preprocess_ms - sum(self.segment_ms)
 
 
+Samples = dict[str, list[Sample]]
+"""By the contenders' names."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How many rounds, and how fast.

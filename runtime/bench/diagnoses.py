@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from mate_edge.runtime.bench.rounds import Sample
 from mate_edge.runtime.doctor.hardware import power_mode, probe_clock_lock, probe_power_mode
 from mate_edge.runtime.doctor.machine import Machine
-from mate_edge.runtime.rounds import Sample
 
 DRIFT = 1.1
 """The last quarter of the rounds may take so many times what the first one takes."""

@@ -1,0 +1,38 @@
+"""What is asked of `mate-edge bench`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mate_edge.errors import UsageError
+from mate_edge.runtime.deadline import check_max_ms
+
+SLOWEST_FPS = 0.001
+MOST_LOAD = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and how.
+
+    Attributes:
+        rounds: of each contender, exactly; None: enough for a 99th percentile, if time allows.
+        fps: measure at so many predictions a second too.
+        load: busy processes beside it.
+        max_ms: the deadline that the verdict is about.
+    """
+
+    rounds: int | None = None
+    fps: float | None = None
+    load: int = 0
+    max_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        check_max_ms(self.max_ms)
+        if self.fps is not None and not SLOWEST_FPS <= self.fps < math.inf:
+            raise UsageError(f"--fps must be a number from {SLOWEST_FPS} on, not {self.fps}")
+        if self.rounds is not None and self.rounds < 1:
+            raise UsageError(f"--rounds must be 1 or more, not {self.rounds}")
+        if not 0 <= self.load <= MOST_LOAD:
+            raise UsageError(f"--load must lie between 0 and {MOST_LOAD}, not {self.load}")
