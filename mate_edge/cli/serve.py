@@ -23,6 +23,10 @@ def serve(
     host: Annotated[
         str, typer.Option(help="The address to listen at; 0.0.0.0 is every one.")
     ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name under which a proxy passes requests to localhost; repeatable."),
+    ] = None,
     token_file: Annotated[
         Path | None,
         typer.Option(help="Holds what clients must send; else $MATE_EDGE_TOKEN, else nothing."),
@@ -66,6 +70,7 @@ def serve(
             repository=repository,
             host=host,
             port=port,
+            allow_hosts=allow_host or [],
             token_file=token_file,
             max_queue=max_queue,
             max_mb=max_mb,

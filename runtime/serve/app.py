@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +45,7 @@ PAGE_POLICY = (
 MAX_ACTIVE = 1024
 """Requests in the server, being read, waiting or computed."""
 TOO_SLOW = 408
+LOOPBACK = re.compile(r"127(\.\d{1,3}){3}")
 MAX_CONTROL_BYTES = 64 * 1024
 
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -58,6 +60,7 @@ class App:
         metrics: of the models; the queue's are added.
         intake: reads bodies.
         token: what a client must send as `Authorization: Bearer`; None: nothing.
+        hosts: names under which clients may ask beside this machine's own; None: under any.
     """
 
     def __init__(
@@ -67,10 +70,12 @@ class App:
         metrics: Metrics,
         intake: Intake,
         token: str | None = None,
+        hosts: Collection[str] | None = None,
     ) -> None:
         self.repository, self.workers = repository, workers
         self.metrics, self.intake = metrics, intake
-        self._token = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
+        self._hosts = hosts
         self._active = 0
         self._requests = Counter(
             "mate_edge_requests",
@@ -130,6 +135,8 @@ class App:
         if self._active > MAX_ACTIVE:
             raise Refusal(503, "the server is busy", {"retry-after": RETRY_AFTER_S})
         self._check_token(scope)
+        if self._hosts is not None:
+            _check_host(scope, self._hosts)
         if scope["method"] != "GET":
             _check_origin(scope)
         await self._router(scope, receive, send)
@@ -138,8 +145,9 @@ class App:
         """Refuse who has not the token, in a time that tells nothing about it."""
         if self._token is None or scope["path"] in OPEN:
             return
-        given = (header(scope, b"authorization") or "").encode("latin-1")
-        if not hmac.compare_digest(given, self._token):
+        scheme, _, given = (header(scope, b"authorization") or "").partition(" ")
+        same = hmac.compare_digest(given.strip().encode("latin-1"), self._token)
+        if not (same and scheme.lower() == "bearer"):
             raise Refusal(
                 401,
                 "this server wants its token: send the header Authorization: Bearer TOKEN",
@@ -309,6 +317,11 @@ def _html(body: bytes) -> Answer:
     return Answer(body, content_type=HTML, headers=headers)
 
 
+def is_loopback(host: str) -> bool:
+    """Say whether an address or a host's name is this machine's, for itself alone."""
+    return host.lower() in ("localhost", "::1") or LOOPBACK.fullmatch(host) is not None
+
+
 def _check_origin(scope: Scope) -> None:
     """Refuse a page of another site that a browser on this machine shows.
 
@@ -316,8 +329,31 @@ def _check_origin(scope: Scope) -> None:
         Refusal: 403.
     """
     origin = header(scope, b"origin")
-    if origin is not None and urlsplit(origin).netloc != (header(scope, b"host") or ""):
+    if origin is None:
+        return
+    try:
+        site = urlsplit(origin).netloc
+    except ValueError:
+        site = None
+    if site != (header(scope, b"host") or ""):
         raise Refusal(403, "pages of other sites may not use this server")
+
+
+def _check_host(scope: Scope, allowed: Collection[str]) -> None:
+    """Refuse a name that somebody else gave this machine: DNS rebinding.
+
+    Browsers always say which name they were given; what says none is no browser.
+
+    Raises:
+        Refusal: 403.
+    """
+    host = header(scope, b"host") or ""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name and not is_loopback(name) and name.lower() not in allowed:
+        raise Refusal(
+            403,
+            f"this server is localhost, not {name[:60]!r}: start it with --allow-host NAME",
+        )
 
 
 def _told(error: HTTPException) -> Answer:

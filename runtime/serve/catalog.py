@@ -60,7 +60,8 @@ class Catalog:
         if self.repository is not None:
             for folder in _folders(self.repository):
                 if folder.name.endswith(SUFFIX):
-                    add(folder.name.removesuffix(SUFFIX), 1, folder)
+                    if (folder / MANIFEST).is_file():  # or it is being copied
+                        add(folder.name.removesuffix(SUFFIX), 1, folder)
                     continue
                 for inner in _folders(folder):
                     if VERSION.fullmatch(inner.name) and (inner / MANIFEST).is_file():

@@ -74,7 +74,7 @@ def statistics(model: Model) -> dict[str, Any]:
         "execution_count": done,
         "inference_stats": {
             "success": {"count": done, "ns": totals["total_ns"]},
-            "fail": nothing,
+            "fail": {"count": totals["failed"], "ns": totals["failed_ns"]},
             "queue": {"count": done, "ns": totals["queue_ns"]},
             "compute_input": nothing,
             "compute_infer": {"count": done, "ns": totals["compute_ns"]},

@@ -70,5 +70,9 @@ def _take_form(body: bytes, boundary: bytes | None) -> tuple[bytes, dict[str, st
     except FormParserError as error:
         raise Refusal(400, f"the form is malformed: {error}") from None
     if len(images) != 1 or not ended:
-        raise Refusal(400, f"the form must have one file, whole, not {len(images)}")
+        raise Refusal(
+            400,
+            f"the form must have one file, whole, and at most {MAX_FIELDS} fields of "
+            f"{MAX_FIELD_BYTES} bytes; {len(images)} files came",
+        )
     return images[0], fields

@@ -14,7 +14,8 @@ from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_reachable
 from mate_edge.runtime.engines import ON_CPU, Say, choose_engine, make_engine
 from mate_edge.runtime.metrics import Metrics
-from mate_edge.runtime.policy import choose_policy
+from mate_edge.runtime.points import all_points
+from mate_edge.runtime.policy import choose_policy, resolve_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.serve.model import Model
 from mate_edge.runtime.verify import verified_before, verify
@@ -80,6 +81,8 @@ def load_model(
             say(f"{name} version {version}: verifying with its golden inputs")
             _verify(folder, bundle, engine, options, say)
         table = predictor.know_latencies(say)
+        for policy in (*all_points(bundle), "patience-2"):  # or its first request measures it
+            predictor.latencies_of(resolve_policy(bundle, policy))
         if options.max_ms is not None:
             check_reachable(table, options.max_ms, False, say)
         load_decoders(bundle.manifest.preprocessing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mate_edge.decide.policy import Policy
 from mate_edge.errors import ImageError
 from mate_edge.images import crop, decode, from_array, normalize
 from mate_edge.runtime.metrics import Metrics
-from mate_edge.runtime.points import DEEPEST, kept_points
+from mate_edge.runtime.points import DEEPEST, kept_point, kept_points
 from mate_edge.runtime.policy import choose_policy
 from mate_edge.runtime.prediction import Prediction
 from mate_edge.runtime.predictor import Predictor
@@ -30,6 +30,8 @@ from mate_edge.runtime.stats import Tally
 FRAMES, ENCODED = "frames", "encoded"
 """The inputs beside the preprocessed one, which has the bundle's own name."""
 PARAMETERS = ("max_ms", "policy")
+WITHOUT_EFFECT = frozenset(("timeout", "priority", "sequence_id", "sequence_start", "sequence_end"))
+"""What Triton's clients send of its scheduler, which is not this server's."""
 MAX_IMAGES = 128
 """In one request: what its worker does before it looks at the next request is bounded."""
 MOST_POLICIES = 256
@@ -43,6 +45,8 @@ class Figures:
     """What a worker counts for `stats`: requests, images, and ns."""
 
     succeeded: int = 0
+    failed: int = 0
+    failed_ns: int = 0
     images: int = 0
     total_ns: int = 0
     queue_ns: int = 0
@@ -58,6 +62,16 @@ class Figures:
         self.queue_ns += taken_ns - started_ns
         self.compute_ns += now - taken_ns
         self.last_ms = int(time.time() * 1000)
+
+    @contextmanager
+    def counted(self, started_ns: int) -> Iterator[None]:
+        """Count a request that fails."""
+        try:
+            yield
+        except Exception:
+            self.failed += 1
+            self.failed_ns += time.perf_counter_ns() - started_ns
+            raise
 
 
 class Model:
@@ -117,13 +131,16 @@ class Model:
             EngineError: the engine failed.
         """
         taken_ns = time.perf_counter_ns()
-        request = parse_infer(body, header_length)
-        tensor = self._only_input(request.inputs)
-        max_ms, policy = take_parameters(request.parameters, (*PARAMETERS, "binary_data_output"))
-        asked = choose_outputs(request)
-        found = self._predict(worker, tensor, max_ms, policy, started_ns)
-        classes = self.manifest.classes
-        answer = respond(self.name, self.version, classes, request, asked, found)
+        with self.figures[worker].counted(started_ns):
+            request = parse_infer(body, header_length)
+            tensor = self._only_input(request.inputs)
+            meant = {name: value for name, value in request.parameters.items()
+                     if name not in WITHOUT_EFFECT}  # fmt: skip
+            max_ms, policy = take_parameters(meant, (*PARAMETERS, "binary_data_output"))
+            asked = choose_outputs(request)
+            found = self._predict(worker, tensor, max_ms, policy, started_ns)
+            classes = self.manifest.classes
+            answer = respond(self.name, self.version, classes, request, asked, found)
         self.figures[worker].add(len(found), started_ns, taken_ns)
         return answer
 
@@ -138,9 +155,10 @@ class Model:
             EngineError: the engine failed.
         """
         taken_ns = time.perf_counter_ns()
-        max_ms, policy = take_parameters(parameters, PARAMETERS)
-        tensor = Tensor(ENCODED, BYTES, (1,), [image])
-        found = self._predict(worker, tensor, max_ms, policy, started_ns)[0]
+        with self.figures[worker].counted(started_ns):
+            max_ms, policy = take_parameters(parameters, PARAMETERS)
+            tensor = Tensor(ENCODED, BYTES, (1,), [image])
+            found = self._predict(worker, tensor, max_ms, policy, started_ns)[0]
         self.figures[worker].add(1, started_ns, taken_ns)
         answer = msgspec.structs.asdict(found) | {"probabilities": found.probabilities.tolist()}
         del answer["relative"]
@@ -215,7 +233,8 @@ class Model:
                 names = ", ".join(self.policies())
                 raise Refusal(400, f"unknown policy {choice[:LARGEST_NAME]!r}: choose from {names}")
             found = choose_policy(self.bundle, choice).policy
-            if len(self._policies) < MOST_POLICIES:
+            tuned = isinstance(choice, str) and kept_point(self.bundle, choice) is not None
+            if len(self._policies) < MOST_POLICIES and not tuned:  # which may be tuned again
                 self._policies[choice] = found
         return found
 

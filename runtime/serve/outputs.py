@@ -65,6 +65,11 @@ def choose_outputs(request: Inference) -> list[OutputTensor]:
                 )
         if "classification" in output.parameters and output.name != PROBABILITIES:
             raise Refusal(400, f"classification goes with the output {PROBABILITIES}")
+        k = output.parameters.get("classification", 1)
+        if type(k) is not int or k < 1:
+            raise Refusal(
+                400, f"classification must be a positive number of classes, not {k!r:.40}"
+            )
         for flag in (binary, output.parameters.get("binary_data", False)):
             if not isinstance(flag, bool):
                 raise Refusal(400, f"whether data are binary is true or false, not {flag!r:.40}")
@@ -81,11 +86,7 @@ def respond(
     asked: Sequence[OutputTensor],
     found: Found,
 ) -> Answer:
-    """Write the response; for a single image its exit, reason and ms are parameters, too.
-
-    Raises:
-        Refusal: 400, `classification` is no number of classes.
-    """
+    """Write the response; for a single image its exit, reason and ms are parameters, too."""
     head: dict[str, Any] = {"model_name": name, "model_version": version}
     if request.id:
         head["id"] = request.id

@@ -192,7 +192,9 @@ def _from_json(given: InputTensor) -> NDArray[Any] | list[bytes]:
             raise Refusal(400, f"input {name}: {len(elements)} elements, shape {list(given.shape)}")
         return elements
     try:
-        values = np.asarray(given.data)
+        # one text among the numbers would make texts of its length of all
+        only_numbers = {int, float}.issuperset(map(type, _flat(given.data or [])))
+        values = np.asarray(given.data) if only_numbers else np.empty(0, object)
     except (ValueError, RecursionError):  # ragged, or nested too deeply
         values = np.empty(0, object)
     if values.dtype.kind not in "iuf" or values.size != count:
@@ -267,16 +269,11 @@ def _to_binary(output: Output) -> bytes:
     return output.data.astype(ANSWER_DTYPES[output.datatype], copy=False).tobytes()
 
 
-def best_classes(output: Output, classes: Sequence[str], k: object) -> Output:
+def best_classes(output: Output, classes: Sequence[str], k: int) -> Output:
     """Return the k best classes instead of probabilities [n, C]: BYTES [n, k], `value:index:label`.
 
     Triton's classification extension.
-
-    Raises:
-        Refusal: 400, k is no positive number.
     """
-    if type(k) is not int or k < 1:
-        raise Refusal(400, f"classification must be a positive number of classes, not {k!r:.40}")
     order = np.argsort(-output.data, axis=1, kind="stable")[:, :k]
     text = [
         [f"{row[index]:f}:{index}:{classes[index]}" for index in best]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from mate_edge.machine import check_threads
 from mate_edge.runtime.deadline import check_max_ms
 from mate_edge.runtime.engines import Say
 from mate_edge.runtime.metrics import Metrics
-from mate_edge.runtime.serve.app import App
+from mate_edge.runtime.serve.app import App, is_loopback
 from mate_edge.runtime.serve.catalog import Catalog
 from mate_edge.runtime.serve.intake import Intake
 from mate_edge.runtime.serve.loading import Options, choose_workers, is_on_gpu
@@ -30,7 +30,8 @@ from mate_edge.runtime.serve.transport import PatientProtocol
 from mate_edge.runtime.serve.workers import Workers
 
 TOKEN_VARIABLE = "MATE_EDGE_TOKEN"  # noqa: S105 - its name, not its value
-LOOPBACK = ("127.", "::1", "localhost")
+GRACE_S = 60
+"""After a signal: for what was accepted, and for clients to take their answers."""
 KEEP_ALIVE_S = 65
 """Longer than what load balancers keep a connection, so that they are the ones to close it."""
 MB = 2**20
@@ -46,6 +47,7 @@ class ServeOptions:
     repository: Path | None
     host: str
     port: int
+    allow_hosts: Sequence[str]
     token_file: Path | None
     max_queue: int
     max_mb: float
@@ -84,14 +86,18 @@ def serve(options: ServeOptions, say: Say) -> None:
         workers = Workers(count, options.max_queue)
         metrics.registry.register(_Queue(workers))
         intake = Intake(int(options.max_mb * MB), options.read_timeout_s)
-        app = App(repository, workers, metrics, intake, token)
         host, port = listener.getsockname()[:2]
-        if token is None and not options.host.startswith(LOOPBACK):
+        local = is_loopback(host)
+        hosts = [name.lower() for name in options.allow_hosts]
+        app = App(
+            repository, workers, metrics, intake, token, hosts if local and token is None else None
+        )
+        if token is None and not local:
             say(f"anybody who reaches {host} may use, load and unload models: give --token-file")
         _listen(listener)
         shown = f"[{host}]" if ":" in host else host
-        say(f"serving at http://{shown}:{port}")
-        _run(app, listener, options.read_timeout_s)
+        where = f"http://{shown}:{port}"
+        _run(app, listener, options.read_timeout_s, lambda: say(f"serving at {where}"))
         workers.stop()
         repository.close()
     say("ended: all that was accepted is answered")
@@ -143,8 +149,9 @@ def _bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UsageError(f"there is no address {host}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:  # a name that no host can have
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"there is no address {host}: {reason}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -168,11 +175,13 @@ def _listen(listener: socket.socket) -> None:
         raise UsageError(f"cannot listen: {error.strerror}; choose another --port") from None
 
 
-def _run(app: App, listener: socket.socket, read_timeout_s: float) -> None:
+def _run(
+    app: App, listener: socket.socket, read_timeout_s: float, ready: Callable[[], object]
+) -> None:
     """Answer until a signal; uvicorn raises it again afterwards, when nothing is left to end."""
 
     class Protocol(PatientProtocol):
-        head_s = read_timeout_s
+        limit_s = read_timeout_s
 
     config = uvicorn.Config(
         app,
@@ -184,12 +193,18 @@ def _run(app: App, listener: socket.socket, read_timeout_s: float) -> None:
         server_header=False,
         date_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
         backlog=BACKLOG,
     )
-    before = {number: signal.signal(number, lambda *_: None)
-              for number in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+    server = uvicorn.Server(config)
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        ready()
+        server.run(sockets=[listener])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

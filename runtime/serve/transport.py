@@ -1,6 +1,7 @@
-"""The HTTP connection: uvicorn's, with a limit on how long and how large a request's head may be.
+"""The HTTP connection: uvicorn's, with limits on how slow and how large what comes may be.
 
-uvicorn waits for ever for headers that do not come, and keeps however many come.
+uvicorn waits for ever for headers that do not come and for a client that reads nothing, and keeps
+however many headers come.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from typing import ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
+"""Of a head, of the trailers after a body, and of whatever else is no body."""
 MAX_CONNECTIONS = 512
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """Closes a connection whose request line and headers take too long, or are too large."""
+    """Closes a connection whose head takes too long or is too large, or that takes no answer."""
 
-    head_s: ClassVar[float] = 10.0
-    """Seconds from the first byte, or from connecting, to the end of the headers."""
+    limit_s: ClassVar[float] = 10.0
+    """Seconds from the first byte, or from connecting, to the end of the headers; and those in
+    which a client must take at least a byte of its answer."""
 
     _timer: TimerHandle | None = None
     _head_bytes = 0
+    _body_came = False
+    _writing: TimerHandle | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Wait for a request, unless there are too many connections already."""
@@ -34,15 +39,20 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._done()
+        self._taken()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on what came, and count it while it is a head."""
+        """Pass on what came, and count what is no body."""
+        self._body_came = False
         super().data_received(data)
-        if self._timer is not None:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("The request's headers are too large.")
+        if self.transport.is_closing():
+            return
+        self._head_bytes = 0 if self._body_came else self._head_bytes + len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse()
+        elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait()  # uvicorn waits no longer, whatever came: an empty line is no request
 
     def on_message_begin(self) -> None:
         """Wait for the rest of the head."""
@@ -55,19 +65,36 @@ class PatientProtocol(HttpToolsProtocol):
         self._done()
         super().on_headers_complete()
 
-    def _wait(self) -> None:
-        self._head_bytes = 0
-        self._timer = self.loop.call_later(self.head_s, self._expire)
+    def on_body(self, body: bytes) -> None:
+        """Pass it on."""
+        self._body_came = True
+        super().on_body(body)
 
-    def _done(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def on_message_complete(self) -> None:
+        """Count anew."""
+        self._body_came = True
+        super().on_message_complete()
 
-    def _expire(self) -> None:
-        self._timer = None
-        if not self.transport.is_closing():
-            self.transport.close()
+    def pause_writing(self) -> None:
+        """Wait for the client to take what waits for it."""
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """It did."""
+        self._taken()
+        if self.transport.is_closing():
+            self._watch()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that nothing came on, whether or not its last answer was taken."""
+        self._close()
+
+    def shutdown(self) -> None:
+        """End, after the answer that is being made."""
+        super().shutdown()
+        self._watch()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, as JSON."""
@@ -77,4 +104,48 @@ class PatientProtocol(HttpToolsProtocol):
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._close()
+
+    def _refuse(self) -> None:
+        if self._timer is None:  # a request is being answered
+            self.transport.abort()
+        else:
+            self.send_400_response("The request's headers are too large.")
+
+    def _wait(self) -> None:
+        self._timer = self.loop.call_later(self.limit_s, self._expire)
+
+    def _done(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._close()
+
+    def _close(self) -> None:
+        """Close once the client has taken what waits for it, or takes no more."""
+        self._done()
+        if not self.transport.is_closing():
+            self.transport.close()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Give the client `limit_s` to take a byte of what waits for it."""
+        if self._writing is None:
+            waiting = self.transport.get_write_buffer_size()
+            self._writing = self.loop.call_later(self.limit_s, self._look, waiting)
+
+    def _look(self, waited: int) -> None:
+        self._writing = None
+        waiting = self.transport.get_write_buffer_size()
+        if waiting >= waited > 0:
+            self.transport.abort()
+        elif waiting:
+            self._watch()
+
+    def _taken(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None

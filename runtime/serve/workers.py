@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -17,6 +18,30 @@ from mate_edge.runtime.serve.answer import Refusal
 T = TypeVar("T")
 Work = Callable[[int], T]
 RETRY_AFTER_S = "1"
+
+
+def _do(
+    work: Work[T], done: asyncio.Future[T], loop: asyncio.AbstractEventLoop, worker: int
+) -> None:
+    """Do what somebody waits for, in a worker's thread."""
+    if done.cancelled():
+        return
+    result, failed = None, None
+    try:
+        result = work(worker)
+    except BaseException as error:
+        failed = error
+    loop.call_soon_threadsafe(_settle, done, result, failed)
+    del done, failed  # an error holds this frame, which must not hold the error and its request
+
+
+def _settle(done: asyncio.Future[T], result: T | None, failed: BaseException | None) -> None:
+    if done.cancelled():
+        return
+    if failed is not None:
+        done.set_exception(failed)
+    else:
+        done.set_result(result)  # type: ignore[arg-type]
 
 
 class Workers:
@@ -66,30 +91,13 @@ class Workers:
         self.check_room()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
-
-        def settle(result: T | None, error: BaseException | None) -> None:
-            if done.cancelled():
-                return
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(result)  # type: ignore[arg-type]
-
-        def job(worker: int) -> None:
-            result, failed = None, None
-            try:
-                if not done.cancelled():
-                    result = work(worker)
-            except BaseException as error:
-                failed = error
-            loop.call_soon_threadsafe(settle, result, failed)
-
         self.accepted += 1
         try:
-            self._queue.put(job)
+            self._queue.put(partial(_do, work, done, loop))
             return await done
         finally:
             self.accepted -= 1
+            del done  # as in `_do`
 
     def stop(self) -> None:
         """Do what was accepted, then end the threads."""
@@ -101,3 +109,4 @@ class Workers:
     def _run(self, number: int) -> None:
         while (job := self._queue.get()) is not None:
             job(number)
+            del job  # and what was sent with it, however long the next one takes to come

@@ -44,7 +44,12 @@ def test_a_token_guards_everything_but_probes_and_pages(guarded: Any) -> None:
             assert TOKEN not in reply.error
     for path in ("/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json"):
         assert guarded.ask("GET", path).status == 200
-    assert guarded.ask("GET", "/v2", headers=bearer(TOKEN)).status == 200
+    for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 7235
+        headers = {"authorization": f"{scheme} {TOKEN}"}
+        assert guarded.ask("GET", "/v2", headers=headers).status == 200
+    assert guarded.ask("GET", "/v2", headers={"authorization": f"Basic {TOKEN}"}).status == 401
+    headers = bearer(TOKEN) | {"host": "proxy.example"}  # with a token under any name
+    assert guarded.ask("GET", "/v2", headers=headers).status == 200
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -88,6 +93,14 @@ def test_what_was_accepted_is_answered_after_sigterm(guarded: Any) -> None:
         socket.create_connection(("127.0.0.1", guarded.port))
 
 
+def test_a_signal_ends_it_however_early_it_comes(
+    start: Any, bundle_folder: Path, state: Path, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        with start(tmp_path, state, bundle_folder, "--allow-host", "proxy.example") as running:
+            assert running.end() == 0
+
+
 def metrics(server: Any) -> bytes:
     found: bytes = server.ask("GET", "/metrics", headers=bearer(TOKEN)).body
     return found
@@ -97,6 +110,7 @@ def metrics(server: Any) -> bytes:
     ("options", "said"),
     [
         (["--port", "70000"], "--port must lie between 0 and 65535, not 70000"),
+        (["--host", "127.0.0..1"], "no address 127.0.0..1"),
         (["--host", "no.such.host.invalid"], "no address no.such.host.invalid"),
         (["--max-ms", "0"], "the deadline must be a positive number of ms, not 0"),
         (["--threads", "3000"], "--threads must lie between 1 and"),
@@ -126,7 +140,8 @@ def test_a_repository_is_read_as_documented(tmp_path: Path) -> None:
     for folder in ("cats.mate", "dogs/1", "dogs/12", "dogs/next", "dogs/0", ".hidden/1", "empty"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "manifest.json").touch()
-    (tmp_path / "dogs" / "3").mkdir()  # being copied: without its manifest yet
+    for copied in ("dogs/3", "birds.mate"):  # being copied: without its manifest yet
+        (tmp_path / copied).mkdir()
     assert Catalog([], tmp_path).models() == {
         "cats": {1: tmp_path / "cats.mate"},
         "dogs": {1: tmp_path / "dogs" / "1", 12: tmp_path / "dogs" / "12"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
 
 from mate_edge.decide.drift import fine_bin
+from mate_edge.errors import ImageError
 from mate_edge.runtime import verify as verifying
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.metrics import Metrics
-from mate_edge.runtime.serve.describe import summary
+from mate_edge.runtime.policy import resolve_policy
+from mate_edge.runtime.serve.answer import Refusal
+from mate_edge.runtime.serve.describe import statistics, summary
 from mate_edge.runtime.serve.loading import Options, choose_workers, load_model
 
 
@@ -65,6 +69,47 @@ def test_a_policys_file_is_told_without_its_folder(
     assert told["policy"] == "mine.json"
     assert "mine.json" in told["policies"]
     assert str(tmp_path) not in str(told)
+
+
+def test_the_first_request_of_any_policy_measures_nothing(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    model, _ = load(bundle_folder, Options(workers=1))
+    with contextlib.closing(model):
+        timing = model.predictors[0].timing
+        monkeypatch.setattr(timing, "_run_noise", None)
+        for name in model.policies():
+            assert timing.table(resolve_policy(model.bundle, name)).exact is timing.latencies.exact
+
+
+def test_a_point_that_is_tuned_again_is_what_it_is_now(
+    typed: Any, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    model, _ = load(bundle_folder, Options(workers=1))
+    found = []
+    with contextlib.closing(model):
+        for drop in ("50", "0"):
+            options = ("--max-drop", drop, "--name", "mine")
+            assert typed("tune", bundle_folder, *options, cwd=tmp_path).returncode == 0
+            found.append(model._policy("mine"))
+    assert found[0] != found[1] == resolve_policy(model.bundle, "mine")
+
+
+def test_requests_that_fail_are_counted(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    model, _ = load(bundle_folder, Options(workers=1))
+    with contextlib.closing(model):
+        with pytest.raises(ImageError):
+            model.classify(0, b"no image", {}, time.perf_counter_ns())
+        with pytest.raises(Refusal):
+            model.infer(0, b"{}", None, time.perf_counter_ns())
+        stats = statistics(model)["inference_stats"]
+    assert (stats["fail"]["count"], stats["success"]["count"]) == (2, 0)
+    assert stats["fail"]["ns"] > 0
 
 
 def test_drift_is_of_the_latest_images_and_not_of_all(

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mate_edge.runtime.serve.answer import Refusal
+from mate_edge.runtime.serve.outputs import choose_outputs
 from mate_edge.runtime.serve.protocol import (
     HEADER_LENGTH,
     Inference,
     Output,
+    OutputTensor,
     best_classes,
     encode_infer,
     parse_infer,
@@ -198,9 +200,15 @@ def test_the_best_classes_come_first_and_no_more_than_there_are() -> None:
     assert best.datatype == "BYTES"
     assert best.data.tolist() == [["0.500000:1:b", "0.300000:2:c"]]
     assert best_classes(output, names, 99).data.shape == (1, 3)
-    for wrong in (0, -1, True, "2", 1.5):
-        with pytest.raises(Refusal, match="positive number"):
-            best_classes(output, names, wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, "2", 1.5, None])
+def test_a_number_of_classes_that_is_none_is_refused_before_anything_is_computed(
+    wrong: Any,
+) -> None:
+    asked = (OutputTensor("probabilities", {"classification": wrong}),)
+    with pytest.raises(Refusal, match="positive number"):
+        choose_outputs(Inference("", (), {}, asked))
 
 
 def test_parameters_are_read_from_json_and_from_texts() -> None:

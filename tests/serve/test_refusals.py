@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from zlib import compress, crc32
 
@@ -19,6 +21,7 @@ FRAME: dict[str, Any] = {
     "name": "frames", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": [0] * 12,
 }  # fmt: skip
 INFER = "/v2/models/digits/infer"
+HOST = "host: localhost\r\n"
 
 
 def png(width: int, height: int) -> bytes:
@@ -181,15 +184,18 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Any) -> N
     chunked = server.ask("POST", INFER, iter([bytes(2**20)] * 2))
     assert chunked.status == 413
     with socket.create_connection(("127.0.0.1", server.port)) as link:
-        link.sendall(
-            f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: 9{'9' * 18}\r\n\r\n".encode()
-        )
+        length = f"content-length: 9{'9' * 18}"
+        link.sendall(f"POST {INFER} HTTP/1.1\r\n{HOST}{length}\r\n\r\n".encode())
         assert link.recv(100).startswith(b"HTTP/1.1 413")
 
 
 def test_who_sends_too_slowly_is_cut_off_and_nobody_else_waits(server: Any) -> None:
-    heads = (b"", b"POST /v2 HTTP/1.1\r\nhost: a\r\n", b"GET / HTTP/1.1\r\nx: " + b"y" * 200)
-    body = f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: 500\r\n\r\n{{".encode()
+    heads = (
+        b"",
+        b"POST /v2 HTTP/1.1\r\nhost: localhost\r\n",
+        b"GET / HTTP/1.1\r\nx: " + b"y" * 200,
+    )
+    body = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 500\r\n\r\n{{".encode()
     links = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(len(heads) + 1)]
     try:
         began = time.monotonic()
@@ -220,6 +226,60 @@ def test_headers_without_end_are_cut_off(server: Any) -> None:
         assert link.recv(4096).startswith(b"HTTP/1.1 400")
 
 
+def is_cut_off(link: socket.socket, data: bytes) -> bool:
+    """Send the same again and again, reading nothing; say whether the server ends it soon."""
+    until = time.monotonic() + 20
+    try:
+        while time.monotonic() < until:
+            link.sendall(data)
+            time.sleep(0.01)
+    except ConnectionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("trailers", [b"x: yyyyyyyyyyyyyy\r\n" * 8000, b"x: " + b"y" * 200_000])
+def test_trailers_without_end_are_cut_off(server: Any, trailers: bytes) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), 10) as link:
+        link.sendall(head.encode() + b"2\r\n{}\r\n0\r\n")
+        assert is_cut_off(link, trailers)
+
+
+def test_who_reads_no_answer_is_cut_off(server: Any) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 10) as link:
+        link.sendall(b"GET /docs HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2000)
+        assert is_cut_off(link, b"GET / HTTP/1.1\r\n")
+
+
+def test_an_empty_line_after_an_answer_keeps_no_connection(server: Any) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 10) as link:
+        link.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert link.recv(4096).startswith(b"HTTP/1.1 200")
+        link.sendall(b"\r\n")
+        assert link.recv(4096) == b""
+
+
+def test_texts_among_the_numbers_cost_no_memory(server: Any) -> None:
+    peak = Path(f"/proc/{server.process.pid}/status")
+    if not peak.exists():
+        pytest.skip("this system has no /proc")
+
+    def peak_mb() -> int:
+        found = re.search(r"VmHWM:\s+(\d+) kB", peak.read_text())
+        assert found is not None
+        return int(found[1]) // 1024
+
+    before = peak_mb()
+    data = ["a" * 10_000] + [0] * 40_000
+    tensor = {**FRAME, "name": "images", "datatype": "FP32", "shape": [1, 1, 1, 40_001]}
+    assert (
+        "are not the 40001 numbers"
+        in server.infer("digits", {"inputs": [{**tensor, "data": data}]}).error
+    )
+    assert peak_mb() - before < 200
+
+
 def test_what_is_no_http_is_refused_as_json(server: Any) -> None:
     with socket.create_connection(("127.0.0.1", server.port), 10) as link:
         link.sendall(b"\x16\x03\x01 no http\r\n\r\n")
@@ -234,8 +294,28 @@ def test_a_page_of_another_site_may_not_use_the_server(server: Any) -> None:
         reply = server.ask("POST", path, b"{}", {"origin": "http://evil.example"})
         assert reply.status == 403
         assert "other sites" in reply.error
+    assert server.ask("POST", INFER, b"{}", {"origin": "http://["}).status == 403
     own = {"origin": f"http://127.0.0.1:{server.port}"}
     assert server.ask("POST", INFER, json.dumps({"inputs": [FRAME]}), own).status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example:8000", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.2:8000", 200),
+        ("[::1]:8000", 200),
+    ],
+)
+def test_only_this_machines_own_names_are_answered_to(server: Any, host: str, status: int) -> None:
+    """A page may give this machine a name of its site, and is then no other site to a browser."""
+    reply = server.ask("GET", "/v1/models", headers={"host": host})
+    assert reply.status == status
+    if status != 200:
+        assert "--allow-host" in reply.error
 
 
 def test_when_the_queue_is_full_clients_are_told_to_come_again(server: Any) -> None:
@@ -278,7 +358,9 @@ def test_the_time_in_the_queue_counts_and_exit_1_answers_all_the_same(server: An
 
 def test_clients_that_hang_up_take_nothing_along(server: Any) -> None:
     body = json.dumps({"inputs": [FRAME]}).encode()
-    head = f"POST {INFER} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    )
     for sent in (head, head + body[:20], head + body):
         for _ in range(5):
             with socket.create_connection(("127.0.0.1", server.port)) as link:

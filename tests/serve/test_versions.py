@@ -121,12 +121,13 @@ def test_a_repository_that_makes_no_sense_is_told_to_its_owner_alone(
 ) -> None:
     strange = repository / "my cats.mate"
     strange.mkdir()
+    (strange / "manifest.json").touch()
     try:
         for path in ("index", "models/other/load"):
             reply = server.ask("POST", f"/v2/repository/{path}", b"")
             assert reply.status == 500
             assert reply.error == "the repository cannot be read: the server's log says why"
     finally:
-        strange.rmdir()
+        shutil.rmtree(strange)
     assert f"{strange} has no name for a model" in server.log.read_text()
     assert index(client)
