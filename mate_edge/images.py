@@ -25,7 +25,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 )
-MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte as RGB
+MAX_PIXELS = 89_478_485  # Pillow's own limit: 358 MB as RGB, of which Pillow keeps 4 bytes a pixel
+STRIP = 256
+"""Rows of a transparent image that are in memory as several copies at once."""
 MAX_IMAGE_BYTES = 2**30  # `MAX_PIXELS` of 64 bits fit, and a header
 TOO_LARGE = f"has more than {MAX_PIXELS} pixels: scale it down first"
 _ORIENTATION = 0x0112  # EXIF tag
@@ -133,17 +135,25 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("L", "RGB") and not image.has_transparency_data:
         return image
     if image.mode.startswith("I"):  # 16 bits; older Pillow calls them 32
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
             raise ImageError(f"{name} has 32 bits a pixel: convert it to 8 or 16 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        upper = np.empty(values.shape, np.uint8)
+        return Image.fromarray(np.right_shift(values, 8, out=upper, casting="unsafe"))
     if image.mode == "F":
         raise ImageError(f"{name} holds floating-point pixels: convert it to 8 or 16 bits")
     if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        white = Image.new("RGBA", seen.size, "white")
-        return Image.alpha_composite(white, seen).convert("RGB")
+        return _over_white(image)
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    seen = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        seen.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return seen
 
 
 def from_array(frame: NDArray[np.uint8], color: Literal["rgb", "bgr"] = "rgb") -> Image.Image:

@@ -40,13 +40,13 @@ class StopSignal:
         Raises:
             KeyboardInterrupt: a signal came, in the block or before.
         """
-        self._waiting = True
+        before, self._waiting = self._waiting, True
         try:
             if self.received is not None:
                 raise KeyboardInterrupt
             yield
         finally:
-            self._waiting = False
+            self._waiting = before
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number

@@ -98,12 +98,18 @@ def classify(names: Sequence[str], bundle: Path | None, run: Run) -> int:
             stack.callback(output.close)  # again, where something fails before the end
         metrics = _serve_metrics(run.metrics_port, stack)
         opened = read_bundle(find_bundle(bundle))
-        predictor, results, notes = _load(opened, sources, run, stop)
-        stack.enter_context(predictor)
-        stack.callback(results.close)
-        summary = Summary(predictor, run.max_ms)
-        loop = _Loop(run, sources, predictor, files, summary, metrics)
         with stop:
+            try:
+                with stop.interrupts():
+                    predictor, results, notes = _load(opened, sources, run, stop)
+            except (KeyboardInterrupt, MateEdgeError):  # FFmpeg may hide the first as the second
+                if stop.received is None:
+                    raise
+                return 128 + stop.received
+            stack.enter_context(predictor)
+            stack.callback(results.close)
+            summary = Summary(predictor, run.max_ms)
+            loop = _Loop(run, sources, predictor, files, summary, metrics)
             code, failure = loop.go(results, notes)
         code = code if stop.received is None else 128 + stop.received
         for output in files:
@@ -137,10 +143,14 @@ def _open_files(run: Run, names: Sequence[str], sources: Sources) -> list[Output
         UsageError: it cannot be written, or would overwrite what is read.
     """
     found: list[Output] = []
-    read = {Path(name).resolve() for name in names}
+    read = {Path(name).resolve() for name in (*names, *(one.name for one in sources.sources))}
+    written: set[Path] = set()
     for path in (run.csv, run.save_video):
         if path is not None and path.resolve() in read:
             raise UsageError(f"{path} is what is classified: write to another file")
+        if path is not None and path.resolve() in written:
+            raise UsageError(f"--csv and --save-video are both {path}: name two files")
+        written |= {path.resolve()} if path is not None else set()
     if run.csv is not None:
         from mate_edge.runtime.outputs.csv_file import CsvFile
 

@@ -5,6 +5,7 @@ A kind is imported when it is named: one image shall not wait for cameras.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -148,10 +149,12 @@ def open_sources(names: Sequence[str], wanted: Wanted | None = None) -> Sources:
 
     Raises:
         UsageError: an unknown kind, a folder without images, a glob that matches nothing, a camera
-            that is not there, a package or program that is missing, or several sources one of which
-            need never end.
+            that is not there, a package or program that is missing, a rate that is none, or several
+            sources one of which need never end.
     """
     wanted = wanted or Wanted()
+    if wanted.fps is not None and not 0 < wanted.fps < math.inf:
+        raise UsageError(f"--fps must be a positive number, not {wanted.fps:g}")
     found = [_open(name, wanted) for name in names]
     for source in found:
         if source.alone and len(found) > 1:

@@ -13,6 +13,9 @@ from mate_edge.images import SUFFIXES
 from mate_edge.runtime.sources.images import KINDS, VIDEO_SUFFIXES, is_folder, is_glob, match, walk
 from mate_edge.runtime.sources.source import Item, Shot, Source
 
+MOST_REMARKS = 10
+"""Of the folders whose paths come on stdin, or that a pattern matches."""
+
 
 def open_path(name: str) -> Source:
     """Return the source that a path or a pattern names.
@@ -88,8 +91,32 @@ class Folder(Source):
         return f"name them, such as '{os.path.join(self.name, '**', '*' + suffix)}'"
 
 
-class Glob(Source):
-    """What a pattern matches, sorted: images, videos and folders.
+class _Several(Source):
+    """Files and folders, whose folders have remarks of their own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._remarks: list[str] = []
+
+    def _of(self, path: Path) -> Iterator[Item]:
+        """Yield what a file or folder holds; one that makes no sense yields its error."""
+        try:
+            source = Folder(str(path)) if is_folder(path) else open_file(path)
+            source.open()
+        except MateEdgeError as error:
+            yield ImageError(str(error))
+            return
+        yield from source
+        if len(self._remarks) < MOST_REMARKS:
+            self._remarks += source.remarks()
+
+    def remarks(self) -> list[str]:
+        """Say what the first folders have to say."""
+        return self._remarks
+
+
+class Glob(_Several):
+    """What a pattern matches, sorted: images, videos and folders, each file once.
 
     Raises:
         UsageError: it matches nothing.
@@ -103,11 +130,15 @@ class Glob(Source):
         self.width = max(len(str(path)) for path in self._matches)
 
     def __iter__(self) -> Iterator[Item]:
+        named = set(self._matches)
         for path in self._matches:
-            yield from _of(path)
+            for item in self._of(path):
+                file = item.content if isinstance(item, Shot) else path
+                if file == path or file not in named:
+                    yield item
 
 
-class StandardInput(Source):
+class StandardInput(_Several):
     """The files and folders whose paths come on stdin, a line each, looked at as they come."""
 
     def __init__(self, name: str, lines: BinaryIO | None = None) -> None:
@@ -121,15 +152,4 @@ class StandardInput(Source):
             if "\0" in path:
                 yield ImageError("a path on stdin holds a zero byte: give one a line (find -print)")
             elif path:
-                yield from _of(Path(path))
-
-
-def _of(path: Path) -> Iterator[Item]:
-    """Yield what a file or folder holds; one that makes no sense yields its error."""
-    try:
-        source = Folder(str(path)) if is_folder(path) else open_file(path)
-        source.open()
-    except MateEdgeError as error:
-        yield ImageError(str(error))
-        return
-    yield from source
+                yield from self._of(Path(path))

@@ -62,8 +62,12 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
             matches = match(source)
             if not matches:
                 raise UsageError(f"nothing matches {source!r}")
+            named = set(matches)
             for file in matches:
-                yield from images_in(file) if file.is_dir() else [file]
+                if file.is_dir():
+                    yield from (image for image in images_in(file) if image not in named)
+                else:
+                    yield file
 
 
 def walk(
@@ -125,8 +129,15 @@ def is_glob(source: str) -> bool:
 
 
 def match(pattern: str) -> list[Path]:
-    """Return what a pattern matches, sorted; `**` is any number of folders."""
-    return [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]
+    """Return what a pattern matches, sorted; `**` is any number of folders.
+
+    No folder that lies in another one of them: what it holds is that one's, too.
+    """
+    found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+    folders = {path for path in found if is_folder(path)}
+    if Path(pattern).name == "**":  # it matches all that lies in its folders
+        return [path for path in found if path not in folders]
+    return [path for path in found if path not in folders or folders.isdisjoint(path.parents)]
 
 
 def find_labelled(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+T = TypeVar("T")
 DEVICES = Path("/dev")
+CONTAINERS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,h264,hevc,m4v,mjpeg,yuv4mpegpipe"
+)
+"""FFmpeg's demuxers that read one file; the others open what a playlist names."""
 OPEN_S = 15.0
 MISSING_S = 0.5
 MISSING_SHARE = 0.02
@@ -135,7 +142,8 @@ class VideoFile(Decoded):
         import av
 
         # a video must not make FFmpeg open other files or addresses
-        return av.open(self.name, options={"protocol_whitelist": "file"})
+        options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+        return av.open(self.name, options=options)
 
 
 class Camera(Decoded):
@@ -188,10 +196,29 @@ class Stream(Decoded):
 
         # what is lost over UDP, FFmpeg shows as gray blocks
         options = {"rtsp_transport": "tcp"} if self.name.startswith("rtsp") else {}
-        container = av.open(self.name, options=options, timeout=(OPEN_S, STALL_S))
+        container = _in_thread(
+            lambda: av.open(self.name, options=options, timeout=(OPEN_S, STALL_S))
+        )
         # a server of RTSP paces what it recorded, too
         self.live = container.duration is None or not self.name.startswith("http")
         return container
+
+
+def _in_thread(call: Callable[[], T]) -> T:
+    """Return what it returns; a signal need not wait for it, as it would for FFmpeg."""
+    done: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((call(), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    Thread(target=run, daemon=True).start()
+    found, error = done.get()
+    if error is not None:
+        raise error
+    return cast("T", found)
 
 
 def to_rgb(name: str, frame: VideoFrame) -> NDArray[np.uint8]:
@@ -218,11 +245,11 @@ def upright(pixels: NDArray[np.uint8], rotation: int) -> NDArray[np.uint8]:
 
 def _why(name: str, error: Exception, what: str) -> str:
     """Say in a line what FFmpeg or the system found."""
-    from av.error import ExitError, InvalidDataError
+    from av.error import ArgumentError, ExitError, InvalidDataError
 
     if isinstance(error, FileNotFoundError):
         return f"{name} does not exist"
-    if isinstance(error, InvalidDataError):
+    if isinstance(error, InvalidDataError | ArgumentError):  # the second: not in `CONTAINERS`
         return f"{name} is no video in a known format, or its index is cut off"
     if isinstance(error, ExitError):
         return f"{name} {what}: nothing came for {STALL_S:g} s"

@@ -87,6 +87,14 @@ def test_what_is_transparent_shows_white(mode: str) -> None:
     assert (shown[:, 2:] == 255).all()
 
 
+def test_a_tall_transparent_image_is_composed_like_a_small_one() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 3, 4), np.uint8)
+    image = Image.fromarray(pixels)
+    white = Image.new("RGBA", image.size, "white")
+    expected = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+    assert np.array_equal(np.asarray(decode(encode(image))), expected)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_exif_rotation_is_applied(orientation: int, mode: str) -> None:

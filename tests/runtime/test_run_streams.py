@@ -26,7 +26,7 @@ from mate_edge.runtime import sources
 from mate_edge.runtime.classify import Run, classify
 from mate_edge.runtime.outputs.lines import JsonLines
 from mate_edge.runtime.policy import resolve_policy
-from mate_edge.runtime.sources.source import Item, Shot, Source
+from mate_edge.runtime.sources.source import STALL_S, Item, Shot, Source
 
 Frames = Callable[..., None]
 
@@ -139,6 +139,30 @@ def test_a_signal_ends_a_stream_with_the_summary_and_a_video_that_plays(
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("deadline", [[], ["--max-ms", "50"]])
+def test_a_signal_ends_the_wait_for_a_stream_that_never_begins(
+    number: signal.Signals, code: int, deadline: list[str], bundle_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        source = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mate_edge", "run", "--bundle", str(bundle_folder), *deadline,
+             "--save-video", "out.mp4", source],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        link, _ = silent.accept()  # it waits for a first byte now
+        began = time.monotonic()
+        process.send_signal(number)
+        printed, told = process.communicate(timeout=60)
+        link.close()
+    assert (process.returncode, printed) == (code, "")
+    assert "Traceback" not in told
+    assert time.monotonic() - began < STALL_S
+    assert not list(tmp_path.glob("*.mp4"))
+
+
 def test_nothing_is_read_ahead_of_the_answers(
     camera: Frames, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +223,8 @@ def test_a_video_that_cannot_be_written_leaves_no_part_of_it(
         (["0.png", "--csv", "."], "cannot write .: Is a directory"),
         (["0.png", "--csv", "0.png"], "0.png is what is classified"),
         (["0.png", "--save-video", "out.mp4"], "goes with one video, camera or stream"),
+        (["video:0.png", "--save-video", "0.png"], "0.png is what is classified"),
+        (["fake:0", "--csv", "a.mp4", "--save-video", "a.mp4"], "are both a.mp4: name two files"),
         (["fake:0", "--save-video", "out.txt"], "takes a file of .mp4, .mov"),
         (["fake:0", "--save-video", "none/out.mp4"], "cannot write none/out.mp4: No such file"),
         (["0.png", "--patience-frames", "0"], "--patience-frames must be 1 or more"),

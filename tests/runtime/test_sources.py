@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 import threading
@@ -21,8 +22,8 @@ from PIL import Image
 from mate_edge.errors import ImageError, UsageError
 from mate_edge.runtime.sources import Wanted, open_sources
 from mate_edge.runtime.sources import video as video_module
-from mate_edge.runtime.sources.files import StandardInput
-from mate_edge.runtime.sources.images import find_labelled
+from mate_edge.runtime.sources.files import Glob, StandardInput
+from mate_edge.runtime.sources.images import find_images, find_labelled
 from mate_edge.runtime.sources.newest import Newest
 from mate_edge.runtime.sources.source import Item, Shot, Source
 from mate_edge.runtime.sources.video import Camera
@@ -113,12 +114,28 @@ def test_a_quoted_glob_finds_files_at_any_depth(tree: Path) -> None:
     assert look_at(tree / "**" / "*.jpg") == [str(tree / "a" / "1.jpg"), str(tree / "a" / "2.jpg")]
 
 
+@pytest.mark.parametrize("pattern", ["**", "**/*", "*", "[a-c]*"])
+def test_a_glob_that_matches_files_and_their_folders_gives_each_image_once(
+    pattern: str, tree: Path
+) -> None:
+    images = ["a.png", "a/1.jpg", "a/2.jpg", "a/deep/x.PNG", "b.png"]
+    for file in ("a/note.txt", "c/film.mp4"):
+        (tree / file).unlink()
+    (tree / "c" / "film.png").touch()
+    found = look_at(tree / pattern)
+    assert sorted(found) == [f"{tree}/{name}" for name in [*images, "c/film.png"]]
+    assert sorted(map(str, find_images([str(tree / pattern)]))) == sorted(found)
+
+
 def test_videos_left_out_of_a_folder_are_mentioned(tree: Path) -> None:
     sources = open_sources([str(tree)])
     list(sources)
     (remark,) = sources.remarks()
     assert "1 video was left out" in remark
     assert f"{tree}/**/*.mp4" in remark
+    for several in (Glob(f"{tree}*"), StandardInput("-", BytesIO(f"{tree}\n".encode()))):
+        list(several)
+        assert several.remarks() == [remark]
     with pytest.raises(UsageError, match=r"holds no images .* but videos: name them"):
         open_sources([str(tree / "c")])
 
@@ -204,7 +221,7 @@ def test_a_damaged_video_goes_on_after_the_damage_and_says_so(clip: Path, tmp_pa
         ("none.mp4", None, "none.mp4 does not exist"),
         ("empty.mp4", b"", "is no video in a known format"),
         ("text.mkv", b"hello\n" * 99, "is no video in a known format"),
-        ("list.mp4", b"ffconcat version 1.0\nfile clip.mp4\n", "list.mp4 "),
+        ("list.mp4", b"ffconcat version 1.0\nfile own.mp4\n", "is no video in a known format"),
     ],
 )
 def test_what_is_no_video_is_said_and_the_next_source_goes_on(
@@ -212,6 +229,7 @@ def test_what_is_no_video_is_said_and_the_next_source_goes_on(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
+        (tmp_path / "own.mp4").write_bytes(clip.read_bytes())
     first, *others = look_at(tmp_path / name, clip)
     assert says in first
     assert len(others) == 50
@@ -238,6 +256,9 @@ def test_a_file_of_another_suffix_is_a_video_when_it_is_called_one(
         (["camera:77"], None, "no /dev/video77"),
         (["rtsp://host/a", "b.png"], None, "rtsp://host/a may never end"),
         (["a.png"], Wanted(every_frame=True), "--every-frame goes with a camera"),
+        (["csi:0"], Wanted(fps=math.nan), "--fps must be a positive number, not nan"),
+        (["csi:0"], Wanted(fps=math.inf), "--fps must be a positive number, not inf"),
+        (["camera:0"], Wanted(fps=-5), "--fps must be a positive number, not -5"),
         (["a.png"], Wanted(fps=30), "--frame and --fps go with camera"),
         (["rtsp://host/a"], Wanted(size=(640, 480)), "--frame and --fps go with camera"),
     ],
