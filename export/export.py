@@ -103,6 +103,7 @@ def export_run(
     profile = profile_network(network, run.preprocessing.channels, run.preprocessing.size)
     if out is None:
         out = files.unused(bundle.BUNDLES / f"{folder.resolve().name}-{target}.mate")
+    files.check_text(out)
     with files.whole_folder(out) as made:
         data = load_data(run, precision) if precision != "fp32" else None
         models = export_models(network, profile.input_shape, kind.opsets, say)
@@ -123,7 +124,7 @@ def export_run(
             for k in range(len(keep))
         )
         manifest = Manifest(
-            name=out.stem,
+            name=out.name.removesuffix(files.BUNDLE_SUFFIX),
             target=target,
             precision=precision,
             build=Build(engine=kind.engine, max_batch=max_batch),

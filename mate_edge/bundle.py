@@ -97,6 +97,8 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float
 
     def __post_init__(self) -> None:
+        if min(self.flops, self.parameters, self.border_bytes) < 0 or self.cumulative_flops < 1:
+            raise ValueError("FLOPs, parameters and bytes cannot be negative, nor all FLOPs 0")
         if not COLDEST <= self.temperature <= HOTTEST:
             raise ValueError(
                 f"the temperature must lie between {COLDEST:g} and {HOTTEST:g}, not "
@@ -202,6 +204,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("there must be one segment for each exit")
         if len(self.classes) < 2:
             raise ValueError("there must be two classes or more")
+        flops = [exit_.cumulative_flops for exit_ in self.exits]
+        if self.unsplit_flops < 1 or flops != sorted(flops):
+            raise ValueError(
+                "cumulative FLOPs must rise from exit to exit, and the unsplit be some"
+            )
         for name in self.operating_points:
             if TAKEN_NAME.fullmatch(name) or not POINT_NAME.fullmatch(name):
                 raise ValueError(f"no operating point may be called {name!r}")
@@ -254,7 +261,9 @@ class Bundle:
             BundleError: a path that leaves the folder, a missing or an altered file.
         """
         path = files.inside(self.folder, file.path, BundleError)
-        data = files.read_bytes(path, max(file.bytes, 0), BundleError)
+        if not 0 <= file.bytes <= files.MAX_FILE_BYTES:
+            raise BundleError(f"{path} cannot have {file.bytes} bytes: the manifest is damaged")
+        data = files.read_bytes(path, file.bytes, BundleError)
         if len(data) != file.bytes:
             raise BundleError(
                 f"{path} is truncated: {len(data)} of {file.bytes} bytes; copy the bundle again"

@@ -43,7 +43,6 @@ def run_demo(out: Path | None, epochs: int) -> None:
     if out is not None and out.exists():
         raise UsageError(f"{out} exists already: remove it or choose another --out")
     out = out or files.unused(Path("demo"))
-    files.make_folder(out)
 
     _title(f"1. train: a multi-exit network on {DATA}")
     folder, run = run_training(Options(data=DATA, epochs=epochs), out / "run", resume=False)

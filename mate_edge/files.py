@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_FILE_BYTES = 16 * 2**30
+HEAD_BYTES = 4096
+BUNDLE_SUFFIX = ".mate"
 WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
@@ -52,6 +54,8 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with write_errors(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UsageError(f"cannot write {path}: it is a pipe or a device; choose another name")
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -133,6 +137,27 @@ def check_place(path: Path) -> None:
         raise UsageError(f"cannot write {path}: {os.strerror(errno.EACCES)}")
 
 
+def check_replaces(path: Path, what: str, is_one: Callable[[bytes], bool]) -> None:
+    """Say before the work that its result would replace something else.
+
+    Args:
+        path: where it shall be written.
+        what: its kind, of which a new one may replace an old one.
+        is_one: says of the first `HEAD_BYTES` of a file whether it is one.
+
+    Raises:
+        UsageError: another kind of file, a folder or a device has the name.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UsageError(f"cannot write {path}: it is no file; choose another name")
+    with write_errors(path), open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    if head and not is_one(head):
+        raise UsageError(f"{path} is there and is no {what}: choose another name")
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of earlier attempts at `path`."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
@@ -160,10 +185,11 @@ def _sync(path: Path) -> None:
 
 
 def unused(path: Path) -> Path:
-    """Return `path`, or the first of `path-2`, `path-3`, ... that does not exist (suffix kept)."""
+    """Return `path`, or the first of `path-2`, `path-3`, ... that does not exist, or `-2.mate`."""
     candidate, number = path, 2
+    kept = path.suffix if path.suffix == BUNDLE_SUFFIX else ""
     while candidate.exists() or candidate.is_symlink():
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        candidate = path.with_name(f"{path.name.removesuffix(kept)}-{number}{kept}")
         number += 1
     return candidate
 
@@ -249,7 +275,11 @@ def inside(folder: Path, name: str, error: type[MateEdgeError]) -> Path:
     """
     plain = re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) is not None
     path = folder / name
-    if not plain or path == folder or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        leads_inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a link that leads to itself, a zero byte
+        leads_inside = False
+    if not plain or path == folder or not leads_inside:
         raise error(f"{folder} names a file outside itself: {name!r}; do not use it")
     return path
 
@@ -288,6 +318,21 @@ def bytes_to_arrays(
         raise error(f"{what} is damaged: {reason}") from None
 
 
+def shown(path: str | Path) -> str:
+    """Return a path as text that can be written; a byte that is no UTF-8 becomes a mark."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def check_text(path: Path) -> None:
+    """Refuse a name that JSON cannot hold.
+
+    Raises:
+        UsageError: with the name.
+    """
+    if shown(path.name) != path.name:
+        raise UsageError(f"the name {path.name!a} is not UTF-8: choose another")
+
+
 def write_latest(folder: Path, path: Path) -> None:
     """Note `path` as the newest in the text file `latest` of `folder`, when it lies in there."""
     if path.resolve().parent == folder.resolve():
@@ -297,8 +342,9 @@ def write_latest(folder: Path, path: Path) -> None:
 def read_latest(folder: Path) -> Path | None:
     """Return the newest entry of `folder`, or None when there is none."""
     try:
-        name = (folder / "latest").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        name = read_regular(folder / "latest", HEAD_BYTES, UsageError).decode().strip()
+    except (OSError, UsageError, UnicodeDecodeError):
         return None
     path = folder / name
-    return path if name and name == Path(name).name and path.is_dir() else None
+    plain = name == Path(name).name and name not in ("", "..")
+    return path if plain and path.is_dir() else None

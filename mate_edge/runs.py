@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RUNS = Path("runs")
+MAX_EXITS = 1000
 OptionValue = float | bool | str
 """What an option of a training method may be."""
 
@@ -107,6 +108,18 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """Of labels and images of all splits; see `Dataset.fingerprint`."""
     files: dict[str, str] = {}
     """SHA-256 of `model.safetensors` and `outputs.npz`, by name."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.exits <= MAX_EXITS or len(self.cuts) not in (0, self.exits):
+            raise ValueError(f"{self.exits} exits and {len(self.cuts)} cuts do not fit together")
+        if len(self.classes) < 2:
+            raise ValueError("there must be two classes or more")
+        found = self.results
+        if found is not None and not (
+            len(found.val_accuracy) == len(found.test_accuracy) == self.exits
+            and len(found.cumulative_flops) in (0, self.exits)
+        ):
+            raise ValueError(f"the results are not those of {self.exits} exits")
 
     @property
     def finished(self) -> bool:

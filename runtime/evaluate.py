@@ -24,9 +24,11 @@ from mate_edge.runtime.points import DEEPEST, all_points
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.prediction import Prediction
 from mate_edge.runtime.predictor import Predictor
-from mate_edge.runtime.sources.images import find_labelled, holds_images, shown
+from mate_edge.runtime.sources.images import find_labelled, holds_images
 from mate_edge.times import Times
 
+COLUMNS = b"source,label,exit_1"
+"""What the file of `save` begins with."""
 RUN = "run.json"
 Rows = list[dict[str, object]]
 """Of a CSV file, one an image that can be read."""
@@ -102,6 +104,7 @@ def evaluate_folder(
     if save is not None:
         files.make_folder(save.parent)
         files.check_place(save)
+        files.check_replaces(save, "table of answers", lambda head: head.startswith(COLUMNS))
     engine = engine or choose_engine(opened, say)
 
     def start() -> Predictor:
@@ -125,10 +128,10 @@ def evaluate_folder(
             for name, policy in _policies(predictor.bundle).items():
                 tables.append(_under_deadline(predictor, readable, name, policy, max_ms, rows, say))
         found = LabelledFigures(
-            bundle=str(opened.folder),
+            bundle=files.shown(opened.folder),
             bundle_id=opened.id,
             device=predictor.engine.device,
-            data=str(folder),
+            data=files.shown(folder),
             images=len(readable),
             unreadable=len(labelled) - len(readable),
             exit_accuracies=tables[0].exit_accuracies,
@@ -221,7 +224,7 @@ def _all_exits(
         found.readable.append((path, label))
         answers = recording.logits[0].argmax(axis=-1)
         right += answers == label
-        row: dict[str, object] = {"source": shown(path), "label": classes[label]}
+        row: dict[str, object] = {"source": files.shown(path), "label": classes[label]}
         row |= {f"exit_{k}": classes[index] for k, index in enumerate(answers, start=1)}
         for name, policy in policies.items():
             outcome = simulate(policy, recording.logits)

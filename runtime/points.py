@@ -7,6 +7,7 @@ the device state.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ POINTS = "operating-points"
 """They depend on the bundle alone, so they lie in its state under this name, not a device's."""
 
 DEEPEST = "deepest"
+POINT = re.compile(rb'"bundle": "[0-9a-f]{64}",\s+"goal": ')
+"""What no other JSON has."""
 
 
 def check_name(bundle: Bundle, name: str) -> None:
@@ -45,6 +48,7 @@ def check_out(out: Path) -> None:
     """
     if out.suffix != ".json":
         raise UsageError(f"--out takes a file that ends in .json, not {out}")
+    files.check_replaces(out, "operating point", lambda head: POINT.search(head) is not None)
 
 
 def keep_point(

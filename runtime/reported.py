@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mate_edge import files
 from mate_edge.bundle import Bundle, OperatingPoint
 from mate_edge.decide.policy import Deepest, Logits
 from mate_edge.decide.tune import MAX_DROPS
@@ -278,12 +279,13 @@ def deadlines_of(measured: Latencies, ends: NDArray[np.float64]) -> tuple[Deadli
 def _provenance(opened: Bundle) -> tuple[tuple[str, str], ...]:
     manifest, pre = opened.manifest, opened.manifest.preprocessing
     pairs: dict[str, Any] = {
-        "bundle": str(opened.folder),
+        "bundle": files.shown(opened.folder),
         "bundle id": opened.id,
         "target": f"{manifest.target}, {manifest.precision}, {manifest.build.engine}",
         "input": f"{pre.channels} x {pre.size} x {pre.size} pixels",
     }
-    pairs |= {str(key).replace("_", " "): text(value) for key, value in manifest.provenance.items()}
+    for key, value in manifest.provenance.items():  # which may claim anything
+        pairs.setdefault(str(key).replace("_", " "), text(value))
     return tuple(pairs.items())
 
 

@@ -141,6 +141,10 @@ def tune(
         EngineError: the engine to measure cannot be had.
     """
     look_up("--policy", kind, THRESHOLDS)
+    if not goal.needs_latencies and (engine, threads) != (None, None):
+        raise UsageError(
+            "--engine and --threads go with --budget-ms or --max-ms: else nothing runs"
+        )
     name = DEFAULT_NAME if name is None else name
     check_name(opened, name)
     if out is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge import __version__
+from mate_edge import __version__, files
 from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
 from mate_edge.report.verification import Comparison, ExitFigures, Verification
@@ -126,7 +126,7 @@ def verify_engine(whole: Engine, unsplit: Engine, golden: Golden, name: str) -> 
         accepted=not findings.refusals,
         refusals=tuple(findings.refusals),
         remarks=tuple(findings.remarks),
-        bundle=str(whole.bundle.folder),
+        bundle=files.shown(whole.bundle.folder),
         bundle_id=whole.bundle.id,
         precision=manifest.precision,
         engine=name,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +141,52 @@ def test_the_version_is_the_packages() -> None:
     assert done.stdout.strip() == mate_edge.__version__
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nversion = "{mate_edge.__version__}"\n' in project
+
+
+def test_the_version_is_all_that_is_printed(typed: Any, tmp_path: Path) -> None:
+    done = typed("--version", "doctor", cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, mate_edge.__version__)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "verify locked/b", "run a.png --csv locked/a.csv", "report locked/r",
+        "report RUN --out locked/x.html", "train --data locked/x", "evaluate locked/r folder",
+    ],
+)  # fmt: skip
+def test_a_folder_that_may_not_be_searched_is_one_line(
+    command: str, run_folder: Path, tmp_path: Path
+) -> None:
+    rights = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("setpriv, which takes root's rights away, is not installed")
+        rights = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    (tmp_path / "locked").mkdir(mode=0)
+    (tmp_path / "folder").mkdir()
+    words = [str(run_folder) if word == "RUN" else word for word in command.split()]
+    done = subprocess.run(
+        [*rights, sys.executable, "-m", "mate_edge", *words],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    (tmp_path / "locked").chmod(0o700)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "locked" in line
+    assert "Permission denied" in line or "may not be" in line
+
+
+@pytest.mark.parametrize("command", ["verify BUNDLE --json", "bench BUNDLE --rounds 3 --json",
+                                     "tune BUNDLE --max-drop 1 --json"])  # fmt: skip
+def test_a_bundle_whose_name_is_no_utf8_is_shown_as_well_as_can_be(
+    command: str, own_bundle: Path, typed: Any, tmp_path: Path
+) -> None:
+    strange = own_bundle.rename(tmp_path / os.fsdecode(b"b\xff.mate"))
+    words = [str(strange) if word == "BUNDLE" else word for word in command.split()]
+    done = typed(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
 
 
 def test_the_help_names_every_engine() -> None:

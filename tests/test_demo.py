@@ -16,6 +16,8 @@ def test_the_demo_goes_the_whole_way_and_compares_with_the_unsplit_network(
         assert text in done.stdout
     assert (tmp_path / "there" / "digits.mate" / "manifest.json").exists()
     assert len(list((tmp_path / "there" / "images").glob("*.png"))) > 300
+    wrong = cli("demo", "--epochs", "0", "--out", "other", cwd=tmp_path)
+    assert (wrong.returncode, (tmp_path / "other").exists()) == (2, False)
     again = cli("demo", "--out", "there", cwd=tmp_path)
     assert again.returncode == 2
     assert "there exists already" in again.stderr

@@ -156,7 +156,7 @@ def _about(run: Run) -> str:
 def _provenance(folder: Path, run: Run) -> tuple[tuple[str, str], ...]:
     recipe, pre = run.recipe, run.preprocessing
     pairs = {
-        "run": str(folder),
+        "run": files.shown(folder),
         "architecture": f"{run.arch}, {run.head} heads, {exits_text(run.exits)}",
         "exits placed": run.exits_at or "at the ends of the stages",
         "weights from": run.weights or "scratch",

@@ -66,6 +66,8 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     check_precision(precision)
     if ":" not in (wanted := options.arch or "resnet18"):
         look_up("--arch", wanted, BACKBONES)
+    if out is not None:
+        files.check_text(out)
     if out is not None and out.exists():
         raise UsageError(f"{out} exists already: remove it, choose another --out, or --resume it")
     data = options.data or "cifar100"

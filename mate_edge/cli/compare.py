@@ -48,9 +48,11 @@ def compare(
     What is finished is never trained again: type the same to go on, or name more methods or seeds.
     """
     with extra("train"):
+        from mate_edge.names import look_up
         from mate_edge.report import comparison
         from mate_edge.report.text import print_table
         from mate_edge.train.compare import (
+            SPLITS,
             default_folder,
             parse_methods,
             parse_seeds,
@@ -59,6 +61,7 @@ def compare(
         )
         from mate_edge.train.options import Options
 
+        look_up("--split", split, SPLITS)
         contenders, numbers, chosen = parse_methods(methods), parse_seeds(seeds), Options(**options)
         folder = out or default_folder(chosen)
         say = partial(print, file=sys.stderr)

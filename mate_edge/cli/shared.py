@@ -24,6 +24,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""A path that somebody gave cannot even be looked at; its file is named in the error."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF)
+"""A stream, which has no name, takes no more."""
 ENGINE_HELP = "onnxruntime, openvino, tensorrt or tensorrt_rtx; default: the bundle's."
 
 
@@ -51,22 +55,25 @@ def main() -> None:
             sys.exit(130)
         if hasattr(error, "format_message"):  # Typer's own usage errors
             sys.exit(_complain(error.format_message()))
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            sys.exit(_complain(f"no file can have so long a name: {error.filename!s:.80}…"))
-        if isinstance(error, OSError) and not _can_print():
+        if isinstance(error, OSError) and error.filename is not None and error.errno in NO_ACCESS:
+            name = error.filename if len(str(error.filename)) < 200 else f"{error.filename!s:.80}…"
+            sys.exit(_complain(f"cannot use {name}: {error.strerror}"))
+        if isinstance(error, OSError) and _is_of_stdout(error):
             # what is flushed at the end must not fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(_complain(f"cannot write to stdout: {error.strerror}"))
         raise
 
 
-def _can_print() -> bool:
-    """Say whether stdout takes what is printed; what it did not take is tried again."""
+def _is_of_stdout(error: OSError) -> bool:
+    """Say whether stdout takes no more; what it did not take is tried again, where it is kept."""
+    if getattr(sys.stdout, "write_through", False):  # PYTHONUNBUFFERED keeps nothing
+        return error.filename is None and error.errno in NO_ROOM
     try:
         sys.stdout.flush()
     except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _complain(message: str) -> int:
@@ -79,12 +86,19 @@ def say(message: str) -> None:
     print(f"mate-edge: {message}", file=sys.stderr, flush=True)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
 def _global(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+    ] = False,
 ) -> None:
-    if version:
-        print(__version__)
-    elif context.invoked_subcommand is None:
+    if context.invoked_subcommand is None:
         print(context.get_help())

@@ -10,7 +10,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -186,6 +186,15 @@ def plain(text: str, most: int = 16) -> str:
     """Return a name as it fits into a plot: one line of characters that XML allows."""
     kept = "".join(character if character.isprintable() else " " for character in text).strip()
     return kept if len(kept) <= most else f"{kept[: most - 1]}…"
+
+
+def plain_names(texts: Sequence[str], most: int = 16) -> list[str]:
+    """Return names as they fit into a plot; cut ones that would be equal get their numbers."""
+    cut = [plain(text, most) for text in texts]
+    return [
+        name if cut.count(name) == 1 else f"{plain(name, most - 6)} #{number}"
+        for number, name in enumerate(cut, start=1)
+    ]
 
 
 def to_png(plot: Plot) -> bytes:

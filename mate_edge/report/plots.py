@@ -118,6 +118,7 @@ def _over_cost(
             fontsize=11.5,
             color=drawing.exit_color(k),
         )
+    names = drawing.plain_names(list(points))
     for place, (point, cost) in enumerate(points.items()):
         accuracy = found.points[point].accuracy
         axes.plot(
@@ -128,7 +129,7 @@ def _over_cost(
             markersize=9 if point == subject.judged else 7,
             markerfacecolor=INK if point == subject.judged else PAPER,
             linestyle="none",
-            label=f"{plain(point)}  {percent(accuracy)}",
+            label=f"{names[place]}  {percent(accuracy)}",
         )
     if unsplit is not None:
         axes.plot(unsplit, heights[-1], "s", color=BAD, markersize=6, label="without early exits")
@@ -142,7 +143,9 @@ def exit_histogram(subject: Subject, found: Figures) -> list[Plot]:
     """Draw where images leave at each operating point."""
     if found.num_exits == 1:
         return []
-    named = {plain(name): point.exit_shares for name, point in found.points.items()}
+    names = drawing.plain_names(list(found.points))
+    shares_of = (point.exit_shares for point in found.points.values())
+    named = dict(zip(names, shares_of, strict=True))
     shares = found.points[subject.judged].exit_shares
     says = (
         f"At {subject.judged}, {percent(shares[0], 0)} of the images leave at exit 1 and "

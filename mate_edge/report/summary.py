@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from mate_edge import files
 from mate_edge.report.content import Content
 from mate_edge.report.figures import Figures, PointFigures
 
@@ -45,7 +46,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 def summarize(content: Content, found: Figures, where: Path) -> Summary:
     """Sum up a report that was written to `where`."""
     return Summary(
-        report=str(where),
+        report=files.shown(where),
         kind=content.kind,
         name=content.name,
         verdict=(content.verdict.headline, *content.verdict.lines),

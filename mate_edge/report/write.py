@@ -15,6 +15,7 @@ from mate_edge.report.page import to_html
 from mate_edge.runs import RUNS
 
 REPORTS = Path("reports")
+GENERATOR = b'<meta name="generator" content="mate-edge '
 FORMATS = {"html": "a page", "md": "a folder", "svg": "a folder", "png": "a folder"}
 """What each format is written as."""
 
@@ -28,12 +29,13 @@ def choose_out(name: str, kind: str, out: Path | None) -> Path:
         out: what the user asked for; None: under `reports/`.
 
     Raises:
-        UsageError: a folder where a page should go, or something where a folder should.
+        UsageError: something else where a page should go, or something where a folder should.
     """
     if FORMATS[kind] == "a page":
         chosen = out or REPORTS / f"{name}.html"
         if chosen.is_dir():
             raise UsageError(f"--out {chosen} is a folder: name a file, such as {chosen}.html")
+        files.check_replaces(chosen, "report", lambda head: GENERATOR in head)
     elif out is None:
         chosen = files.unused(REPORTS / f"{name}-{kind}")
     else:

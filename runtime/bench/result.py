@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from statistics import fmean, median
 
+from mate_edge import files
 from mate_edge.bundle import Bundle
 from mate_edge.errors import UsageError
 from mate_edge.report import bench as report
@@ -121,7 +122,7 @@ def judge_subject(
                 machine=machine,
             )
         ),
-        bundle=str(subject.whole.bundle.folder),
+        bundle=files.shown(subject.whole.bundle.folder),
         bundle_id=subject.whole.bundle.id,
         target=manifest.target,
         precision=manifest.precision,

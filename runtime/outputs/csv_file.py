@@ -9,9 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from mate_edge.errors import UsageError
-from mate_edge.files import write_errors
+from mate_edge.files import shown, write_errors
 from mate_edge.runtime.outputs.answer import Answer, Output
-from mate_edge.runtime.sources.images import shown
 
 COLUMNS = (
     *("source", "frame", "time_s", "label", "steady", "index", "confidence", "exit", "halted_by"),

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from mate_edge.errors import UsageError
+from mate_edge.files import shown
 from mate_edge.runtime.outputs.answer import Answer, Output
 from mate_edge.runtime.outputs.summary import Summary
-from mate_edge.runtime.sources.images import shown
 
 LONGEST_SOURCE = 48  # characters of a path that the table shows
 REDRAW_S = 0.25

@@ -187,11 +187,6 @@ def holds_images(folder: Path) -> bool:
     return any(file.suffix.lower() in SUFFIXES for file in folder.glob("*/**/*"))
 
 
-def shown(path: str | Path) -> str:
-    """Return a path as text that can be written; a byte that is no UTF-8 becomes a mark."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
 def is_folder(path: Path) -> bool:
     """Say whether it is a folder that can be looked at."""
     try:

@@ -110,6 +110,10 @@ def test_a_damaged_manifest_is_a_clear_error(
         (lambda m: m["segments"][0]["file"].update(bytes="many"), "bytes"),
         (lambda m: m["exits"][0].update(temperature=0), "temperature"),
         (lambda m: m["exits"][0].update(temperature=1e-50), "between 0.001 and 1000"),
+        (lambda m: m["exits"][0].update(cumulative_flops=0), "cannot be negative"),
+        (lambda m: m["exits"][1].update(parameters=-1), "cannot be negative"),
+        (lambda m: m["exits"][2].update(cumulative_flops=1), "must rise from exit to exit"),
+        (lambda m: m.update(unsplit_flops=0), "the unsplit be some"),
         (lambda m: m["classes"].pop(), "shapes of segment 1"),
         (lambda m: m["segments"][1]["input"].update(shape=[1, 2, 3]), "shapes of segment 2"),
         (lambda m: m["segments"][1]["input"].update(dtype="float16"), "segment 2 must be float32"),
@@ -147,8 +151,15 @@ def test_a_path_out_of_the_bundle_is_refused(path: str, own_bundle: Path) -> Non
 def test_a_size_in_the_manifest_is_not_believed(own_bundle: Path) -> None:
     for size in (-1, 10, 2**60):
         edit(own_bundle, lambda m, size=size: m["segments"][0]["file"].update(bytes=size))
-        with pytest.raises(BundleError, match="larger|truncated"):
+        with pytest.raises(BundleError, match="larger|truncated|cannot have"):
             Predictor.load(own_bundle)
+
+
+def test_a_link_that_leads_to_itself_is_refused(own_bundle: Path) -> None:
+    (own_bundle / "segments" / "1.onnx").unlink()
+    (own_bundle / "segments" / "1.onnx").symlink_to("1.onnx")
+    with pytest.raises(BundleError, match="outside|cannot read"):
+        Predictor.load(own_bundle)
 
 
 def test_a_tensor_name_that_the_segment_lacks_is_a_clear_error(own_bundle: Path) -> None:

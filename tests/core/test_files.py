@@ -211,9 +211,37 @@ def test_names_are_numbered_and_the_latest_is_found(tmp_path: Path) -> None:
     assert files.read_latest(tmp_path) is None
     files.write_latest(tmp_path, path)
     assert files.read_latest(tmp_path) == path
-    for evil in ("../..", "/etc", "", "none"):
+    for evil in ("..", ".", "../..", "/etc", "", "none", "name.mate" + " " * 9999):
         (tmp_path / "latest").write_text(evil)
         assert files.read_latest(tmp_path) is None
+    (tmp_path / "latest").unlink()
+    os.mkfifo(tmp_path / "latest")  # nobody will ever write into it
+    assert files.read_latest(tmp_path) is None
+    dotted = tmp_path / "net-v1.5"
+    dotted.mkdir()
+    assert files.unused(dotted).name == "net-v1.5-2"
+
+
+def test_a_pipe_or_a_device_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(UsageError, match=f"{name}: it is a pipe or a device"):
+            files.write_whole(tmp_path / name, b"data")
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_a_result_replaces_only_what_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    files.check_replaces(path, "report", lambda head: False)
+    path.touch()
+    files.check_replaces(path, "report", lambda head: False)
+    path.write_text("mine")
+    files.check_replaces(path, "report", lambda head: head == b"mine")
+    with pytest.raises(UsageError, match="is there and is no report: choose another name"):
+        files.check_replaces(path, "report", lambda head: False)
+    with pytest.raises(UsageError, match="it is no file"):
+        files.check_replaces(tmp_path, "report", lambda head: True)
 
 
 def test_what_an_earlier_process_of_the_same_number_left_is_replaced(tmp_path: Path) -> None:

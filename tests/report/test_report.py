@@ -24,12 +24,13 @@ from mate_edge.bundle import read_bundle
 from mate_edge.errors import UsageError
 from mate_edge.report import write
 from mate_edge.report.content import Content
+from mate_edge.report.drawing import plain_names
 from mate_edge.report.subject import ExitCost
 from mate_edge.report.write import choose_out, write_report
 from mate_edge.runs import read_finished_run, read_flops
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.latencies import record_latencies
-from mate_edge.runtime.reported import deadlines_of, ends_ms
+from mate_edge.runtime.reported import deadlines_of, ends_ms, gather_bundle
 from mate_edge.train.reported import gather_run
 
 Cli = Callable[..., Any]
@@ -229,6 +230,23 @@ def test_a_report_goes_to_the_reports_unless_told_otherwise(
     assert choose_out("mine", "md", None) == Path("reports/mine-md-2")
 
 
+def test_points_whose_names_begin_alike_are_drawn_apart() -> None:
+    names = ["fast", "factory-line-north-a", "factory-line-north-b"]
+    assert len(set(plain_names(names))) == 3
+    assert plain_names(names)[0] == "fast"
+    assert all(len(name) <= 16 for name in plain_names(names))
+
+
+def test_a_manifest_cannot_claim_to_be_another_bundle(own_bundle: Path) -> None:
+    manifest = json.loads((own_bundle / "manifest.json").read_bytes())
+    manifest["provenance"] |= {"bundle id": "another", "bundle_id": "another", "bundle": "there"}
+    (own_bundle / "manifest.json").write_text(json.dumps(manifest))
+    opened = read_bundle(own_bundle)
+    subject = gather_bundle(opened, None, None, None, print)
+    told = dict(subject.provenance)
+    assert (told["bundle"], told["bundle id"]) == (str(own_bundle), opened.id)
+
+
 def test_a_report_leaves_the_bundle_as_it_is_and_a_folder_that_exists(
     bundle_folder: Path, tmp_path: Path, typed: Cli
 ) -> None:
@@ -275,6 +293,7 @@ def test_a_report_that_fails_half_way_leaves_nothing(
         ([], "there is no bundle under bundles/ yet"),
         (["BUNDLE", "--format", "htlm"], "unknown --format 'htlm': choose from html, md, svg, png"),
         (["BUNDLE", "--out", "empty"], "--out empty is a folder"),
+        (["BUNDLE", "--out", "notes.txt"], "notes.txt is there and is no report"),
         (["BUNDLE", "--out", "file/out.html"], "--out file/out.html cannot be written"),
         (["BUNDLE", "--images", "empty"], "holds no images of the bundle's classes"),
         (["BUNDLE", "--engine", "onnx"], "unknown --engine 'onnx'"),
@@ -292,6 +311,7 @@ def test_a_mistake_gets_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
+    (tmp_path / "notes.txt").write_text("mine")
     places = {"BUNDLE": str(bundle_folder), "RUN": str(run_folder)}
     done = typed("report", *(places.get(word, word) for word in arguments), cwd=tmp_path)
     assert done.returncode == 2

@@ -379,6 +379,16 @@ def test_a_full_disk_under_stdout_gets_one_line_from_every_command(
         assert done.stderr == "mate-edge: cannot write to stdout: No space left on device\n"
 
 
+def test_a_full_disk_under_stdout_is_told_where_nothing_is_kept_back(
+    warm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # as containers are started
+    for command in ("doctor", "--help", "--version"):
+        done = run_onto_a_full_disk(warm, command)
+        assert done.returncode == 2
+        assert done.stderr == "mate-edge: cannot write to stdout: No space left on device\n"
+
+
 def run_onto_a_full_disk(warm: Any, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")

@@ -179,6 +179,9 @@ def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
         (("--max-drop", "1", "--name", "unsplit"), "means a policy or the unsplit network"),
         (("--max-drop", "1", "--name", "../mine"), "--name takes up to 64 letters"),
         (("--max-drop", "1", "--out", "p.txt"), "ends in .json, not p.txt"),
+        (("--max-drop", "1", "--out", "BUNDLE/manifest.json"), "and is no operating point"),
+        (("--max-drop", "1", "--engine", "openvino"), "go with --budget-ms or --max-ms"),
+        (("--max-drop", "1", "--threads", "1"), "go with --budget-ms or --max-ms"),
         (("--max-drop", "1", "--out", "/proc/nowhere/p.json"), "/proc/nowhere"),
         (("--max-drop", "1", "--threads", "0"), "--threads must lie between 1 and"),
     ],
@@ -186,7 +189,8 @@ def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
 def test_a_mistake_gets_one_line_and_exit_code_2(
     arguments: tuple[str, ...], says: str, cli: Any, bundle_folder: Path
 ) -> None:
-    done = cli("tune", bundle_folder, *arguments)
+    given = (word.replace("BUNDLE", str(bundle_folder)) for word in arguments)
+    done = cli("tune", bundle_folder, *given)
     assert (done.returncode, done.stdout) == (2, "")
     line = done.stderr.splitlines()[-1]
     assert line.startswith("mate-edge: ")
