@@ -15,7 +15,7 @@ from mate_edge import bundle, files
 from mate_edge.bundle import Build, Exit, Manifest, OperatingPoint, Segment
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.temperature import fit_temperature
-from mate_edge.decide.tune import MAX_DROPS, search_thresholds
+from mate_edge.decide.tune import FEW_SAMPLES, MAX_DROPS, search_thresholds
 from mate_edge.errors import UsageError
 from mate_edge.export.check import check_models, check_remembered
 from mate_edge.export.measure import (
@@ -104,6 +104,12 @@ def export_run(
     if out is None:
         out = files.unused(bundle.BUNDLES / f"{folder.resolve().name}-{target}.mate")
     files.check_text(out)
+    samples = len(outputs["val_labels"])
+    if samples < FEW_SAMPLES:
+        say(
+            f"{samples} validation images are few, so the operating points are careful: mate-edge "
+            "tune --images DIR takes others"
+        )
     with files.whole_folder(out) as made:
         data = load_data(run, precision) if precision != "fp32" else None
         models = export_models(network, profile.input_shape, kind.opsets, say)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mate_edge import files
 from mate_edge.bundle import MANIFEST, Bundle, Manifest, find_bundle, read_bundle
-from mate_edge.decide.policy import Deepest, Logits, Policy
+from mate_edge.decide.policy import Deepest, Policy
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import DataError, ImageError, UsageError
 from mate_edge.report.labelled import LabelledFigures, PolicyFigures
@@ -20,6 +19,7 @@ from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.classify import announce
 from mate_edge.runtime.deadline import check_max_ms, check_reachable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
+from mate_edge.runtime.labelled import Recording, follow
 from mate_edge.runtime.points import DEEPEST, all_points
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.prediction import Prediction
@@ -164,19 +164,6 @@ class _Pass:
 
 
 @dataclass
-class Recording:
-    """The deepest policy, which keeps the logits of all exits: float32 [1, K, C] in the end."""
-
-    deepest: Deepest
-    logits: Logits = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
-
-    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
-        """See `Policy.decide`."""
-        self.logits = logits
-        return self.deepest.decide(logits)
-
-
-@dataclass
 class _Tally:
     """Counts what one policy did."""
 
@@ -284,15 +271,3 @@ def _ms_up_to(prediction: Prediction, exit_: int) -> float:
     before = prediction.decode_ms + prediction.preprocess_ms
     decisions = prediction.elapsed_ms - before - sum(segments)
     return before + sum(segments[:exit_]) + decisions * exit_ / len(segments)
-
-
-def follow(items: list[tuple[Path, int]], what: str, say: Say) -> Iterable[tuple[Path, int]]:
-    """Yield the items with a bar on stderr; a log gets one line instead."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        say(what)
-        return items
-    return track(items, what, console=console, transient=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 
 from mate_edge import files
 from mate_edge.bundle import Bundle, OperatingPoint
-from mate_edge.decide.policy import Deepest, Logits
+from mate_edge.decide.policy import Logits
 from mate_edge.decide.tune import MAX_DROPS
-from mate_edge.errors import DataError, EngineError, ImageError
+from mate_edge.errors import EngineError
 from mate_edge.images import crop, decode
 from mate_edge.report.bench import UNSPLIT, Bench
 from mate_edge.report.subject import (
@@ -33,17 +32,14 @@ from mate_edge.report.tuned import promise
 from mate_edge.report.words import drop_goal, exits_text
 from mate_edge.runtime.bench.benched import read_bench
 from mate_edge.runtime.bench.verdict import exit_name
-from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.deadline import LatencyTable, exits_in_time
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.engines.engine import Engine
-from mate_edge.runtime.evaluate import Recording, follow
+from mate_edge.runtime.labelled import record_logits
 from mate_edge.runtime.latencies import Latencies, read_latencies
 from mate_edge.runtime.points import DEEPEST, kept_points
 from mate_edge.runtime.policy import DEFAULT_POLICY, resolve_policy
-from mate_edge.runtime.predictor import Predictor
-from mate_edge.runtime.sources.images import find_labelled
 
 DEADLINES = 48
 """How many deadlines the curves are made of."""
@@ -167,37 +163,15 @@ def _run_images(
     opened: Bundle, folder: Path, engine: str | None, threads: int | None, say: Say
 ) -> _Labelled:
     """Run a labelled folder through all exits; images that cannot be read are said and left out."""
-    labelled = find_labelled(folder, opened.manifest.classes, say)
-    name = engine or choose_engine(opened, say)
-
-    def start() -> Predictor:
-        with ExitStack() as when_it_fails:
-            made = make_engine(name, opened, threads, True)
-            predictor = when_it_fails.enter_context(Predictor(made, DEEPEST))
-            predictor.warm_up()
-            when_it_fails.pop_all()
-        return predictor
-
-    found: list[tuple[Path, int, Logits]] = []
-    recording = Recording(Deepest(tuple(exit_.temperature for exit_ in opened.manifest.exits)))
-    with build_if_needed(opened, start, say) as predictor:
-        for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
-            try:
-                predictor.predict(path, policy=recording)
-            except ImageError as error:
-                say(str(error))
-                continue
-            found.append((path, label, recording.logits[0].copy()))
-    if not found:
-        raise DataError(f"none of the {len(labelled)} images could be read")
-    paths, labels, logits = zip(*found, strict=True)
-    left_out = len(labelled) - len(found)
+    found = record_logits(opened, folder, engine, threads, say)
     return _Labelled(
-        logits=np.stack(logits),
-        labels=np.asarray(labels, np.int64),
-        paths=paths,
+        logits=found.logits,
+        labels=found.labels,
+        paths=found.paths,
         bundle=opened,
-        caution=f"{left_out} more could not be read and are left out." if left_out else "",
+        caution=f"{found.left_out} more could not be read and are left out."
+        if found.left_out
+        else "",
     )
 
 

@@ -14,14 +14,21 @@ from mate_edge.bundle import Bundle, Guarantee, OperatingPoint
 from mate_edge.decide.calibrate import Calibrated, Calibration
 from mate_edge.decide.policy import NEVER, THRESHOLDS
 from mate_edge.decide.risk import check_levels
-from mate_edge.decide.tune import Loss
+from mate_edge.decide.tune import FEW_SAMPLES, Loss
 from mate_edge.errors import UsageError
+from mate_edge.files import shown
 from mate_edge.names import look_up
 from mate_edge.report.tuned import TunedPoint
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.calibration import read_calibration
-from mate_edge.runtime.deadline import check_max_ms, exits_in_time
+from mate_edge.runtime.deadline import (
+    LatencyTable,
+    check_max_ms,
+    check_reachable,
+    exits_in_time,
+)
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
+from mate_edge.runtime.labelled import record_logits
 from mate_edge.runtime.latencies import Latencies
 from mate_edge.runtime.points import check_name, check_out, keep_point, kept_point
 from mate_edge.runtime.predictor import Predictor
@@ -115,6 +122,7 @@ def tune(
     *,
     name: str | None,
     out: Path | None,
+    images: Path | None = None,
     engine: str | None,
     threads: int | None,
     say: Say,
@@ -127,6 +135,8 @@ def tune(
         kind: a policy in `THRESHOLDS`.
         name: to store them under on this device; None means `tuned`.
         out: a file to write too.
+        images: DIR/CLASS/..., labelled images to choose and to certify by; None: the bundle's
+            validation images.
         engine: the one to measure, for a goal in ms; None lets `choose_engine` choose.
         threads: of the CPU engine.
         say: told what is going on.
@@ -136,22 +146,26 @@ def tune(
 
     Raises:
         BundleError: the bundle is damaged.
+        DataError: `images` holds none of the bundle's classes.
         UsageError: a name, a file or a policy that makes no sense, a budget that cannot be met, or
             too few samples to certify with.
         EngineError: the engine to measure cannot be had.
     """
     look_up("--policy", kind, THRESHOLDS)
-    if not goal.needs_latencies and (engine, threads) != (None, None):
-        raise UsageError(
-            "--engine and --threads go with --budget-ms or --max-ms: else nothing runs"
-        )
+    runs = goal.needs_latencies or images is not None
+    if not runs and (engine, threads) != (None, None):
+        raise UsageError("--engine and --threads go with --budget-ms, --max-ms or --images")
     name = DEFAULT_NAME if name is None else name
     check_name(opened, name)
     if out is not None:
         check_out(out)
     if len(opened.manifest.exits) < 2:
         raise UsageError(f"{opened.folder} has one exit: there is nothing to tune")
-    logits, labels = read_calibration(opened)
+    if images is None:
+        logits, labels = read_calibration(opened)
+    else:
+        recorded = record_logits(opened, images, engine, threads, say)
+        logits, labels = recorded.logits, recorded.labels
     if goal.max_risk is not None:
         check_levels(*goal.levels, len(labels) - len(labels) // 2, goal.max_ms is not None)
     measured = _latencies(opened, kind, engine, threads, say) if goal.needs_latencies else None
@@ -160,11 +174,18 @@ def tune(
             "these latencies count no decoding: for image files, mate-edge bench --images YOURS "
             "measures it, then tune again"
         )
+    if goal.max_risk is None and len(labels) < FEW_SAMPLES:
+        say(
+            f"{len(labels)} labelled images are few, and half of them are held back: tune --images "
+            "DIR takes others"
+        )
     costs: Sequence[float] = [exit_.cumulative_flops for exit_ in opened.manifest.exits]
     rounds = None
     if goal.budget_ms is not None and measured is not None:
         costs = mean_ms(measured)
     if goal.max_ms is not None and measured is not None:
+        table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
+        check_reachable(table, goal.max_ms, strict=False, say=say)
         rounds = np.asarray(exits_in_time(measured, goal.max_ms, careful=True), np.int64)
     calibrated = _reach(goal, Calibration(logits, labels, costs, kind, rounds))
     guarantee = calibrated.guarantee
@@ -174,7 +195,7 @@ def tune(
             max_ms=goal.max_ms,
             device=msgspec.to_builtins(measured.fingerprint),
         )
-    found = _point(opened, name, goal, kind, calibrated, guarantee, measured)
+    found = _point(opened, name, goal, kind, calibrated, guarantee, measured, images)
     before = kept_point(opened, name)
     stored = keep_point(found, out, say)
     if before is not None and stored == name:
@@ -225,6 +246,7 @@ def _point(
     calibrated: Calibrated,
     guarantee: Guarantee | None,
     measured: Latencies | None,
+    images: Path | None,
 ) -> TunedPoint:
     exits, outcome = bundle.manifest.exits, calibrated.outcome
     return TunedPoint(
@@ -241,6 +263,7 @@ def _point(
         ),
         last_accuracy=calibrated.last_accuracy,
         samples=len(calibrated.labels),
+        images=None if images is None else shown(images.resolve()),
         mean_ms=None if measured is None else outcome.mean_flops(mean_ms(measured)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

@@ -55,9 +55,13 @@ def tune(
         str | None, typer.Option(help="For run --policy, on this device; default: tuned.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write it to this file too, FILE.json.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Labelled images to choose by, DIR/CLASS/*.jpg; default: validation's."),
+    ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help=f"To measure, for ms. {ENGINE_HELP}", autocompletion=one_of("engine")),
+        typer.Option(help=f"For ms, and --images. {ENGINE_HELP}", autocompletion=one_of("engine")),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU engine.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -88,7 +92,15 @@ def tune(
     )
     opened = read_bundle(find_bundle(bundle))
     found, stored = tune(
-        opened, goal, policy, name=name, out=out, engine=engine, threads=threads, say=say
+        opened,
+        goal,
+        policy,
+        name=name,
+        out=out,
+        images=images,
+        engine=engine,
+        threads=threads,
+        say=say,
     )
     if json:
         print(msgspec.json.encode(found).decode())

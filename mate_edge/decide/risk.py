@@ -143,5 +143,6 @@ def check_levels(
         under = " under a deadline" if deadline else ""
         raise UsageError(
             f"--max-risk {epsilon:g}{chance}{under} needs {needed} samples to certify with, "
-            f"here are {n}: allow more risk, or export with more validation images"
+            f"here are {n}, half of the labelled images: allow more risk, or bring more images: "
+            "tune --images DIR"
         )

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from mate_edge.decide.policy import NEVER, THRESHOLDS, Logits, Thresholds
 
+FEW_SAMPLES = 200
+"""Fewer are said to be few: half of their differences are chance, or more."""
+MANY_SAMPLES = 1000
+"""Where none of so many is lost, a tenth of a per cent may be."""
 GRID = 64
 STEPS = 40
 """How many searches the path of `search_path` is made of, at most."""
@@ -145,9 +149,19 @@ class Search:
         return found if badness(self.taken(found)) < math.inf else None
 
     def drop(self, taken: Taken) -> float:
-        """Return how far below the last exit these are, a share of samples, one error included."""
-        lost = self.last_right.astype(np.int8) - self.right[taken]
-        return float(lost.mean() + lost.std() / math.sqrt(len(lost)))
+        """Return how far below the last exit these are, a share of samples, one error included.
+
+        That few samples show no difference does not say that there is none: half of a difference
+        is added, as Jeffreys' prior for a share does, unless none is lost of `MANY_SAMPLES`, or
+        nothing leaves early.
+        """
+        difference = self.last_right.astype(np.int8) - self.right[taken]
+        n, lost, won = len(difference), int((difference > 0).sum()), int((difference < 0).sum())
+        mean = (lost - won) / n
+        if lost == 0 and (n >= MANY_SAMPLES or (taken[1] == len(self.costs) - 1).all()):
+            return mean
+        variance = max((lost + won + 0.5) / (n + 1) - mean**2, 0.0)
+        return mean + math.sqrt(variance / n)
 
     def most_accurate(self, budget: float) -> list[float] | None:
         """Return the most accurate thresholds of mean cost `budget` at most; None: too little.

@@ -23,7 +23,9 @@ class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
         bundle: the id of the bundle that it is for.
         goal: what was asked for, in the words of the command line.
         last_accuracy: the last exit's on the samples that `point` is reported on.
-        samples: how many those are: the half of the validation images that chose nothing.
+        samples: how many those are: the half of the images that chose nothing.
+        images: the folder of the labelled images that chose and certified it; None: the bundle's
+            validation images.
         mean_ms: of a prediction on the device that was measured; None when none was.
     """
 
@@ -34,6 +36,7 @@ class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
     point: OperatingPoint
     last_accuracy: float
     samples: int
+    images: str | None = None
     mean_ms: float | None = None
     created: str
     version: str = __version__
@@ -81,10 +84,11 @@ def print_tuned(found: TunedPoint, manifest: Manifest) -> None:
     ]
     headers = ["", "temperature", "leaves from", "share %"]
     print_table(f"{manifest.name}, {point.policy}, {found.goal}", headers, rows)
+    whose = "validation images" if found.images is None else f"images of {found.images}"
     drop = 100 * (found.last_accuracy - point.val_accuracy)
     flops = point.val_mean_flops
     print(
-        f"on the {found.samples} validation images held back: accuracy "
+        f"on the {found.samples} {whose} held back: accuracy "
         f"{percent(point.val_accuracy)} %, {abs(drop):.2f} points "
         f"{'below' if drop >= 0 else 'above'} the last exit; mean {count(flops)} FLOPs, "
         f"{manifest.unsplit_flops / flops:.2f} times fewer than unsplit"

@@ -9,6 +9,7 @@ from mate_edge.bundle import Manifest
 from mate_edge.report.bench import UNSPLIT, Contender, ExitPays, Point, tail
 from mate_edge.runs import RUNS
 from mate_edge.runtime.points import DEEPEST
+from mate_edge.times import samples_needed
 
 
 def exit_name(k: int, num_exits: int) -> str:
@@ -97,6 +98,13 @@ def _for_deadline(
             f"for this deadline{saved and '; ' + saved}"
         )
     over = f"unsplit {what} is {unsplit_ms:.3g} ms, over your {max_ms:g} ms"
+    times = contenders[UNSPLIT].times
+    if times.p99_ms is None and times.median_ms <= max_ms:
+        return (
+            f"{over}, but its median is {times.median_ms:.3g} ms: so few rounds cannot tell "
+            "whether you need exits for this deadline; leave --rounds out, or give "
+            f"{samples_needed(0.99)}"
+        )
     for k in range(num_exits, 0, -1):
         ms, what = tail(contenders[exit_name(k, num_exits)].times)
         if ms <= max_ms:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mate_edge.bundle import read_bundle
 from mate_edge.decide.calibrate import halve
@@ -84,6 +85,36 @@ def test_every_goal_gives_a_point_that_runs(
     bundle = read_bundle(bundle_folder)
     policy = resolve_policy(bundle, "tuned")
     assert list(policy.thresholds) == found["point"]["parameters"]["thresholds"]  # type: ignore[attr-defined]
+
+
+def test_labelled_images_of_ones_own_choose_and_certify(
+    cli: Any, bundle_folder: Path, golden: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    last = golden["logits"][:, -1].argmax(axis=-1)
+    for number, (pixels, label) in enumerate(zip(golden["images"], last, strict=True)):
+        folder = tmp_path / "ours" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        for copy in range(5):
+            Image.fromarray(pixels[..., 0]).save(folder / f"{number}-{copy}.png")
+    (tmp_path / "ours" / str(last[0]) / "bad.png").write_text("no image")
+    options = ("--images", tmp_path / "ours", "--threads", "1", "--name", "ours")
+    found = tuned(cli, bundle_folder, "--max-risk", "30%", "--delta", "20%", *options)
+    assert found["images"] == str(tmp_path / "ours")
+    assert (found["samples"], found["last_accuracy"]) == (20, 1.0)
+    policy = resolve_policy(read_bundle(bundle_folder), "ours")
+    _, held = halve(40)
+    alike = np.repeat(np.argsort(last, kind="stable"), 5)[held]  # sorted by the class's folder
+    outcome = simulate(policy, golden["logits"][alike])
+    assert found["point"]["val_accuracy"] == pytest.approx(outcome.accuracy(last[alike]))
+    done = cli("tune", bundle_folder, "--max-drop", "1", *options)
+    assert f"on the 20 images of {tmp_path / 'ours'} held back" in done.stdout
+    assert "bad.png" in done.stderr
+    assert "40 labelled images are few" in done.stderr
+
+
+def test_a_deadline_that_exit_1_may_miss_is_said(cli: Any, bundle_folder: Path) -> None:
+    done = cli("tune", bundle_folder, *GOAL, "--max-ms", "0.001")
+    assert "0.001 ms is less than" in done.stderr
 
 
 def test_a_budget_in_ms_counts_decoding_once_it_was_measured(cli: Any, bundle_folder: Path) -> None:
@@ -180,8 +211,8 @@ def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
         (("--max-drop", "1", "--name", "../mine"), "--name takes up to 64 letters"),
         (("--max-drop", "1", "--out", "p.txt"), "ends in .json, not p.txt"),
         (("--max-drop", "1", "--out", "BUNDLE/manifest.json"), "and is no operating point"),
-        (("--max-drop", "1", "--engine", "openvino"), "go with --budget-ms or --max-ms"),
-        (("--max-drop", "1", "--threads", "1"), "go with --budget-ms or --max-ms"),
+        (("--max-drop", "1", "--engine", "openvino"), "go with --budget-ms, --max-ms or --images"),
+        (("--max-drop", "1", "--threads", "1"), "go with --budget-ms, --max-ms or --images"),
         (("--max-drop", "1", "--out", "/proc/nowhere/p.json"), "/proc/nowhere"),
         (("--max-drop", "1", "--threads", "0"), "--threads must lie between 1 and"),
     ],
