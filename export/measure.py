@@ -82,7 +82,8 @@ def load_data(run: Run, precision: str) -> Dataset:
     if dataset is None:
         raise ExportError(
             f"--precision {precision} is calibrated and measured on {run.data}, which this run was "
-            f"trained on: {reason}. Bring it back, or choose --precision fp32, which needs none"
+            f"trained on: {reason}. Bring it back, say where it is now (mate-edge train --resume "
+            "--out RUN --data FOLDER), or choose --precision fp32, which needs none"
         )
     return dataset
 

@@ -5,10 +5,14 @@ BatchNorm is folded into the layer before it.
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import msgspec
@@ -100,6 +104,24 @@ def export_segments(
     return segments
 
 
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep torch's warnings back: what matters of them is in its error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _last_place(traced: str) -> str:
+    """Return the last line of the user's code in what torch prints of a trace that failed."""
+    places = re.findall(r"# File: (\S+):(\d+) in ", traced)
+    own = [place for place in places if "/torch/" not in place[0]]
+    return f", after {os.path.basename(own[-1][0])}:{own[-1][1]}" if own else ""
+
+
 def _first_reason(error: BaseException) -> str:
     """Return the first line of what an error was raised from first, without colours."""
     while error.__cause__ is not None:
@@ -131,9 +153,9 @@ def to_onnx(
         ExportError: torch cannot export the module, or only for this number of samples; BatchNorm
             is left after a convolution or a linear layer, or the opset is outside `opsets`.
     """
-    with warnings.catch_warnings():
+    traced = io.StringIO()
+    with warnings.catch_warnings(), _without_log(), redirect_stderr(traced):
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         try:
             program: Any = torch.onnx.export(
                 module.eval(),
@@ -146,9 +168,9 @@ def to_onnx(
                 verbose=False,
             )
         except Exception as error:  # the user's own modules are traced
-            reason = _first_reason(error)
+            reason, where = _first_reason(error), _last_place(traced.getvalue())
             raise ExportError(
-                f"torch cannot export the segment of {output_names[-1]}: {reason}; see "
+                f"torch cannot export the segment of {output_names[-1]}{where}: {reason}; see "
                 "torch.export, which must be able to follow the modules' code for any batch"
             ) from error
     model: onnx.ModelProto = program.model_proto

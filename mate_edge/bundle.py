@@ -319,6 +319,8 @@ def read_bundle(folder: str | Path) -> Bundle:
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"there is no bundle folder {folder}: check the path")
+    if not path.exists() and (folder / "run.json").is_file():
+        raise BundleError(f"{folder} is a run, no bundle: type mate-edge export {folder} first")
     data = files.read_bytes(path, files.MAX_JSON_BYTES, BundleError)
     manifest = files.decode_json(data, Manifest, path, SCHEMA, BundleError)
     return Bundle(folder, manifest, files.sha256(data))

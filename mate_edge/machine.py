@@ -27,8 +27,8 @@ def check_threads(threads: int | None) -> None:
         UsageError: fewer than 1, or more than `MOST_THREADS` and than there are CPUs.
     """
     most = max(MOST_THREADS, cpu_count())
-    if threads is not None and not 1 <= threads <= most:
-        raise UsageError(f"--threads must lie between 1 and {most}, not {threads}")
+    if threads is not None and not (type(threads) is int and 1 <= threads <= most):
+        raise UsageError(f"--threads must lie between 1 and {most}, not {threads!r}")
 
 
 def has_nvidia_gpu(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> bool:

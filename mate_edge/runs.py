@@ -152,6 +152,8 @@ def read_run(folder: Path) -> Run:
         RunError: missing, damaged or of a newer schema.
     """
     path = folder / "run.json"
+    if not path.exists() and (folder / "manifest.json").is_file():
+        raise RunError(f"{folder} is a bundle: name the run that it was exported from")
     data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)
     return files.decode_json(data, Run, path, SCHEMA, RunError)
 

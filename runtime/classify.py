@@ -31,6 +31,8 @@ from mate_edge.stop import StopSignal
 if TYPE_CHECKING:
     from mate_edge.runtime.metrics import Metrics
 
+WIDE = 5.0
+"""A segment's quantile so many times its median is more than a machine's usual noise."""
 BROKEN_PIPE = 141
 """The shell's exit code of a process whose reader went away."""
 
@@ -354,6 +356,13 @@ def announce(predictor: Predictor, max_ms: float | None) -> None:
         f"{measured.created}: {kind} of segments {times} ms",
         file=sys.stderr,
     )
+    spread = max(q / m for q, m in zip(table.quantile_ms, table.median_ms, strict=True))
+    if spread > WIDE:
+        print(
+            f"that is up to {spread:.0f} times the median: if other work ran beside it then, "
+            "mate-edge bench measures again",
+            file=sys.stderr,
+        )
     if not table.exact:
         needed = samples_needed(len(table.quantile_ms))
         print(f"a quantile needs {needed} rounds: mate-edge bench measures them", file=sys.stderr)

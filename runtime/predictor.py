@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import warnings
@@ -19,6 +20,7 @@ from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Policy
 from mate_edge.errors import ImageError, UsageError
 from mate_edge.images import crop, normalize
+from mate_edge.machine import check_threads
 from mate_edge.runtime.deadline import LatencyTable, check_reachable
 from mate_edge.runtime.engines import Say, make_engine
 from mate_edge.runtime.engines.engine import Engine
@@ -102,8 +104,13 @@ class Predictor:
             EngineNotBuilt: the engines must be built on this device first; nothing here does it.
             EngineError: the engine cannot be had.
         """
+        if not isinstance(bundle, str | os.PathLike):
+            raise UsageError(f"a bundle is the path of its folder, not {bundle!r:.80}")
         if max_ms is not None:
             max_ms = plain_ms(max_ms)
+        elif strict:
+            raise UsageError("strict goes with max_ms")
+        check_threads(threads)
         made = make_engine(engine, read_bundle(bundle), threads, shared_pool)
         with ExitStack() as when_it_fails:
             predictor = when_it_fails.enter_context(cls(made, policy))

@@ -43,6 +43,8 @@ from mate_edge.train.recipe import FINE_TUNING, check_recipe
 from mate_edge.train.state import save_initial
 from mate_edge.train.weights import Imported, Weights, find_weights, import_parts
 
+CHANCE = 1.2
+"""An imported network that is right less often than so many times by chance is said to be."""
 LONGEST_EVALUATION = timedelta(hours=3)
 
 
@@ -148,6 +150,12 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         accuracy = 100 * _last_exit_accuracy(network, dataset)
         count = len(dataset.val.labels)
         print(f"imported network: {accuracy:.2f} % of {count} validation images", file=sys.stderr)
+        if accuracy < CHANCE * 100 / len(dataset.classes):
+            print(
+                f"no better than chance among {len(dataset.classes)} classes: check --classes, the "
+                "order of its outputs, --mean and --std, and --size",
+                file=sys.stderr,
+            )
     with _chosen_folder(out, RUNS / name) as (folder, made):
         run = msgspec.structs.replace(run, name=folder.name)
         write_run(made, run)

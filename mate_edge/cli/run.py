@@ -77,6 +77,8 @@ def run(
     """
     if policy is not None and threshold is not None:
         raise UsageError("give --policy or --threshold, not both")
+    if policy is not None and policy.replace(".", "", 1).isdigit():
+        raise UsageError(f"--policy takes a name: a threshold is given by --threshold {policy}")
     check_threads(threads)
     from mate_edge.runtime.classify import Run, classify
     from mate_edge.runtime.sources import Wanted

@@ -17,7 +17,7 @@ from mate_edge.machine import check_threads
 def tune(
     bundle: Annotated[Path | None, typer.Argument(help="Default: the newest.")] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Goal: points of accuracy below the last exit, at most.")
+        str | None, typer.Option(help="Goal: points of accuracy below the last exit, at most.")
     ] = None,
     max_risk: Annotated[
         str | None, typer.Option(help="Goal: a guaranteed share of lost answers: 0.01 or 1%.")
@@ -81,7 +81,7 @@ def tune(
 
     check_threads(threads)
     goal = Goal(
-        max_drop=max_drop,
+        max_drop=_points(max_drop),
         max_risk=_share("--max-risk", max_risk),
         budget_flops=budget_flops,
         budget_ms=budget_ms,
@@ -108,6 +108,16 @@ def tune(
         print_tuned(found, opened.manifest)
         if stored is not None:
             print(f"stored: mate-edge run --policy {stored}")
+
+
+def _points(given: str | None) -> float | None:
+    """Read points of accuracy, such as 0.5 or 0.5%."""
+    if given is None:
+        return None
+    try:
+        return float(given.removesuffix("%"))
+    except ValueError:
+        raise UsageError(f"--max-drop takes points such as 0.5, not {given!r}") from None
 
 
 def _share(option: str, given: str | None) -> float | None:

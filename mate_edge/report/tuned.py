@@ -64,6 +64,13 @@ def promise(guarantee: Guarantee) -> str:
     )
 
 
+def fewer(whole: float, flops: float) -> str:
+    """Compare FLOPs with those of the whole network, in words."""
+    return (
+        f"{whole / flops:.2f} times fewer" if flops <= whole else f"{flops / whole:.2f} times more"
+    )
+
+
 def threshold(value: float) -> str:
     """Format a threshold; above 1 no score reaches it."""
     return f"{value:.4f}" if value <= 1 else "never"
@@ -91,7 +98,7 @@ def print_tuned(found: TunedPoint, manifest: Manifest) -> None:
         f"on the {found.samples} {whose} held back: accuracy "
         f"{percent(point.val_accuracy)} %, {abs(drop):.2f} points "
         f"{'below' if drop >= 0 else 'above'} the last exit; mean {count(flops)} FLOPs, "
-        f"{manifest.unsplit_flops / flops:.2f} times fewer than unsplit"
+        f"{fewer(manifest.unsplit_flops, flops)} than unsplit"
         + ("" if found.mean_ms is None else f"; mean {found.mean_ms:.3g} ms on this device")
     )
     if point.guarantee is None:

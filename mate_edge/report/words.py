@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mate_edge.report.figures import Figures, PointFigures
 from mate_edge.report.subject import Subject
 from mate_edge.report.text import count
+from mate_edge.report.tuned import fewer
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def give_verdict(subject: Subject, found: Figures) -> Verdict:
         "are wrong where the last "
         f"exit is right, {percent(point.mended)} are right where the last exit is wrong.",
         f"An image costs {count(point.mean_flops)} FLOPs on average, {count(found.whole_flops)} in "
-        f"{compared}: {found.whole_flops / point.mean_flops:.2f} times fewer. No policy can do "
+        f"{compared}: {fewer(found.whole_flops, point.mean_flops)}. No policy can do "
         f"better than {found.ceiling:.2f} times, where exit 1 stands.",
     ]
     if subject.times is not None and subject.times.verdict:

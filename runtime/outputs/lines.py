@@ -37,6 +37,11 @@ def _print(text: str) -> None:
         raise StdoutError(f"cannot write to stdout: {error.strerror}") from None
 
 
+def plain(text: str) -> str:
+    """Return a name on one line, without what a terminal would obey."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 class Table(Output):
     """Lines of fixed columns, printed as they come.
 
@@ -55,7 +60,7 @@ class Table(Output):
 
     def add(self, answer: Answer) -> None:
         """Print one answer."""
-        name, prediction = shown(answer.shot.name), answer.prediction
+        name, prediction = plain(shown(answer.shot.name)), answer.prediction
         self.source = max(self.source, min(len(name), LONGEST_SOURCE))
         if not self.headed:
             self.headed = True
@@ -66,7 +71,7 @@ class Table(Output):
         cut = name if len(name) <= self.source else "…" + name[1 - self.source :]
         missed = "  missed" if prediction.deadline_missed else ""
         _print(
-            f"{cut:<{self.source}}  {answer.label:<{self.label}}  "
+            f"{cut:<{self.source}}  {plain(answer.label):<{self.label}}  "
             f"{answer.confidence:>10.3f}  {prediction.exit:>4}  {prediction.halted_by:<9}  "
             f"{prediction.elapsed_ms:>8.2f}{missed}"
         )

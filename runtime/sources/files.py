@@ -8,11 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mate_edge.bundle import MANIFEST
 from mate_edge.errors import ImageError, MateEdgeError, UsageError
+from mate_edge.files import BUNDLE_SUFFIX as SUFFIX
 from mate_edge.images import SUFFIXES
-from mate_edge.runtime.sources.images import KINDS, VIDEO_SUFFIXES, is_folder, is_glob, match, walk
+from mate_edge.runtime.sources.images import (
+    KINDS,
+    VIDEO_SUFFIXES,
+    exists,
+    is_folder,
+    is_glob,
+    match,
+    walk,
+)
 from mate_edge.runtime.sources.source import Item, Shot, Source
 
+RUN = "run.json"
 MOST_REMARKS = 10
 """Of the folders whose paths come on stdin, or that a pattern matches."""
 
@@ -24,15 +35,33 @@ def open_path(name: str) -> Source:
     reader's part.
 
     Raises:
-        UsageError: a folder without images, a glob that matches nothing, or a video where the extra
-            `video` is not installed.
+        UsageError: a bundle or a run, a folder without images, a glob that matches nothing, or a
+            video where the extra `video` is not installed.
     """
     path = Path(name)
+    _check_is_source(path)
     if is_folder(path):
         return Folder(name)
     if is_glob(name):
         return Glob(name)
     return open_file(path)
+
+
+def _check_is_source(path: Path) -> None:
+    """Refuse what other commands take where `run` takes images.
+
+    Raises:
+        UsageError: a bundle or a run.
+    """
+    if is_folder(path):
+        if (path / MANIFEST).is_file():
+            raise UsageError(f"{path} is a bundle: type mate-edge run --bundle {path} IMAGE")
+        if (path / RUN).is_file():
+            raise UsageError(f"{path} is a run: type mate-edge export {path}, then run its bundle")
+        return
+    bundle = path if path.suffix == SUFFIX else path.with_name(f"{path.name}{SUFFIX}")
+    if path.name and not exists(path) and (path == bundle or is_folder(bundle)):
+        raise UsageError(f"there is no {path}: a bundle is named by --bundle, such as {bundle}")
 
 
 def open_file(path: Path) -> Source:

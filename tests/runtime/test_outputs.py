@@ -59,6 +59,14 @@ def test_the_tables_first_column_grows_with_the_names(capsys: pytest.CaptureFixt
     assert "xxx.png  cat" in rows[3]
 
 
+def test_no_name_breaks_the_line_or_commands_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = Table(3, ["a"])
+    table.add(answer("a\nb", "c\x1b[31md"))
+    assert capsys.readouterr().out.splitlines()[1].startswith("a\ufffdb     c\ufffd[31md")
+
+
 def test_rows_are_in_the_file_as_soon_as_they_are_answered(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(HEADER + b"old rows\r\n" * 9)

@@ -584,6 +584,22 @@ def test_a_state_that_cannot_be_written_only_costs_the_next_process_its_time(
     assert predictor.measure().median_ms == pytest.approx((1.0, 2.0, 4.0))
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"bundle": None}, "a bundle is the path of its folder, not None"),
+        ({"threads": "2"}, "--threads must lie between 1 and .*, not '2'"),
+        ({"threads": 1.5}, "not 1.5"),
+        ({"strict": True}, "strict goes with max_ms"),
+    ],
+)
+def test_what_cannot_be_loaded_so_is_a_clear_error(
+    options: dict[str, Any], says: str, bundle_folder: Path
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        Predictor.load(**{"bundle": bundle_folder, **options})
+
+
 def test_a_deadline_given_at_load_is_judged_at_load(bundle_folder: Path) -> None:
     with (
         pytest.warns(UserWarning, match="never measured"),

@@ -8,13 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import mate_edge
 from mate_edge.bundle import read_bundle
 from mate_edge.decide.simulate import simulate
+from mate_edge.runtime.classify import announce
 from mate_edge.runtime.policy import resolve_policy
+from mate_edge.runtime.predictor import Predictor
 
 
 def test_a_folder_a_glob_and_files_are_classified_in_order(
@@ -83,6 +86,20 @@ def test_it_says_where_the_latencies_come_from(
     assert "one after another, measured here at 20" in told
 
 
+def test_latencies_that_vary_much_are_said_to(
+    bundle_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Predictor.load(bundle_folder, max_ms=1000) as predictor:
+        measured = predictor.timing.measured
+        assert measured is not None
+        rounds = measured.rounds
+        for slow, told in ((1.0, False), (40.0, True)):
+            segments = ((1.0,) * (rounds - 9) + (slow,) * 9,) * 3
+            predictor.timing.use(msgspec.structs.replace(measured, segments_ms=segments))
+            announce(predictor, 1000)
+            assert ("up to 40 times the median" in capsys.readouterr().err) == told
+
+
 def test_one_bad_image_among_many_is_reported_and_the_others_run(
     cli: Any, bundle_folder: Path, pictures: Path
 ) -> None:
@@ -104,6 +121,12 @@ def test_one_bad_image_among_many_is_reported_and_the_others_run(
         (["empty"], "holds no images"),
         (["x" * 300 + ".png"], "File name too long"),
         (["*.nothing"], "nothing matches"),
+        (["only.mate", "0.png"], "only.mate is a bundle: type mate-edge run --bundle only.mate"),
+        (["only", "0.png"], "there is no only: a bundle is named by --bundle, such as only.mate"),
+        (["gone.mate", "0.png"], "there is no gone.mate: a bundle is named by --bundle"),
+        (["trained", "0.png"], "trained is a run: type mate-edge export trained"),
+        (["0.png", "--bundle", "trained"], "trained is a run, no bundle: type mate-edge export"),
+        (["0.png", "--policy", "0.5"], "a threshold is given by --threshold 0.5"),
         (["bad.png"], "bad.png"),
         (["bad.png", "--max-ms", "50"], "bad.png"),
         (["0.png", "--max-ms", "0"], "deadline"),
@@ -125,6 +148,8 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     arguments: list[str], says: str, cli: Any, bundle_folder: Path, pictures: Path
 ) -> None:
     (pictures / "empty").mkdir()
+    (pictures / "trained").mkdir()
+    (pictures / "trained" / "run.json").write_text("{}")
     (pictures / "bad.png").write_bytes(b"GIF89a nonsense")
     shutil.copytree(bundle_folder, pictures / "only.mate")
     done = cli("run", *arguments, cwd=pictures)

@@ -66,6 +66,7 @@ def test_it_says_what_the_point_does_on_samples_that_did_not_choose_it(
     ("arguments", "guaranteed", "goal"),
     [
         (("--max-drop", "1", "--policy", "entropy"), False, "--max-drop 1"),
+        (("--max-drop", "1%"), False, "--max-drop 1"),
         (("--budget-flops", "9e6", "--policy", "ensemble"), False, "--budget-flops 9e+06"),
         (("--budget-ms", "1e4"), False, "--budget-ms 10000"),
         (
@@ -201,6 +202,7 @@ def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
         (("--max-drop", "1", "--max-ms", "5"), "go with --max-risk"),
         (("--max-drop", "1", "--delta", "0.1"), "go with --max-risk"),
         (("--max-drop", "-1"), "--max-drop must lie between 0 and 100 points, not -1"),
+        (("--max-drop", "much"), "--max-drop takes points such as 0.5, not 'much'"),
         (("--budget-flops", "nan"), "--budget-flops must be a positive number"),
         (("--budget-flops", "3"), "a budget of 3 FLOPs is below what exit 1 alone costs"),
         (("--budget-ms", "1e-9"), "a budget of 1e-09 ms is below what exit 1 alone costs"),

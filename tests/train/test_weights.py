@@ -21,7 +21,7 @@ from torch import nn
 from mate_edge.errors import DataError, ImageError, RunError, UsageError
 from mate_edge.images import normalize
 from mate_edge.runs import read_run
-from mate_edge.train import state
+from mate_edge.train import start, state
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
 from mate_edge.train.data.images import FileImages
@@ -118,6 +118,16 @@ def test_no_gradient_goes_through_a_frozen_backbone() -> None:
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     assert not any(feature.requires_grad for feature in features)
     assert all(p.grad is not None for p in network.heads[0].parameters())
+
+
+def test_an_imported_network_that_is_no_better_than_chance_is_said_to_be(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(fine_tuned().state_dict(), "mine.pth")
+    for accuracy, told in ((0.3, True), (0.9, False)):
+        monkeypatch.setattr(start, "_last_exit_accuracy", lambda *given, a=accuracy: a)
+        new_run(options(), None)
+        assert ("no better than chance among 3 classes" in capsys.readouterr().err) == told
 
 
 def test_without_freezing_all_of_the_network_learns(home: Path) -> None:

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -168,18 +169,25 @@ def _make(arch: str, channels: int, size: int) -> Any:
         SystemExit,
     ) as error:  # importing runs the user's code, which may raise anything
         raise UsageError(
-            f"--arch {arch} cannot be imported from {os.getcwd()} ({type(error).__name__}: {error})"
+            f"--arch {arch} cannot be imported from {os.getcwd()} ({_tell(error)})"
         ) from error
     if isinstance(found, nn.Module) or not callable(found):
         return copy.deepcopy(found)
     arguments = (channels, size) if _takes_two(found) else ()
     try:
-        return copy.deepcopy(found(*arguments))  # it may hand out a network of its module's
+        made = found(*arguments)
+        # it may hand out a network of its module's; what is none is refused later
+        return copy.deepcopy(made) if isinstance(made, nn.Module | Sequence) else made
     except (Exception, SystemExit) as error:  # the user's code, again
         call = f"{name}({', '.join(map(str, arguments))})"
-        raise UsageError(
-            f"--arch {arch}: {call} fails ({type(error).__name__}: {error})"
-        ) from error
+        raise UsageError(f"--arch {arch}: {call} fails ({_tell(error)})") from error
+
+
+def _tell(error: BaseException) -> str:
+    """Say what the user's code raised, and in which line."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    where = f" in {os.path.basename(last.filename)}:{last.lineno}"
+    return f"{type(error).__name__}: {error}{'' if last.filename == __file__ else where}"
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
@@ -192,6 +200,6 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 
 def _describe(made: object) -> str:
     if isinstance(made, nn.Module) or not isinstance(made, Sequence):
-        return f"a {type(made).__name__}"
+        return f"an object of type {type(made).__name__}"
     odd = next(item for item in made if not isinstance(item, nn.Module))
-    return f"a {type(made).__name__} with a {type(odd).__name__}"
+    return f"a {type(made).__name__} with an object of type {type(odd).__name__}"
