@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,12 +108,7 @@ def evaluate_folder(
     engine = engine or choose_engine(opened, say)
 
     def start() -> Predictor:
-        made = make_engine(engine, opened, threads, True)
-        with ExitStack() as when_it_fails:
-            predictor = when_it_fails.enter_context(Predictor(made, DEEPEST))
-            predictor.warm_up()
-            when_it_fails.pop_all()
-        return predictor
+        return Predictor.warmed_up(make_engine(engine, opened, threads, True), DEEPEST)
 
     rows: Rows = []
     with _saved(rows, save, say), build_if_needed(opened, start, say) as predictor:

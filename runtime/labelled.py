@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,12 +70,7 @@ def record_logits(
     recording = Recording(Deepest(temperatures))
 
     def start() -> Predictor:
-        made = make_engine(chosen, bundle, threads, True)
-        with ExitStack() as when_it_fails:
-            predictor = when_it_fails.enter_context(Predictor(made, recording))
-            predictor.warm_up()
-            when_it_fails.pop_all()
-        return predictor
+        return Predictor.warmed_up(make_engine(chosen, bundle, threads, True), recording)
 
     found: list[tuple[Path, int, Logits]] = []
     with build_if_needed(bundle, start, say) as predictor:

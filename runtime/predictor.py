@@ -122,6 +122,20 @@ class Predictor:
             when_it_fails.pop_all()
         return predictor
 
+    @classmethod
+    def warmed_up(cls, engine: Engine, policy: PolicyChoice = None) -> Predictor:
+        """Return a predictor whose segments are open and have run; if one fails, nothing is left.
+
+        Raises:
+            UsageError: as `choose_policy`.
+            EngineNotBuilt, EngineError: a segment cannot be opened or run.
+        """
+        with ExitStack() as when_it_fails:
+            predictor = when_it_fails.enter_context(cls(engine, policy))
+            predictor.warm_up()
+            when_it_fails.pop_all()
+        return predictor
+
     @property
     def policy(self) -> Policy:
         """The policy in use."""

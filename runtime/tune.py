@@ -196,6 +196,12 @@ def tune(
             device=msgspec.to_builtins(measured.fingerprint),
         )
     found = _point(opened, name, goal, kind, calibrated, guarantee, measured, images)
+    drop = 100 * (calibrated.last_accuracy - calibrated.accuracy)
+    if goal.max_drop is not None and drop > goal.max_drop:
+        say(
+            f"on the half held back it is {drop:.2f} points below the last exit, more than "
+            f"{goal.max_drop:g}: a search is no promise, --max-risk gives one"
+        )
     before = kept_point(opened, name)
     stored = keep_point(found, out, say)
     if before is not None and stored == name:

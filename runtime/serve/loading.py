@@ -96,11 +96,7 @@ def load_model(
 
 def _start(bundle: Bundle, engine: str, options: Options) -> Predictor:
     made = make_engine(engine, bundle, options.threads, shared_pool=True)
-    with ExitStack() as when_it_fails:
-        predictor = when_it_fails.enter_context(Predictor(made, options.policy))
-        predictor.warm_up()
-        when_it_fails.pop_all()
-    return predictor
+    return Predictor.warmed_up(made, options.policy)
 
 
 def _verify(folder: Path, bundle: Bundle, engine: str, options: Options, say: Say) -> None:
