@@ -26,6 +26,8 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 358 MB as RGB, of which Pillow keeps 4 bytes a pixel
+MAX_SIDE = 8192
+"""Of a network's input."""
 STRIP = 256
 """Rows of a transparent image that are in memory as several copies at once."""
 MAX_IMAGE_BYTES = 2**30  # `MAX_PIXELS` of 64 bits fit, and a header
@@ -58,7 +60,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not (len(self.mean) == len(self.std) == self.channels):
             raise ValueError(f"mean and std need {self.channels} values each")
-        if not 1 <= self.size <= self.resize <= 8192:
+        if not 1 <= self.size <= self.resize <= MAX_SIDE:
             raise ValueError(f"size {self.size} and resize {self.resize} do not fit together")
         if not all(0 < value < float("inf") for value in self.std):
             raise ValueError("std must be positive")

@@ -32,6 +32,7 @@ class Options:
     lr: float | None = None
     seed: int | None = None
     size: int | None = None
+    resize: int | None = None
     mean: str | None = None
     std: str | None = None
     precision: str | None = None
@@ -58,6 +59,7 @@ def check_options(folder: Path, run: Run, options: Options) -> None:
     stored = {
         "data": run.data,
         "size": run.preprocessing.size,
+        "resize": run.preprocessing.resize,
         "mean": run.preprocessing.mean,
         "std": run.preprocessing.std,
         **msgspec.structs.asdict(run.recipe),

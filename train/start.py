@@ -28,6 +28,7 @@ from mate_edge.train.data.adapt import (
     read_classes,
     reorder_classes,
     use_imagenet_statistics,
+    use_resize,
     use_statistics,
 )
 from mate_edge.train.data.again import load_again
@@ -85,7 +86,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         None if text is None else parse_statistics(option, text, channels)
         for option, text in (("--mean", options.mean), ("--std", options.std))
     )
-    dataset = use_statistics(dataset, mean, std)
+    dataset = use_resize(use_statistics(dataset, mean, std), options.resize)
     if options.classes is not None:
         dataset = reorder_classes(dataset, read_classes(options.classes))
     chosen = {name: getattr(options, name, None) for name in Recipe.__struct_fields__}

@@ -59,6 +59,10 @@ def training_options(
         typer.Option(help="fp32, bf16 or fp16.", autocompletion=words("fp32", "bf16", "fp16")),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Input pixels, for sets in files.")] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(help="The shorter side before --size is cut out; default: 256 / 224 of it."),
+    ] = None,
     mean: Annotated[
         str | None,
         typer.Option(help="Of a channel or of each, pixels from 0 to 1; default: the data's."),

@@ -117,8 +117,11 @@ class Sources:
         """Return the next item where `item`, seen a while ago, is an old frame of a live source."""
         if self._newest is None or not isinstance(item, Shot):
             return item
+        newer = next(items, None)
+        if newer is None:
+            return item
         self._newest.dropped += 1
-        return next(items, item)
+        return newer
 
     def __iter__(self) -> Iterator[Item]:
         for source in self.sources:

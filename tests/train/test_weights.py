@@ -383,6 +383,20 @@ def test_images_are_normalized_as_the_network_was_trained(home: Path) -> None:
         new_run(options(std="0"), home / "other")
 
 
+def test_images_are_scaled_as_the_network_was_trained(home: Path) -> None:
+    assert new_run(options(weights=None, size=128), None)[1].preprocessing.resize == 146
+    folder, run, _ = new_run(options(weights=None, size=128, resize=128), home / "run")
+    assert run.preprocessing.resize == 128
+    assert old_run(Options(), folder)[2].preprocessing.resize == 128
+    with pytest.raises(UsageError, match="resize 128, not 140"):
+        old_run(options(weights=None, size=128, resize=140), folder)
+    for resize in (127, 9000):
+        with pytest.raises(UsageError, match=f"between 128 and 8192, not {resize}"):
+            new_run(options(weights=None, size=128, resize=resize), home / "other")
+    with pytest.raises(UsageError, match="--resize goes with images in files and --size 128"):
+        new_run(options(weights=None, resize=40), home / "other")
+
+
 def test_imported_weights_that_are_gone_before_training_are_a_clear_error(home: Path) -> None:
     torch.save(fine_tuned().state_dict(), "mine.pth")
     folder, _, _ = new_run(options(), None)

@@ -11,8 +11,9 @@ import numpy as np
 
 from mate_edge import files
 from mate_edge.errors import DataError, UsageError
+from mate_edge.images import MAX_SIDE
 from mate_edge.names import some
-from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
+from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, LARGE, Dataset
 
 T = TypeVar("T")
 
@@ -90,6 +91,26 @@ def use_statistics(
     """Normalize with another mean and deviation, one a channel; None keeps the data set's own."""
     own = dataset.preprocessing
     preprocessing = msgspec.structs.replace(own, mean=mean or own.mean, std=std or own.std)
+    return dataclasses.replace(dataset, preprocessing=preprocessing)
+
+
+def use_resize(dataset: Dataset, resize: int | None) -> Dataset:
+    """Scale the shorter side to so many pixels before the centre is cut out; None: as it was.
+
+    Raises:
+        UsageError: the images are of the network's own size already, or it is below that.
+    """
+    own = dataset.preprocessing
+    if resize is None or resize == own.resize:
+        return dataset
+    if own.resize == own.size:
+        raise UsageError(
+            f"--resize goes with images in files and --size {LARGE} or more: these are scaled to "
+            f"{own.size} pixels as they are read"
+        )
+    if not own.size <= resize <= MAX_SIDE:
+        raise UsageError(f"--resize must lie between {own.size} and {MAX_SIDE}, not {resize}")
+    preprocessing = msgspec.structs.replace(own, resize=resize)
     return dataclasses.replace(dataset, preprocessing=preprocessing)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mate_edge.runs import Run
 from mate_edge.train.data import OF_ONE_SIZE, load_dataset
-from mate_edge.train.data.adapt import reorder_classes, use_statistics
+from mate_edge.train.data.adapt import reorder_classes, use_resize, use_statistics
 from mate_edge.train.data.dataset import Dataset
 
 
@@ -28,6 +28,8 @@ def load_again(run: Run, moved: Path | None = None) -> Dataset | None:
         dataset = reorder_classes(dataset, run.classes)
     if dataset.preprocessing.channels == run.preprocessing.channels:
         dataset = use_statistics(dataset, run.preprocessing.mean, run.preprocessing.std)
+    if dataset.preprocessing.resize != dataset.preprocessing.size:
+        dataset = use_resize(dataset, run.preprocessing.resize)
     same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
     lay = None if moved is None else (moved.resolve(), Path(run.data))
     return dataset if same and dataset.fingerprint(lay) == run.images_sha256 else None
