@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import re
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client import Counter
@@ -24,6 +21,7 @@ from mate_edge.runtime.serve import openapi
 from mate_edge.runtime.serve.answer import Answer, Refusal, refuse, to_json
 from mate_edge.runtime.serve.describe import configuration, metadata, statistics, summary
 from mate_edge.runtime.serve.form import take_image
+from mate_edge.runtime.serve.guard import Guard
 from mate_edge.runtime.serve.intake import GoneError, Intake, drain, has_body, header
 from mate_edge.runtime.serve.model import Model
 from mate_edge.runtime.serve.protocol import HEADER_LENGTH
@@ -33,8 +31,6 @@ from mate_edge.runtime.serve.workers import RETRY_AFTER_S, Workers
 STARTED = "mate_edge.started_ns"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository", "statistics",
               "model_configuration"]  # fmt: skip
-OPEN = frozenset(("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"))
-"""What needs no token: what probes ask, and pages that hold no data."""
 HTML = "text/html; charset=utf-8"
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (
@@ -45,7 +41,6 @@ PAGE_POLICY = (
 MAX_ACTIVE = 1024
 """Requests in the server, being read, waiting or computed."""
 TOO_SLOW = 408
-LOOPBACK = re.compile(r"127(\.\d{1,3}){3}")
 MAX_CONTROL_BYTES = 64 * 1024
 
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -59,8 +54,7 @@ class App:
         workers: that predict.
         metrics: of the models; the queue's are added.
         intake: reads bodies.
-        token: what a client must send as `Authorization: Bearer`; None: nothing.
-        hosts: names under which clients may ask beside this machine's own; None: under any.
+        guard: says who may ask.
     """
 
     def __init__(
@@ -69,13 +63,11 @@ class App:
         workers: Workers,
         metrics: Metrics,
         intake: Intake,
-        token: str | None = None,
-        hosts: Collection[str] | None = None,
+        guard: Guard,
     ) -> None:
         self.repository, self.workers = repository, workers
         self.metrics, self.intake = metrics, intake
-        self._token = None if token is None else token.encode()
-        self._hosts = hosts
+        self._guard = guard
         self._active = 0
         self._requests = Counter(
             "mate_edge_requests",
@@ -134,25 +126,8 @@ class App:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._active > MAX_ACTIVE:
             raise Refusal(503, "the server is busy", {"retry-after": RETRY_AFTER_S})
-        self._check_token(scope)
-        if self._hosts is not None:
-            _check_host(scope, self._hosts)
-        if scope["method"] != "GET":
-            _check_origin(scope)
+        self._guard.check(scope)
         await self._router(scope, receive, send)
-
-    def _check_token(self, scope: Scope) -> None:
-        """Refuse who has not the token, in a time that tells nothing about it."""
-        if self._token is None or scope["path"] in OPEN:
-            return
-        scheme, _, given = (header(scope, b"authorization") or "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("latin-1"), self._token)
-        if not (same and scheme.lower() == "bearer"):
-            raise Refusal(
-                401,
-                "this server wants its token: send the header Authorization: Bearer TOKEN",
-                {"www-authenticate": "Bearer"},
-            )
 
     def _routes(self, method: str, handler: Handler, *paths: str) -> list[Route]:
         async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
@@ -315,45 +290,6 @@ class _Endpoint:
 def _html(body: bytes) -> Answer:
     headers = {"content-security-policy": PAGE_POLICY, "referrer-policy": "no-referrer"}
     return Answer(body, content_type=HTML, headers=headers)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether an address or a host's name is this machine's, for itself alone."""
-    return host.lower() in ("localhost", "::1") or LOOPBACK.fullmatch(host) is not None
-
-
-def _check_origin(scope: Scope) -> None:
-    """Refuse a page of another site that a browser on this machine shows.
-
-    Raises:
-        Refusal: 403.
-    """
-    origin = header(scope, b"origin")
-    if origin is None:
-        return
-    try:
-        site = urlsplit(origin).netloc
-    except ValueError:
-        site = None
-    if site != (header(scope, b"host") or ""):
-        raise Refusal(403, "pages of other sites may not use this server")
-
-
-def _check_host(scope: Scope, allowed: Collection[str]) -> None:
-    """Refuse a name that somebody else gave this machine: DNS rebinding.
-
-    Browsers always say which name they were given; what says none is no browser.
-
-    Raises:
-        Refusal: 403.
-    """
-    host = header(scope, b"host") or ""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name and not is_loopback(name) and name.lower() not in allowed:
-        raise Refusal(
-            403,
-            f"this server is localhost, not {name[:60]!r}: start it with --allow-host NAME",
-        )
 
 
 def _told(error: HTTPException) -> Answer:

@@ -20,8 +20,9 @@ from mate_edge.machine import check_threads
 from mate_edge.runtime.deadline import check_max_ms
 from mate_edge.runtime.engines import Say
 from mate_edge.runtime.metrics import Metrics
-from mate_edge.runtime.serve.app import App, is_loopback
+from mate_edge.runtime.serve.app import App
 from mate_edge.runtime.serve.catalog import Catalog
+from mate_edge.runtime.serve.guard import Guard, is_loopback
 from mate_edge.runtime.serve.intake import Intake
 from mate_edge.runtime.serve.loading import Options, choose_workers, is_on_gpu
 from mate_edge.runtime.serve.protocol import number_of
@@ -89,9 +90,8 @@ def serve(options: ServeOptions, say: Say) -> None:
         host, port = listener.getsockname()[:2]
         local = is_loopback(host)
         hosts = [name.lower() for name in options.allow_hosts]
-        app = App(
-            repository, workers, metrics, intake, token, hosts if local and token is None else None
-        )
+        guard = Guard(token, hosts if local and token is None else None)
+        app = App(repository, workers, metrics, intake, guard)
         if token is None and not local:
             say(f"anybody who reaches {host} may use, load and unload models: give --token-file")
         _listen(listener)
