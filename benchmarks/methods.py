@@ -135,8 +135,18 @@ def read_rows(path: Path) -> dict[tuple[str, int], Row]:
         return {(row["method"], int(row["seed"])): row for row in csv.DictReader(file)}
 
 
-def is_current(row: Row, contender: Contender, head: str) -> bool:
-    """Say whether a row was trained with the options and the head that its contender has now."""
+def setup_of(experiment: Experiment) -> str:
+    """Return what all runs of an experiment share, as a row says it."""
+    own = dataclasses.asdict(experiment.options) | {"classes": experiment.classes}
+    return " ".join(
+        f"{name}={value}"
+        for name, value in sorted(own.items())
+        if value not in (None, {}) and name not in ("head", "validate_every")
+    )
+
+
+def is_current(row: Row, contender: Contender, experiment: Experiment) -> bool:
+    """Say whether a row was trained with the options, head and setup that a contender has now."""
 
     def plain(value: object) -> object:
         with suppress(ValueError):
@@ -146,11 +156,20 @@ def is_current(row: Row, contender: Contender, head: str) -> bool:
     pairs = (pair.partition("=")[::2] for pair in row["options"].split())
     now = complete_options(contender.method, contender.options)
     kept = {name: plain(value) for name, value in pairs}
-    return row["head"] == head and kept == {name: plain(value) for name, value in now.items()}
+    return (
+        row["head"] == head_of(experiment)
+        and row["setup"] == setup_of(experiment)
+        and kept == {name: plain(value) for name, value in now.items()}
+    )
+
+
+def head_of(experiment: Experiment) -> str:
+    """Return the head of all its runs."""
+    return experiment.options.head or DEFAULT_HEAD
 
 
 def missing_of(
-    path: Path, contenders: Sequence[Contender], seed: int, head: str
+    path: Path, contenders: Sequence[Contender], seed: int, experiment: Experiment
 ) -> list[Contender]:
     """Return the contenders that have no row of this seed yet."""
     rows = read_rows(path)
@@ -158,7 +177,7 @@ def missing_of(
         contender
         for contender in contenders
         if (contender.label, seed) not in rows
-        or not is_current(rows[contender.label, seed], contender, head)
+        or not is_current(rows[contender.label, seed], contender, experiment)
     ]
 
 
@@ -171,7 +190,9 @@ def set_aside(folder: Path, contender: Contender, seed: int) -> None:
             own.rename(unused(own.with_name(f"{own.name}-stale")))
 
 
-def keep_rows(path: Path, contenders: Sequence[Contender], folder: Path, head: str) -> list[Row]:
+def keep_rows(
+    path: Path, contenders: Sequence[Contender], folder: Path, experiment: Experiment
+) -> list[Row]:
     """Add what is finished in `folder` to the kept rows; return the contenders' own, in order."""
     machine = describe("torch", "torchvision", "accelerate", "numpy")
     own = {contender.label: contender for contender in contenders}
@@ -181,17 +202,24 @@ def keep_rows(path: Path, contenders: Sequence[Contender], folder: Path, head: s
         rows = read_rows(path)
         for row in fresh:
             key = row["method"], row["seed"]
-            if key not in rows or (key[0] in own and not is_current(rows[key], own[key[0]], head)):
-                rows[key] = row | {"machine": machine}
+            kept = rows.get(key)
+            if kept is None or (key[0] in own and not is_current(kept, own[key[0]], experiment)):
+                rows[key] = row | {"setup": setup_of(experiment), "machine": machine}
         if fresh:
             write_csv(path, [rows[key] for key in sorted(rows)])
     found = [
         row
         for (label, _), row in rows.items()
-        if label in own and is_current(row, own[label], head)
+        if label in own and is_current(row, own[label], experiment)
     ]
     order = list(own)
     return sorted(found, key=lambda row: (order.index(row["method"]), int(row["seed"])))
+
+
+def without_step(rows: Sequence[Row], split: str) -> tuple[list[str], list[list[str]]]:
+    """Return the table of results without what a step takes: machines and hours differ."""
+    headers, body = result_table(rows, split)
+    return headers[:-1], [line[:-1] for line in body]
 
 
 def main() -> None:
@@ -210,7 +238,6 @@ def main() -> None:
         experiment = look_up("experiment", name, EXPERIMENTS)
         folder, path = arguments.out / name, arguments.results / f"{name}.csv"
         contenders = parse_methods(arguments.methods or experiment.methods)
-        head = experiment.options.head or DEFAULT_HEAD
         if not arguments.show:
             options = experiment.options
             if experiment.classes:
@@ -221,13 +248,16 @@ def main() -> None:
                 data = cut_classes(arguments.tiny_imagenet.resolve(), cut, experiment.classes)
                 options = dataclasses.replace(options, data=str(data))
             for seed in parse_seeds(arguments.seeds or str(experiment.seeds)):
-                missing = missing_of(path, contenders, seed, head)
+                missing = missing_of(path, contenders, seed, experiment)
                 for contender in missing:
                     set_aside(folder, contender, seed)
                 run_comparison(folder, missing, [seed], options, say=print)
-        rows = keep_rows(path, contenders, folder, head)
+        rows = keep_rows(path, contenders, folder, experiment)
+        if arguments.seeds:
+            shown = parse_seeds(arguments.seeds)
+            rows = [row for row in rows if int(row["seed"]) in shown]
         if rows:
-            print_table(f"{name}, {arguments.split}", *result_table(rows, arguments.split))
+            print_table(f"{name}, {arguments.split}", *without_step(rows, arguments.split))
             print_table("", *loss_table(rows, arguments.split))
             labels = {row["method"] for row in rows}
             mate = next((one.label for one in contenders if one.method == "mate"), None)

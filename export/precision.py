@@ -113,6 +113,9 @@ def to_fp16(model: Model, inputs: NDArray[np.generic]) -> Model:
 def to_int8(model: Model, inputs: NDArray[np.generic]) -> Model:
     """Quantise convolutions and matrix products with symmetric scales; the rest becomes fp16.
 
+    Depth-wise convolutions, which are cheap, stay fp16: TensorRT has no int8 kernels for some of
+    them (NVIDIA/TensorRT issues 3385 and 4060, on an Orin).
+
     The scale of a weight is its output channel's, that of an activation its tensor's: the largest
     value that the inputs lead to is 127.
     """
@@ -122,6 +125,7 @@ def to_int8(model: Model, inputs: NDArray[np.generic]) -> Model:
         proto = _quantise(
             path,
             _Batches(model.input.name, inputs),
+            nodes_to_exclude=_depthwise(path),
             op_types_to_quantize=WEIGHTED,
             activation_type=QuantType.QInt8,
             extra_options={
@@ -138,6 +142,19 @@ def to_int8(model: Model, inputs: NDArray[np.generic]) -> Model:
             f"int8 needs ONNX opset {INT8_OPSET} or newer, and torch wrote {opset}: upgrade torch"
         )
     return _to_fp16(model, proto)
+
+
+def _depthwise(path: Path) -> list[str]:
+    """Return the names of the convolutions that see one channel each."""
+    graph = onnx.load(path).graph
+    shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "Conv"
+        and shapes.get(node.input[1], (0, 0))[1] == 1
+        and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    ]
 
 
 def to_u8s8(model: Model, inputs: NDArray[np.generic]) -> Model:

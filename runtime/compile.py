@@ -1,7 +1,7 @@
 """From ONNX to an engine's bytes, with TensorRT or TensorRT for RTX, through Polygraphy's loaders.
 
 Networks are strongly typed: precision lives in the ONNX, and nothing here changes it. What the
-library logs as an error fails the build, with the parser's node and reason.
+parser refuses fails the build, with its node and reason.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -24,6 +25,12 @@ SILENT = 100
 """Above every severity that Polygraphy logs: what matters is in the errors."""
 STRONGLY_TYPED_UNTIL = 11
 """The major version of TensorRT from which on every network is strongly typed."""
+
+WORKSPACE_BYTES = 2**30
+"""What TensorRT may use beside weights and features, while it tries kernels and afterwards.
+
+Without a limit it tries those that want all of the device's memory, which on a Jetson is the CPU's.
+"""
 
 Progress = Callable[[float], None]
 """Takes the share that is done, 0 to 1."""
@@ -54,10 +61,7 @@ def compile_onnx(
         KeyboardInterrupt: Ctrl-C, as soon as the library has stopped.
     """
     loaders, config_loader = _polygraphy(library)
-    options: dict[str, Any] = {}
-    if library.kind.ahead_of_time:
-        check_capability(library, capability)
-        options["compute_capabilities"] = [capability]
+    options = _options(library, capability)
     library.errors()
     monitor = _make_monitor(library.module, progress)
     polygraphy_log = import_module("polygraphy.logger").G_LOGGER
@@ -65,9 +69,15 @@ def compile_onnx(
     plan, reason = None, ""
     with _ctrl_c_goes_to(monitor):
         builder, network, parser = _parse(library, model, what)
-        config = config_loader(
-            profiles=[_profile(loaders, network, max_batch)], progress_monitor=monitor, **options
-        )
+        profile = _profile(loaders, network, max_batch)
+        make = config_loader(profiles=[profile], progress_monitor=monitor, **options)
+
+        def config(builder: Any, network: Any) -> Any:
+            made = make(builder, network)
+            if library.kind.ahead_of_time:  # or it may allocate in a graph's recording
+                made.set_flag(library.module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+            return made
+
         try:
             with polygraphy_log.verbosity(SILENT):
                 plan = loaders.EngineBytesFromNetwork((builder, network, parser), config=config)()
@@ -77,9 +87,26 @@ def compile_onnx(
         library.errors()
         raise monitor.stopped_by
     said = library.errors()
-    if plan is None or said:
+    if plan is None or (said and library.kind.ahead_of_time):
         raise EngineError(f"{library.title} cannot build {what}: {said or reason}")
+    if said:  # TensorRT tries kernels on the device, and logs those that do not work as errors
+        warnings.warn(f"{library.title} built {what}, and said: {said:.300}", stacklevel=2)
     return bytes(plan)
+
+
+def _options(library: Library, capability: tuple[int, int]) -> dict[str, Any]:
+    """Return what Polygraphy would else decide otherwise than NVIDIA's own tools.
+
+    Raises:
+        UsageError: the library does not build for this compute capability.
+    """
+    trt = library.module
+    options: dict[str, Any] = {"profiling_verbosity": trt.ProfilingVerbosity.LAYER_NAMES_ONLY}
+    if library.kind.ahead_of_time:
+        check_capability(library, capability)
+        return {**options, "compute_capabilities": [capability]}
+    limits = {trt.MemoryPoolType.WORKSPACE: WORKSPACE_BYTES}
+    return {**options, "tf32": True, "memory_pool_limits": limits}
 
 
 def check_capability(library: Library, capability: tuple[int, int]) -> None:

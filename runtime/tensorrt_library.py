@@ -41,8 +41,10 @@ KINDS: dict[str, Kind] = {
         title="TensorRT",
         floor=(10, 3),
         get="on a Jetson `sudo apt install python3-libnvinfer` and an environment made with "
-        "`python3 -m venv --system-site-packages`, elsewhere `pip install tensorrt`",
-        upgrade="a Jetson needs JetPack 6.1 or later, elsewhere `pip install -U tensorrt`",
+        "`python3 -m venv --system-site-packages`, elsewhere `pip install tensorrt-cu13`, or "
+        "`tensorrt-cu12` with a driver below 580",
+        upgrade="a Jetson needs JetPack 6.1 or later, elsewhere `pip install -U tensorrt-cu13`, or "
+        "`tensorrt-cu12` with a driver below 580",
         ahead_of_time=False,
     ),
     "tensorrt_rtx": Kind(

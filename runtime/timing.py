@@ -149,9 +149,15 @@ class Timing:
 
     def warm_up(self) -> None:
         """See `Predictor.warm_up`."""
+        shape = self._engine.frame_shape
+        frame = None if shape is None else np.zeros((*shape, 3), np.uint8)
+        if frame is not None:
+            self._engine.open(0)
         for k in range(1, self._engine.num_segments + 1):
             self._engine.open(k)
         for _ in range(WARM_UP_ROUNDS):
+            if frame is not None:
+                self._engine.load_frame(frame)
             self._run_noise(self._deepest())
         self.is_warm = True
 

@@ -55,15 +55,26 @@ MUCH_WAITING = 0.2  # of an epoch's time
 def provenance() -> dict[str, Any]:
     """Return what `Run` notes of the moment: time, versions, git commit."""
     packages = ("mate-edge", "torch", "torchvision", "accelerate", "numpy")
-    commit = None
-    if shutil.which("git"):
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = asked.stdout.strip() or None
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "git_commit": commit,
+        "git_commit": _own_commit(),
     }
+
+
+def _own_commit() -> str | None:
+    """Return the commit of mate-edge's own checkout, `-dirty` when it was changed; None: no git."""
+    if shutil.which("git") is None:
+        return None
+    here = Path(__file__).resolve()
+    for command in (
+        ["ls-files", "--error-unmatch", here.name],  # or it lies in somebody else's repository
+        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+    ):
+        asked = subprocess.run(["git", *command], cwd=here.parent, capture_output=True, text=True)
+        if asked.returncode:
+            return None
+    return asked.stdout.strip() or None
 
 
 def check_precision(precision: str) -> None:

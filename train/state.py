@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from accelerate.utils import load as load_safely
+from accelerate.utils.constants import RNG_STATE_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -98,9 +101,22 @@ def load_state(accelerator: Accelerator, folder: Path) -> Position:
     *_, path, position = max(found)
     try:
         accelerator.load_state(str(path))  # weights_only: never unpickles code
+        _check_random(path / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl")
     except Exception as error:  # torch, safetensors and zipfile raise a dozen types on damage
         raise _damaged(path, error) from None
     return position
+
+
+def _check_random(path: Path) -> None:
+    """Raise what is wrong with a random state, of which accelerate tells only its log.
+
+    A process that was not there when the state was written has none.
+    """
+    if any(path.parent.glob(f"{RNG_STATE_NAME}_*.pkl")) and not path.exists():
+        return
+    found = load_safely(path)
+    if not torch.equal(found["torch_manual_seed"], torch.get_rng_state()):
+        raise RunError(f"{path.name} was not loaded")
 
 
 def _damaged(path: Path, error: Exception) -> RunError:

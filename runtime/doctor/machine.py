@@ -39,6 +39,7 @@ JETPACKS = {
     (38, 2, 0): "7.0",
     (38, 2, 1): "7.0",
     (38, 4, 0): "7.1",
+    (39, 2, 0): "7.2",
 }
 """By version of Jetson Linux (L4T): NVIDIA's JetPack archive."""
 

@@ -83,9 +83,17 @@ class SharedEngines:
 
     def context(self, engine: Deserialized) -> Any:
         """Return a context without memory of its own, or None when the library refuses."""
-        kinds = self.library.module.ExecutionContextAllocationStrategy
+        trt = self.library.module
+        how = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         with self.lock:
-            return engine.engine.create_execution_context(kinds.USER_MANAGED)
+            if not self.library.kind.ahead_of_time:
+                return engine.engine.create_execution_context(how)
+            config = engine.engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(how)
+            # lazily, a graph would keep the slower kernels of before they are compiled
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
+            return engine.engine.create_execution_context(config)
 
     def _deserialize(self, name: str, what: str, ports: Sequence[Port]) -> Deserialized:
         read = self.plans.read(name)

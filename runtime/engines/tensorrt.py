@@ -8,6 +8,7 @@ waits for its event: whoever decides on them decides on finished numbers.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -240,6 +241,7 @@ class TensorRTEngine(Engine):
             return
         memory.scratch = memory.held.device(wanted), wanted
         for part in memory.parts.values():
+            part.warm = False  # a context on new memory runs once before it is recorded
             for context in filter(None, (part.single, part.wide)):
                 context.set_device_memory(*memory.scratch)
             if part.graph is not None:
@@ -257,6 +259,7 @@ class TensorRTEngine(Engine):
         for tensor, address in part.addresses.items():
             if not context.set_tensor_address(tensor, address):
                 raise self._failure(part, f"the address of {tensor} is refused")
+        self._library.errors(of_this_thread=True)  # what was logged on the way stopped nothing
         return context
 
     def _set_batch(self, part: _Part, context: Any, n: int) -> None:
@@ -397,6 +400,10 @@ class TensorRTEngine(Engine):
                 self._enqueue(memory, part, part.single, 1)
             except EngineError as error:
                 failed = error
+            except BaseException:  # Ctrl-C must not leave the stream recording
+                with suppress(EngineError):
+                    memory.held.drop_graph(memory.held.graph(self._cuda.graph_end(stream)))
+                raise
             graph = memory.held.graph(self._cuda.graph_end(stream))
             if failed is None:
                 part.graph, self.graphs = graph, "on"

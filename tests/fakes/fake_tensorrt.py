@@ -61,6 +61,21 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
         STATIC = 0
         USER_MANAGED = 2
 
+    class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+        LAZY = 0
+        EAGER = 1
+
+    class IRuntimeConfig:
+        dynamic_shapes_kernel_specialization_strategy = (
+            DynamicShapesKernelSpecializationStrategy.LAZY
+        )
+        strategy = ExecutionContextAllocationStrategy.STATIC
+
+        def set_execution_context_allocation_strategy(
+            self, strategy: ExecutionContextAllocationStrategy
+        ) -> None:
+            self.strategy = strategy
+
     class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
@@ -111,7 +126,15 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return tuple(n if isinstance(n, int) else -1 for n in self.tensors[name].shape)
 
+        def create_runtime_config(self) -> IRuntimeConfig:
+            assert name == "tensorrt_rtx"
+            return IRuntimeConfig()
+
         def create_execution_context(self, strategy: Any = None) -> Any:
+            if name == "tensorrt_rtx":  # a graph would keep the kernels of before
+                eager = DynamicShapesKernelSpecializationStrategy.EAGER
+                assert strategy.dynamic_shapes_kernel_specialization_strategy is eager
+                strategy = strategy.strategy
             assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
             if gpu.fails("create_execution_context"):
                 self.logger.log(ILogger.ERROR, "no context")
@@ -128,10 +151,12 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
                 if -1 not in engine.get_tensor_shape(name)
             }
             self.scratch = (0, 0)
+            self.has_run = False
+            """On this memory and with these shapes: what is set up then cannot be recorded."""
             gpu.objects.add(self)
 
         def set_device_memory(self, memory: int, size: int) -> None:
-            self.scratch = (memory, size)
+            self.scratch, self.has_run = (memory, size), False
 
         def set_tensor_address(self, name: str, memory: int) -> bool:
             if gpu.fails("set_tensor_address") or name not in self.engine.tensors:
@@ -147,6 +172,7 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
             )
             if gpu.fails("set_input_shape") or not fits:
                 return False
+            self.has_run = self.has_run and self.shapes.get(name) == tuple(shape)
             self.shapes[name] = tuple(shape)
             return True
 
@@ -169,6 +195,10 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
             stream = gpu.streams[int(stream_handle)]
             if stream.captured is None:
                 gpu.launched.append(label)
+                self.has_run = True
+            elif not self.has_run:
+                logger.log(ILogger.ERROR, "the first launch cannot be captured")
+                return False
             gpu.enqueue(
                 stream, self._work(label, dict(self.addresses), dict(self.shapes), memory, size)
             )
@@ -211,6 +241,7 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
             return Work(label, run, (*touches, (memory, size)))
 
     for kind in (DataType, TensorIOMode, ExecutionContextAllocationStrategy, ILogger, Runtime,
-                 ICudaEngine, IExecutionContext):  # fmt: skip
+                 ICudaEngine, IExecutionContext, IRuntimeConfig,
+                 DynamicShapesKernelSpecializationStrategy):  # fmt: skip
         setattr(module, kind.__name__, kind)
     return module

@@ -135,6 +135,7 @@ def test_a_segment_that_is_opened_late_moves_the_scratch_memory_of_recorded_ones
             assert close_to(engine.run(1), golden["logits"][rows, 0])
             assert close_to(engine.run(2), golden["logits"][rows, 1])
             assert close_to(engine.run(3), golden["logits"][rows, 2])
+        assert engine.graphs == "on" or "pycuda has none" in engine.graphs
     assert leaks(gpu) == []
     assert gpu.violations == []
 
@@ -686,6 +687,19 @@ def test_frames_of_the_host_and_of_the_gpu_are_preprocessed_there(
         framed.load_frame(kinds[number % len(kinds)])
         assert close_to(framed.run(1), golden["logits"][number : number + 1, 0])
         assert close_to(framed.run(2), golden["logits"][number : number + 1, 1])
+
+
+def test_the_first_frame_after_warming_up_opens_and_allocates_nothing(
+    gpu: FakeGpu, framed: TensorRTEngine, golden: Golden
+) -> None:
+    predictor = Predictor(framed, "deepest")
+    predictor.warm_up()
+    before = len(gpu.calls)
+    predictor.predict(in_color(golden["images"][0]), color="bgr")
+    calls = set(gpu.calls[before:])
+    assert not calls & {"deserialize_cuda_engine", "create_execution_context", "cudaMalloc",
+                        "cudaFree", "cudaGraphInstantiate"}  # fmt: skip
+    assert framed.graphs != "on" or "execute_async_v3" not in calls
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import math
 import re
 import shutil
@@ -83,6 +84,20 @@ def test_a_run_that_another_process_is_at_is_left_to_it(comparison: Path) -> Non
     with FileLock(comparison / ".ce-seed9.lock"):
         assert run_comparison(comparison, parse_methods("ce"), (9,), QUICK) == (1, 0)
     assert not (comparison / "ce-seed9").exists()
+
+
+def test_another_network_of_the_same_name_is_not_compared(comparison: Path) -> None:
+    kept = comparison / "ce-seed0" / "run.json"
+    before = kept.read_bytes()
+    run = json.loads(before)
+    try:
+        kept.write_text(json.dumps(run | {"structure": "another"}))
+        with pytest.raises(UsageError, match="cannot be compared: structure is"):
+            run_comparison(comparison, parse_methods("ce"), (0,), QUICK)
+        kept.write_text(json.dumps(run | {"structure": None}))  # of an earlier version
+        run_comparison(comparison, parse_methods("ce"), (0,), QUICK)
+    finally:
+        kept.write_bytes(before)
 
 
 def test_runs_of_other_options_are_not_taken_for_these(comparison: Path) -> None:

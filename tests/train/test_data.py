@@ -9,6 +9,8 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +159,14 @@ def test_a_random_part_of_any_image_gets_the_networks_size(
     part = crop_resized(image, preprocessing, np.random.default_rng(seed))
     assert part.shape == (16, 16, 1)
     assert (part == 50).all()
+
+
+def test_of_an_image_that_no_random_part_fits_the_centre_is_taken() -> None:
+    largest: Any = SimpleNamespace(uniform=lambda low, high: high)
+    pixels = np.zeros((30, 300), np.uint8)
+    pixels[:, 130:170] = 255  # the centre, of 4:3
+    preprocessing = Preprocessing(channels=1, size=8, resize=8, mean=(0,), std=(1,))
+    assert (crop_resized(Image.fromarray(pixels), preprocessing, largest) == 255).all()
 
 
 def test_a_variation_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:

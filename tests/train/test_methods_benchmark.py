@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,10 @@ def row(label: str, seed: int, **options: object) -> dict[str, Any]:
     (contender,) = parse_methods(label)
     complete = complete_options(contender.method, contender.options) | options
     words = " ".join(f"{name}={value}" for name, value in complete.items())
-    return {"method": label, "seed": seed, "options": words, "head": "pooled", "test_mean": 0.5}
+    return {
+        "method": label, "seed": seed, "options": words, "head": "pooled", "test_mean": 0.5,
+        "setup": "data=digits epochs=1",
+    }  # fmt: skip
 
 
 def labels(contenders: Sequence[Contender]) -> list[str]:
@@ -44,42 +48,51 @@ def keep(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def test_what_is_kept_is_not_trained_again(methods: ModuleType, tmp_path: Path) -> None:
+@pytest.fixture
+def setup(methods: ModuleType) -> Any:
+    """The experiment that `row` is of."""
+    return methods.Experiment("ce,mate", 1, Options(data="digits", epochs=1))
+
+
+def test_what_is_kept_is_not_trained_again(methods: ModuleType, setup: Any, tmp_path: Path) -> None:
     kept = tmp_path / "kept.csv"
     contenders = parse_methods("ce,byot,mate+alpha=1")
-    assert methods.missing_of(kept, contenders, 0, "pooled") == list(contenders)
+    assert methods.missing_of(kept, contenders, 0, setup) == list(contenders)
     keep(kept, [row("ce", 0), row("mate+alpha=1", 0), row("byot", 1)])
-    assert labels(methods.missing_of(kept, contenders, 0, "pooled")) == ["byot"]
-    assert labels(methods.missing_of(kept, contenders, 1, "pooled")) == ["ce", "mate+alpha=1"]
-    assert methods.missing_of(kept, contenders, 0, "sepconv") == list(contenders)
+    assert labels(methods.missing_of(kept, contenders, 0, setup)) == ["byot"]
+    assert labels(methods.missing_of(kept, contenders, 1, setup)) == ["ce", "mate+alpha=1"]
+    for change in ({"head": "sepconv"}, {"epochs": 2}, {"train_images": 100}):
+        options = dataclasses.replace(setup.options, **change)
+        other = dataclasses.replace(setup, options=options)
+        assert methods.missing_of(kept, contenders, 0, other) == list(contenders)
 
 
 def test_a_row_of_other_options_is_trained_again_and_replaced(
-    methods: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    methods: ModuleType, setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, contenders = tmp_path / "kept.csv", parse_methods("ce,mate")
     keep(kept, [row("ce", 0), row("mate", 0, beta=0.9), row("okddip", 0)])
-    assert labels(methods.missing_of(kept, contenders, 0, "pooled")) == ["mate"]
+    assert labels(methods.missing_of(kept, contenders, 0, setup)) == ["mate"]
     fresh = [row("mate", 0) | {"test_mean": 0.7}, row("ce", 0) | {"test_mean": 0.6}]
     monkeypatch.setattr(methods, "write_results", lambda folder: fresh)
-    shown = methods.keep_rows(kept, contenders, tmp_path, "pooled")
+    shown = methods.keep_rows(kept, contenders, tmp_path, setup)
     assert [(r["method"], float(r["test_mean"])) for r in shown] == [("ce", 0.5), ("mate", 0.7)]
     rows = methods.read_rows(kept)
     assert sorted(rows) == [("ce", 0), ("mate", 0), ("okddip", 0)]  # nobody's rows are dropped
     assert float(rows["mate", 0]["test_mean"]) == 0.7
     assert rows["mate", 0]["machine"]
-    assert not methods.missing_of(kept, contenders, 0, "pooled")
+    assert not methods.missing_of(kept, contenders, 0, setup)
 
 
-def test_stale_rows_are_not_shown(methods: ModuleType, tmp_path: Path) -> None:
+def test_stale_rows_are_not_shown(methods: ModuleType, setup: Any, tmp_path: Path) -> None:
     kept = tmp_path / "kept.csv"
     keep(kept, [row("ce", 0), row("mate", 0, beta=0.9)])
-    shown = methods.keep_rows(kept, parse_methods("ce,mate"), tmp_path / "nothing-new", "pooled")
+    shown = methods.keep_rows(kept, parse_methods("ce,mate"), tmp_path / "nothing-new", setup)
     assert [r["method"] for r in shown] == ["ce"]
 
 
 def test_a_run_of_other_options_is_moved_aside_and_no_row_is_lost_to_another_process(
-    methods: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    methods: ModuleType, setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (mate,) = parse_methods("mate")
     run_comparison(tmp_path / "out", parse_methods("mate+alpha=2"), (0,), QUICK)
@@ -95,5 +108,5 @@ def test_a_run_of_other_options_is_moved_aside_and_no_row_is_lost_to_another_pro
         return [row("mate", 0)]
 
     monkeypatch.setattr(methods, "write_results", slowly)
-    methods.keep_rows(kept, [mate], tmp_path, "pooled")
+    methods.keep_rows(kept, [mate], tmp_path, setup)
     assert sorted(methods.read_rows(kept)) == [("ce", 1), ("mate", 0)]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -241,6 +242,18 @@ def test_a_damaged_state_is_a_clear_error(quick: Options) -> None:
     (state / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(RunError, match="epoch-1 cannot be loaded"):
         run_training(Options(), folder, resume=True)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"PK"), Path.unlink])
+def test_a_random_state_that_cannot_be_restored_is_a_clear_error(
+    damage: Callable[[Path], object], tmp_path: Path
+) -> None:
+    accelerator = make_accelerator("fp32")
+    save_state(accelerator, tmp_path, Position(epoch=1))
+    assert load_state(accelerator, tmp_path) == Position(epoch=1)
+    damage(tmp_path / "state" / "epoch-1" / "random_states_0.pkl")
+    with pytest.raises(RunError, match="epoch-1 cannot be loaded"):
+        load_state(accelerator, tmp_path)
 
 
 def test_damage_that_torch_reports_without_a_word_is_named_by_its_type(tmp_path: Path) -> None:

@@ -58,9 +58,12 @@ def crop_resized(
         w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
             break
-    else:
-        w = h = min(width, height)
-    left, top = random.integers(width - w + 1), random.integers(height - h + 1)
+        w = h = 0
+    if w:
+        left, top = random.integers(width - w + 1), random.integers(height - h + 1)
+    else:  # as torchvision does: the centre, of the nearest aspect
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - w) // 2, (height - h) // 2
     size = (preprocessing.size, preprocessing.size)
     box = (left, top, left + w, top + h)
     cut = image.crop(box).resize(size, Image.Resampling.BILINEAR)
