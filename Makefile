@@ -3,8 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# two test processes of one thread each: more threads than cores only get in each other's way
-TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+# test processes of one thread each; one more than two cores, since a test often waits
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadgroup
 
 .PHONY: demo test test-all lint site install clean
 
