@@ -82,6 +82,11 @@ def workplace(home: Path, tmp_path: Path) -> Path:
     Image.new("RGB", (320, 240), (90, 160, 30)).save(tmp_path / "image.jpg")
     write_clip(tmp_path / "clip.mp4", 10)
     rng = np.random.default_rng(0)
+    for label in "37":
+        folder = tmp_path / "labelled" / label
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (8, 8), 60 * number).save(folder / f"{number}.png")
     for name in ("cat", "dog"):
         folder = tmp_path / "photos" / "train" / name
         folder.mkdir(parents=True)

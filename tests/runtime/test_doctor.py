@@ -98,7 +98,7 @@ def orin_6_1() -> Kind:
         "tegra234",
         "R36 (release), REVISION: 4.0",
         modules={"tensorrt": "10.3.0", "cuda": "0"},
-        packages={"cuda-bindings": "12.9.4", "polygraphy": "0.49.26", "onnx": "1.19.1"},
+        packages={"cuda-bindings": "12.9.11", "polygraphy": "0.53.6", "onnx": "1.19.1"},
     )
 
 
@@ -109,7 +109,7 @@ def thor() -> Kind:
         "R38 (release), REVISION: 2.0",
         python_version=(3, 12),
         modules={"tensorrt": "10.13.3.9", "cuda": "0"},
-        packages={"cuda-bindings": "13.0.1", "polygraphy": "0.49.26", "onnx": "1.19.1"},
+        packages={"cuda-bindings": "13.0.1", "polygraphy": "0.53.6", "onnx": "1.19.1"},
     )
     kind.prints["nvidia-smi"] = SMI.format(driver="580.00", cuda="13.0")
     kind.files["dev/nvidia0"] = kind.files.pop("dev/nvhost-gpu")
@@ -124,7 +124,7 @@ def desktop(driver: str = "560.35.03", cuda: str = "12.6") -> Kind:
             "--query-gpu=clocks": "210, 2130\n",
             "nvidia-smi": SMI.format(driver=driver, cuda=cuda),
         },
-        packages={"polygraphy": "0.49.26", "onnx": "1.19.1"},
+        packages={"polygraphy": "0.53.6", "onnx": "1.19.1"},
     )
 
 

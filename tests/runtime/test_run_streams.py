@@ -139,8 +139,10 @@ def test_a_signal_ends_a_stream_with_the_summary_and_a_video_that_plays(
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("deadline", [[], ["--max-ms", "50"]])
+@pytest.mark.parametrize(
+    ("number", "code", "deadline"),
+    [(signal.SIGINT, 130, []), (signal.SIGTERM, 143, ["--max-ms", "50"])],
+)
 def test_a_signal_ends_the_wait_for_a_stream_that_never_begins(
     number: signal.Signals, code: int, deadline: list[str], bundle_folder: Path, tmp_path: Path
 ) -> None:
@@ -373,7 +375,8 @@ def test_a_full_disk_under_stdout_ends_the_run_with_its_reason_and_the_summary(
 def test_a_full_disk_under_stdout_gets_one_line_from_every_command(
     warm: Any, bundle_folder: Path
 ) -> None:
-    for command in (["tune", bundle_folder, "--max-drop", "1"], ["profile", "--help"]):
+    certified = ["tune", bundle_folder, "--max-risk", "10%", "--delta", "20%"]
+    for command in (certified, ["profile", "--help"]):
         done = run_onto_a_full_disk(warm, *command)
         assert done.returncode == 2
         assert done.stderr == "mate-edge: cannot write to stdout: No space left on device\n"
