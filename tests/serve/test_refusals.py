@@ -255,7 +255,9 @@ def test_who_reads_no_answer_is_cut_off(server: Any) -> None:
 def test_an_empty_line_after_an_answer_keeps_no_connection(server: Any) -> None:
     with socket.create_connection(("127.0.0.1", server.port), 10) as link:
         link.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        assert link.recv(4096).startswith(b"HTTP/1.1 200")
+        answer = b""
+        while not answer.endswith(b'{"live":true}'):  # head and body may come apart
+            answer += link.recv(4096)
         link.sendall(b"\r\n")
         assert link.recv(4096) == b""
 
