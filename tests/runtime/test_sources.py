@@ -235,6 +235,18 @@ def test_what_is_no_video_is_said_and_the_next_source_goes_on(
     assert len(others) == 50
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("mov", "libx264"), ("mkv", "libx264"), ("avi", "mpeg4"), ("ts", "libx264"),
+     ("flv", "libx264"), ("mpg", "mpeg1video"), ("wmv", "wmv2"), ("3gp", "mpeg4"),
+     ("h264", "libx264"), ("m4v", "mpeg4")],
+)  # fmt: skip
+def test_a_video_in_any_of_its_containers_is_read(suffix: str, codec: str, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    items = list(open_sources([str(write_clip(tmp_path / f"clip.{suffix}", 5, codec))]))
+    assert [item.number for item in items if isinstance(item, Shot)] == [1, 2, 3, 4, 5]
+
+
 def test_a_file_of_another_suffix_is_a_video_when_it_is_called_one(
     clip: Path, tmp_path: Path
 ) -> None:

@@ -97,8 +97,16 @@ def test_a_signal_ends_it_however_early_it_comes(
     start: Any, bundle_folder: Path, state: Path, tmp_path: Path
 ) -> None:
     for _ in range(3):
-        with start(tmp_path, state, bundle_folder, "--allow-host", "proxy.example") as running:
+        with start(tmp_path, state, bundle_folder) as running:
             assert running.end() == 0
+
+
+def test_a_proxys_name_is_answered_to_when_it_is_allowed(
+    start: Any, bundle_folder: Path, state: Path, tmp_path: Path
+) -> None:
+    with start(tmp_path, state, bundle_folder, "--allow-host", "proxy.example") as running:
+        for host, status in (("Proxy.example:443", 200), ("other.example", 403)):
+            assert running.ask("GET", "/v1/models", headers={"host": host}).status == status
 
 
 def metrics(server: Any) -> bytes:
