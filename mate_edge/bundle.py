@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 BUNDLES = Path("bundles")
-MANIFEST = "manifest.json"
+MANIFEST = files.MANIFEST
 UNSPLIT_OUTPUT = "logits"
 MAX_BATCH = 1024
 POINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(?<!\.json)")
@@ -319,7 +319,7 @@ def read_bundle(folder: str | Path) -> Bundle:
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"there is no bundle folder {folder}: check the path")
-    if not path.exists() and (folder / "run.json").is_file():
+    if not path.exists() and (folder / files.RUN).is_file():
         raise BundleError(f"{folder} is a run, no bundle: type mate-edge export {folder} first")
     data = files.read_bytes(path, files.MAX_JSON_BYTES, BundleError)
     manifest = files.decode_json(data, Manifest, path, SCHEMA, BundleError)

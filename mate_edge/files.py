@@ -34,6 +34,8 @@ MAX_JSON_BYTES = 64 * 2**20
 MAX_FILE_BYTES = 16 * 2**30
 HEAD_BYTES = 4096
 BUNDLE_SUFFIX = ".mate"
+MANIFEST, RUN = "manifest.json", "run.json"
+"""What a folder is by: a bundle, a run."""
 WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),

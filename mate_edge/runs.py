@@ -151,8 +151,8 @@ def read_run(folder: Path) -> Run:
     Raises:
         RunError: missing, damaged or of a newer schema.
     """
-    path = folder / "run.json"
-    if not path.exists() and (folder / "manifest.json").is_file():
+    path = folder / files.RUN
+    if not path.exists() and (folder / files.MANIFEST).is_file():
         raise RunError(f"{folder} is a bundle: name the run that it was exported from")
     data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)
     return files.decode_json(data, Run, path, SCHEMA, RunError)
@@ -187,7 +187,7 @@ def read_flops(folder: Path, run: Run) -> tuple[int, ...]:
 
 def write_run(folder: Path, run: Run) -> None:
     """Write `run.json`, whole or not at all."""
-    files.write_json(folder / "run.json", run)
+    files.write_json(folder / files.RUN, run)
 
 
 def read_file(folder: Path, run: Run, name: str) -> bytes:

@@ -29,7 +29,6 @@ from mate_edge.times import Times
 
 COLUMNS = b"source,label,exit_1"
 """What the file of `save` begins with."""
-RUN = "run.json"
 Rows = list[dict[str, object]]
 """Of a CSV file, one an image that can be read."""
 
@@ -50,7 +49,7 @@ def choose_sources(first: Path | None, second: Path | None) -> tuple[Path | None
     if first is None:
         return None
     if second is not None:
-        if (first / RUN).is_file() and not (first / MANIFEST).is_file():
+        if (first / files.RUN).is_file() and not (first / MANIFEST).is_file():
             raise UsageError(
                 f"{first} is a run, and a folder of images goes with a bundle: type mate-edge "
                 f"export {first} first"
@@ -61,7 +60,7 @@ def choose_sources(first: Path | None, second: Path | None) -> tuple[Path | None
             f"{first} is a bundle: name a folder of labelled images too, DIR/CLASS/*.jpg, as in "
             f"mate-edge evaluate {first} DIR"
         )
-    if not (first / RUN).exists() and holds_images(first):
+    if not (first / files.RUN).exists() and holds_images(first):
         return None, first
     return None
 

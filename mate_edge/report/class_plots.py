@@ -26,7 +26,8 @@ def class_exits(subject: Subject, found: Figures) -> list[Plot]:
     chosen = _shown_classes(subject, found)
     if found.num_exits == 1 or not chosen:
         return []
-    named = {_class_name(subject, c, chosen): found.classes[c].exit_shares for c in chosen}
+    shares = (found.classes[c].exit_shares for c in chosen)
+    named = dict(zip(_class_names(subject, chosen), shares, strict=True))
     first, last = chosen[0], chosen[-1]
     says = (
         f"At {subject.judged}, {percent(found.classes[first].exit_shares[0], 0)} of "
@@ -51,7 +52,7 @@ def class_accuracy(subject: Subject, found: Figures) -> list[Plot]:
     for k in range(found.num_exits, 0, -1):
         line = drawing.exit_line(k) | {"linestyle": "none"}
         axes.plot([row[k - 1] for row in rows], places, label=f"exit {k}", **line)
-    axes.set_yticks(places, [_class_name(subject, c, chosen) for c in chosen], color=INK)
+    axes.set_yticks(places, _class_names(subject, chosen), color=INK)
     axes.set(xlabel="accuracy, %", ylim=(len(chosen) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
     handles, labels = axes.get_legend_handles_labels()
@@ -127,8 +128,5 @@ def _shown_classes(subject: Subject, found: Figures) -> list[int]:
     return seen if len(seen) <= MOST_CLASSES else [*seen[:half], *seen[-half:]]
 
 
-def _class_name(subject: Subject, c: int, chosen: Sequence[int]) -> str:
-    """Return a class's name for a plot; cut names that would be equal get their numbers."""
-    name = plain(subject.classes[c])
-    same = sum(plain(subject.classes[other]) == name for other in chosen)
-    return name if same == 1 else f"{plain(name, 10)} #{c}"
+def _class_names(subject: Subject, chosen: Sequence[int]) -> list[str]:
+    return drawing.plain_names([subject.classes[c] for c in chosen], chosen)

@@ -188,12 +188,12 @@ def plain(text: str, most: int = 16) -> str:
     return kept if len(kept) <= most else f"{kept[: most - 1]}…"
 
 
-def plain_names(texts: Sequence[str], most: int = 16) -> list[str]:
+def plain_names(texts: Sequence[str], numbers: Sequence[int]) -> list[str]:
     """Return names as they fit into a plot; cut ones that would be equal get their numbers."""
-    cut = [plain(text, most) for text in texts]
+    cut = [plain(text) for text in texts]
     return [
-        name if cut.count(name) == 1 else f"{plain(name, most - 6)} #{number}"
-        for number, name in enumerate(cut, start=1)
+        name if cut.count(name) == 1 else f"{plain(name, 10)} #{number}"
+        for name, number in zip(cut, numbers, strict=True)
     ]
 
 

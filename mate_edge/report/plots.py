@@ -118,7 +118,7 @@ def _over_cost(
             fontsize=11.5,
             color=drawing.exit_color(k),
         )
-    names = drawing.plain_names(list(points))
+    names = drawing.plain_names(list(points), range(1, len(points) + 1))
     for place, (point, cost) in enumerate(points.items()):
         accuracy = found.points[point].accuracy
         axes.plot(
@@ -143,7 +143,7 @@ def exit_histogram(subject: Subject, found: Figures) -> list[Plot]:
     """Draw where images leave at each operating point."""
     if found.num_exits == 1:
         return []
-    names = drawing.plain_names(list(found.points))
+    names = drawing.plain_names(list(found.points), range(1, len(found.points) + 1))
     shares_of = (point.exit_shares for point in found.points.values())
     named = dict(zip(names, shares_of, strict=True))
     shares = found.points[subject.judged].exit_shares

@@ -66,7 +66,7 @@ def find_source(path: Path | None, needs_bundle: bool) -> tuple[Path, bool]:
         return (find_bundle(None), True) if newest is None else (newest, False)
     if (path / MANIFEST).is_file():
         return path, True
-    if (path / "run.json").is_file():
+    if (path / files.RUN).is_file():
         if needs_bundle:
             raise UsageError(
                 f"{path} is a run, and --images, --engine and --threads go with a bundle: type "

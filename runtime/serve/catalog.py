@@ -14,10 +14,10 @@ from pathlib import Path
 
 from mate_edge.bundle import MANIFEST
 from mate_edge.errors import UsageError
+from mate_edge.files import BUNDLE_SUFFIX
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9]\d{0,17}")
-SUFFIX = ".mate"
 Versions = dict[int, Path]
 
 
@@ -56,12 +56,12 @@ class Catalog:
             versions[version] = folder
 
         for folder in self.bundles:
-            add(folder.resolve().name.removesuffix(SUFFIX), 1, folder)
+            add(folder.resolve().name.removesuffix(BUNDLE_SUFFIX), 1, folder)
         if self.repository is not None:
             for folder in _folders(self.repository):
-                if folder.name.endswith(SUFFIX):
+                if folder.name.endswith(BUNDLE_SUFFIX):
                     if (folder / MANIFEST).is_file():  # or it is being copied
-                        add(folder.name.removesuffix(SUFFIX), 1, folder)
+                        add(folder.name.removesuffix(BUNDLE_SUFFIX), 1, folder)
                     continue
                 for inner in _folders(folder):
                     if VERSION.fullmatch(inner.name) and (inner / MANIFEST).is_file():

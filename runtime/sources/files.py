@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mate_edge.bundle import MANIFEST
 from mate_edge.errors import ImageError, MateEdgeError, UsageError
-from mate_edge.files import BUNDLE_SUFFIX as SUFFIX
+from mate_edge.files import BUNDLE_SUFFIX, MANIFEST, RUN
 from mate_edge.images import SUFFIXES
 from mate_edge.runtime.sources.images import (
     KINDS,
@@ -23,7 +22,6 @@ from mate_edge.runtime.sources.images import (
 )
 from mate_edge.runtime.sources.source import Item, Shot, Source
 
-RUN = "run.json"
 MOST_REMARKS = 10
 """Of the folders whose paths come on stdin, or that a pattern matches."""
 
@@ -59,7 +57,7 @@ def _check_is_source(path: Path) -> None:
         if (path / RUN).is_file():
             raise UsageError(f"{path} is a run: type mate-edge export {path}, then run its bundle")
         return
-    bundle = path if path.suffix == SUFFIX else path.with_name(f"{path.name}{SUFFIX}")
+    bundle = path if path.suffix == BUNDLE_SUFFIX else path.with_name(path.name + BUNDLE_SUFFIX)
     if path.name and not exists(path) and (path == bundle or is_folder(bundle)):
         raise UsageError(f"there is no {path}: a bundle is named by --bundle, such as {bundle}")
 
