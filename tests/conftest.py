@@ -41,9 +41,13 @@ from mate_edge.runtime import engines
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 settings.register_profile("slow machine", deadline=None)
+settings.register_profile("few examples", deadline=None, max_examples=10)
 settings.load_profile("slow machine")
 
 CHECKOUT = Path(__file__).parents[1]
+LONGEST = ("test_core_python.py", "test_readme.py", "test_distributed.py", "test_compile.py")
+"""The files whose tests take long: started last, one process would work while others are idle."""
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -58,7 +62,8 @@ def run_cli(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Compl
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests that share what takes long to make."""
+    """Begin with the longest, and let one process run all that share what takes long to make."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if item.path.parent.name in ("report", "serve"):
             item.add_marker(pytest.mark.xdist_group(item.path.parent.name))

@@ -40,7 +40,7 @@ def test_the_core_passes_its_tests_without_torch_on_python_3_10(
     subprocess.run([*pip, *built.glob("*.whl"), *OLDEST, "pytest", "hypothesis"], check=True)
     done = subprocess.run(
         [tmp_path / "venv" / "bin" / "python", "-m", "pytest", "-q", "--rootdir", CHECKOUT,
-         "-p", "no:cacheprovider",
+         "-p", "no:cacheprovider", "--hypothesis-profile", "few examples",
          # long, and the same on any Python
          "-k", "not thousand and not call_that_fails and not joint_guarantees and not drift",
          CHECKOUT / "tests" / "core", CHECKOUT / "tests" / "runtime"],
