@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import exp
+from numbers import Integral
 from typing import Any, Protocol
 
 import msgspec
@@ -133,6 +134,17 @@ def check_temperatures(temperatures: tuple[float, ...]) -> None:
         )
 
 
+def check_number(name: str, number: object, most: int) -> None:
+    """Refuse what is no whole number from 1 to `most`.
+
+    Raises:
+        UsageError: with the value.
+    """
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    if not (whole and 1 <= number <= most):  # type: ignore[operator]
+        raise UsageError(f"{name} must be a whole number from 1 to {most}, not {number!r:.80}")
+
+
 Glance = tuple[bool, float, float, list[float]]
 """What plain floats see of one sample, where they are sure to decide as `Policy.decide` does.
 
@@ -176,29 +188,50 @@ def is_clear(glance: Glance) -> bool:
     return (1 - sorted(relative)[-2]) * confidence > 2 * doubt
 
 
+class _Tempered(ABC):
+    """What all policies share: one temperature for each exit (Guo et al., arXiv:1706.04599)."""
+
+    temperatures: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        temperatures = plain_floats("temperatures", self.temperatures)
+        object.__setattr__(self, "temperatures", temperatures)
+        check_temperatures(temperatures)
+
+    @abstractmethod
+    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
+        """See `Policy.decide`."""
+
+    def answer(self, logits: Logits) -> Logits:
+        """Return the probabilities [n, C] that are answered after the exits [n, k, C] passed."""
+        return softmax(logits[:, -1], self.temperatures[logits.shape[1] - 1])
+
+
 @dataclass(frozen=True)
-class Thresholds(ABC):
+class Thresholds(_Tempered):
     """Leave exit k when its score is at least `thresholds[k]`: the base of four policies.
 
     Args:
-        thresholds: one for each exit but the last; a score is in [0, 1], above 1 means never.
-        temperatures: one for each exit, positive (Guo et al., arXiv:1706.04599).
+        thresholds: one for each exit but the last, in [0, 1] as the scores are, or `NEVER`.
+        temperatures: one for each exit, positive.
     """
 
     thresholds: tuple[float, ...]
     temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for name in ("thresholds", "temperatures"):
-            object.__setattr__(self, name, plain_floats(name, getattr(self, name)))
-        if len(self.temperatures) != len(self.thresholds) + 1:
+        super().__post_init__()
+        thresholds = plain_floats("thresholds", self.thresholds)
+        object.__setattr__(self, "thresholds", thresholds)
+        if len(self.temperatures) != len(thresholds) + 1:
             raise UsageError(
                 f"{len(self.temperatures)} exits need {len(self.temperatures) - 1} thresholds, "
-                f"not {len(self.thresholds)}"
+                f"not {len(thresholds)}"
             )
-        check_temperatures(self.temperatures)
-        if not all(value >= 0 for value in self.thresholds):
-            raise UsageError(f"thresholds must not be negative, not {self.thresholds}")
+        if not all(0 <= value <= 1 or value == NEVER for value in thresholds):
+            raise UsageError(
+                f"thresholds must lie between 0 and 1, or be {NEVER:g} for never, not {thresholds}"
+            )
 
     def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
         """See `Policy.decide`."""
@@ -207,11 +240,6 @@ class Thresholds(ABC):
         if k > len(self.thresholds):
             return np.ones(len(logits), np.bool_), probabilities
         return self.score(probabilities) >= self.thresholds[k - 1], probabilities
-
-    def answer(self, logits: Logits) -> Logits:
-        """Return the probabilities [n, C] that are answered after the exits [n, k, C] passed."""
-        k = logits.shape[1]
-        return softmax(logits[:, -1], self.temperatures[k - 1])
 
     @staticmethod
     @abstractmethod
@@ -279,7 +307,7 @@ class RunningEnsemble(Thresholds):
 
 
 @dataclass(frozen=True)
-class Patience:
+class Patience(_Tempered):
     """Leave when `patience` exits in a row have given the same answer.
 
     Zhou et al., "BERT Loses Patience", NeurIPS 2020, arXiv:2006.04152.
@@ -293,16 +321,12 @@ class Patience:
     temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        temperatures = plain_floats("temperatures", self.temperatures)
-        object.__setattr__(self, "temperatures", temperatures)
-        check_temperatures(self.temperatures)
-        if self.patience < 1:
-            raise UsageError(f"patience must be 1 or more, not {self.patience}")
+        super().__post_init__()
+        check_number("patience", self.patience, len(self.temperatures))
 
     def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
         """See `Policy.decide`."""
-        k = logits.shape[1]
-        probabilities = softmax(logits[:, -1], self.temperatures[k - 1])
+        k, probabilities = logits.shape[1], self.answer(logits)
         if k >= len(self.temperatures):
             return np.ones(len(logits), np.bool_), probabilities
         if k < self.patience:
@@ -311,8 +335,26 @@ class Patience:
         return (answers == answers[:, -1:]).all(axis=1), probabilities
 
 
+class _AtDepth(_Tempered):
+    """Leaves from one exit on, whatever is seen."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """The exit, from 1."""
+
+    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
+        """See `Policy.decide`."""
+        return np.full(len(logits), logits.shape[1] >= self.depth), self.answer(logits)
+
+    def glance(self, logits: Logits, k: int) -> Glance | None:
+        """See `Glance`."""
+        seen = _soften(logits, self.temperatures[k - 1])
+        return None if seen is None else (k >= self.depth, *seen)
+
+
 @dataclass(frozen=True)
-class FixedExit:
+class FixedExit(_AtDepth):
     """Leave at one exit, whatever is seen: an anytime network's answer at a known cost.
 
     Args:
@@ -324,46 +366,25 @@ class FixedExit:
     temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        temperatures = plain_floats("temperatures", self.temperatures)
-        object.__setattr__(self, "temperatures", temperatures)
-        check_temperatures(self.temperatures)
-        if not 1 <= self.exit <= len(self.temperatures):
-            last = len(self.temperatures)
-            raise UsageError(f"exit must lie between 1 and {last}, not {self.exit}")
+        super().__post_init__()
+        check_number("exit", self.exit, len(self.temperatures))
 
-    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
-        """See `Policy.decide`."""
-        k = logits.shape[1]
-        leave = np.full(len(logits), k >= self.exit)
-        return leave, softmax(logits[:, -1], self.temperatures[k - 1])
-
-    def glance(self, logits: Logits, k: int) -> Glance | None:
-        """See `Glance`."""
-        seen = _soften(logits, self.temperatures[k - 1])
-        return None if seen is None else (k >= self.exit, *seen)
+    @property
+    def depth(self) -> int:
+        """See `_AtDepth.depth`."""
+        return self.exit
 
 
 @dataclass(frozen=True)
-class Deepest:
+class Deepest(_AtDepth):
     """Never leave early: the last exit answers, or the deepest one that a deadline allows."""
 
     temperatures: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        temperatures = plain_floats("temperatures", self.temperatures)
-        object.__setattr__(self, "temperatures", temperatures)
-        check_temperatures(self.temperatures)
-
-    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
-        """See `Policy.decide`."""
-        k = logits.shape[1]
-        leave = np.full(len(logits), k >= len(self.temperatures))
-        return leave, softmax(logits[:, -1], self.temperatures[k - 1])
-
-    def glance(self, logits: Logits, k: int) -> Glance | None:
-        """See `Glance`."""
-        seen = _soften(logits, self.temperatures[k - 1])
-        return None if seen is None else (k >= len(self.temperatures), *seen)
+    @property
+    def depth(self) -> int:
+        """See `_AtDepth.depth`."""
+        return len(self.temperatures)
 
 
 THRESHOLDS: dict[str, type[Thresholds]] = {

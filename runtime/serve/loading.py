@@ -81,7 +81,7 @@ def load_model(
             say(f"{name} version {version}: verifying with its golden inputs")
             _verify(folder, bundle, engine, options, say)
         table = predictor.know_latencies(say)
-        for policy in (*all_points(bundle), "patience-2"):  # or its first request measures it
+        for policy in (*all_points(bundle), "patience-1"):  # or its first request measures it
             predictor.latencies_of(resolve_policy(bundle, policy))
         if options.max_ms is not None:
             check_reachable(table, options.max_ms, False, say)

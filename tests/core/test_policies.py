@@ -16,6 +16,7 @@ from mate_edge.decide.policy import (
     COLDEST,
     HOTTEST,
     LARGE,
+    NEVER,
     POLICIES,
     THRESHOLDS,
     Confidence,
@@ -88,7 +89,7 @@ def test_a_score_is_one_for_certainty_and_lowest_for_a_uniform_answer(name: str)
 @given(
     values=st.lists(st.floats(-200, 200, width=32), min_size=2, max_size=32),
     temperature=st.floats(0.1, 10),
-    threshold=st.floats(0, 1.1),
+    threshold=st.floats(0, 1) | st.just(NEVER),
 )
 def test_a_glance_decides_as_the_policy_does_or_not_at_all(
     values: list[float], temperature: float, threshold: float
@@ -201,7 +202,7 @@ def test_the_running_ensemble_is_the_geometric_mean_of_the_exits_passed() -> Non
         (2, [0, 1, 0, 1], 4),
         (3, [2, 2, 2, 0], 3),
         (3, [0, 2, 2, 2], 4),
-        (9, [1, 1, 1, 1], 4),
+        (4, [1, 1, 1, 1], 4),
     ],
 )
 def test_patience_waits_for_equal_answers_in_a_row(
@@ -227,7 +228,9 @@ def test_a_fixed_exit_takes_that_exit_and_the_deepest_the_last() -> None:
     [
         ("margin", {"thresholds": [0.5], "temperatures": [1.0]}),
         ("entropy", {"thresholds": [float("nan")], "temperatures": [1.0, 1.0]}),
+        ("confidence", {"thresholds": [80], "temperatures": [1.0, 1.0]}),
         ("patience", {"patience": 0, "temperatures": [1.0, 1.0]}),
+        ("patience", {"patience": 3, "temperatures": [1.0, 1.0]}),
         ("patience", {"patience": 1, "temperatures": [1.0, float("inf")]}),
         ("fixed-exit", {"exit": 3, "temperatures": [1.0, 1.0]}),
         ("deepest", {"temperatures": []}),
@@ -247,10 +250,17 @@ def test_parameters_that_make_no_sense_are_a_clear_error(
     "build",
     [
         lambda: Confidence((-1.0, 0.5), ONES),
+        lambda: Confidence((80.0, 60.0), ONES),
+        lambda: Entropy((0.5, float("inf")), ONES),
         lambda: Margin((0.5,), ONES),
         lambda: Entropy((0.5, 0.5), (1.0, 1.0, 1e-50)),
         lambda: Patience(0, ONES),
+        lambda: Patience(4, ONES),
+        lambda: Patience(2.5, ONES),  # type: ignore[arg-type]
+        lambda: Patience(None, ONES),  # type: ignore[arg-type]
         lambda: FixedExit(4, ONES),
+        lambda: FixedExit("2", ONES),  # type: ignore[arg-type]
+        lambda: FixedExit(True, ONES),
         lambda: Deepest((1.0, float("nan"))),
         lambda: Confidence((None, 0.5), ONES),  # type: ignore[arg-type]
         lambda: Margin((0.5, 0.5), 1.0),  # type: ignore[arg-type]
