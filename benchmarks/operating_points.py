@@ -60,7 +60,7 @@ def figures_of(folder: Path) -> list[dict[str, object]]:
                     "standard error": error,
                     "allowed": 100 * max_drop,
                     "below last": 100 * (last.mean() - outcome.accuracy(test_labels)),
-                    "flops / last": outcome.mean_flops(flops) / flops[-1],
+                    "flops / last": outcome.mean_cost(flops) / flops[-1],
                 }
             )
     return rows

@@ -124,9 +124,9 @@ def _figures(
         "goal": goal,
         "policy": kind,
         "held back %": percent(held.accuracy(held_labels)),
-        "MFLOPs": f"{held.mean_flops(flops) / 1e6:.2f}",
+        "MFLOPs": f"{held.mean_cost(flops) / 1e6:.2f}",
         "test %": percent(tested.accuracy(labels)),
-        "test MFLOPs": f"{tested.mean_flops(flops) / 1e6:.2f}",
+        "test MFLOPs": f"{tested.mean_cost(flops) / 1e6:.2f}",
         "below last": percent(float(drops.mean())),
         "± 95 %": percent(1.96 * float(drops.std()) / len(drops) ** 0.5),
     }

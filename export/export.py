@@ -212,7 +212,7 @@ def operating_points(
             policy="confidence",
             parameters=asdict(policy),
             val_accuracy=outcome.accuracy(labels),
-            val_mean_flops=outcome.mean_flops(cumulative),
+            val_mean_flops=outcome.mean_cost(cumulative),
             val_exit_shares=outcome.exit_shares(len(cumulative)),
         )
     return points

@@ -109,7 +109,7 @@ def evaluate_outputs(
         outcome = simulate(policy, test_logits)
         budgeted.append(
             Budgeted(
-                mean_flops=outcome.mean_flops(cumulative_flops),
+                mean_flops=outcome.mean_cost(cumulative_flops),
                 accuracy=outcome.accuracy(test_labels),
                 thresholds=policy.thresholds,
             )

@@ -29,9 +29,13 @@ class Outcome:
         """Return the share of right answers."""
         return float(np.mean(self.predictions == labels))
 
-    def mean_flops(self, cumulative_flops: Sequence[float]) -> float:
-        """Return the mean FLOPs a sample, given those of each exit with all segments before it."""
-        return float(np.asarray(cumulative_flops, np.float64)[self.exits - 1].mean())
+    def mean_cost(self, costs: Sequence[float]) -> float:
+        """Return the mean cost of a sample, in FLOPs or in ms.
+
+        Args:
+            costs: of each exit, with all segments before it.
+        """
+        return float(np.asarray(costs, np.float64)[self.exits - 1].mean())
 
     def exit_shares(self, num_exits: int) -> tuple[float, ...]:
         """Return the share of samples that left at each exit."""

@@ -189,8 +189,8 @@ def count_figures(subject: Subject) -> Figures:
             found = simulate(policy, logits)
             curve.append(
                 CurvePoint(
-                    mean_flops=found.mean_flops(flops),
-                    mean_ms=None if exit_ms is None else found.mean_flops(exit_ms),
+                    mean_flops=found.mean_cost(flops),
+                    mean_ms=None if exit_ms is None else found.mean_cost(exit_ms),
                     accuracy=found.accuracy(labels),
                 )
             )
@@ -246,14 +246,14 @@ def _point(
     right = outcome.predictions == labels
     lost, mended = float((last_right & ~right).mean()), float((right & ~last_right).mean())
     drop = lost - mended
-    mean_flops = outcome.mean_flops(flops)
+    mean_flops = outcome.mean_cost(flops)
     return PointFigures(
         accuracy=float(right.mean()),
         drop=drop,
         drop_half=CERTAIN * math.sqrt(max(lost + mended - drop**2, 0.0) / len(labels)),
         mean_flops=mean_flops,
         saved=1 - mean_flops / whole,
-        mean_ms=None if exit_ms is None else outcome.mean_flops(exit_ms),
+        mean_ms=None if exit_ms is None else outcome.mean_cost(exit_ms),
         exit_shares=outcome.exit_shares(len(flops)),
         lost=lost,
         mended=mended,

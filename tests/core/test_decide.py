@@ -80,7 +80,7 @@ def test_outcome_counts_shares_and_flops() -> None:
     outcome = simulate(Confidence((0.9,), (1.0, 1.0)), logits)
     assert outcome.exits.tolist() == [1, 1, 1, 2]
     assert outcome.exit_shares(2) == (0.75, 0.25)
-    assert outcome.mean_flops((100, 300)) == 150
+    assert outcome.mean_cost((100, 300)) == 150
     assert outcome.accuracy(np.zeros(4, np.int64)) == 1.0
 
 
@@ -130,11 +130,11 @@ def test_the_search_keeps_its_bound_and_saves_flops(max_drop: float, seed: int) 
     assert careful_drop(outcome, logits, labels) <= max_drop + 1e-9
     shared = [Confidence((t, t), ONES) for t in (0.0, 0.5, 0.7, 0.9, 0.97)]
     allowed = [
-        found.mean_flops(flops)
+        found.mean_cost(flops)
         for found in (simulate(policy, logits) for policy in shared)
         if careful_drop(found, logits, labels) <= max_drop
     ]
-    assert outcome.mean_flops(flops) <= min([30.0, *allowed]) + 0.5
+    assert outcome.mean_cost(flops) <= min([30.0, *allowed]) + 0.5
 
 
 @pytest.mark.parametrize("n", [12, 50, 200])
@@ -162,9 +162,9 @@ def test_with_two_exits_the_search_finds_what_trying_every_threshold_finds() -> 
     confidences = softmax(logits[:, 0]).max(axis=1)
     candidates = [float(c) for c in confidences] + [2.0]
     outcomes = [simulate(Confidence((t,), ones), logits) for t in candidates]
-    costs = [o.mean_flops((1, 2)) for o in outcomes if careful_drop(o, logits, labels) <= 0.1]
+    costs = [o.mean_cost((1, 2)) for o in outcomes if careful_drop(o, logits, labels) <= 0.1]
     found = simulate(search_thresholds(logits, labels, ones, (1, 2), 0.1), logits)
-    assert found.mean_flops((1, 2)) == min(costs) < 2
+    assert found.mean_cost((1, 2)) == min(costs) < 2
 
 
 def test_what_is_promised_holds_on_samples_that_were_not_searched() -> None:
@@ -178,7 +178,7 @@ def test_what_is_promised_holds_on_samples_that_were_not_searched() -> None:
         seen, new = slice(0, 1000), slice(1000, None)
         policy = search_thresholds(logits[seen], labels[seen], (1.0, 1.0), (1, 2), 0.01)
         found = simulate(policy, logits[new])
-        assert found.mean_flops((1, 2)) < 2
+        assert found.mean_cost((1, 2)) < 2
         last = (logits[new, 1].argmax(axis=1) == labels[new]).mean()
         drops.append(last - found.accuracy(labels[new]))
     assert np.mean(drops) <= 0.01

@@ -128,7 +128,7 @@ def test_every_goal_is_met_on_the_half_that_it_was_searched_on(kind: str) -> Non
 
     def on_search(policy: object) -> tuple[float, float]:
         outcome = simulate(policy, logits[search])  # type: ignore[arg-type]
-        return outcome.mean_flops(COSTS), outcome.accuracy(labels[search])
+        return outcome.mean_cost(COSTS), outcome.accuracy(labels[search])
 
     last = (logits[search, -1].argmax(axis=1) == labels[search]).mean()
     cost, accuracy = on_search(calibration.within_drop(0.01).policy)
@@ -141,7 +141,7 @@ def test_every_goal_is_met_on_the_half_that_it_was_searched_on(kind: str) -> Non
     assert certified.guarantee is not None
     assert certified.guarantee.n == 1000
     assert binomial_cdf(certified.guarantee.losses, 1000, 0.05) <= 0.1
-    assert certified.outcome.mean_flops(COSTS) < 3
+    assert certified.outcome.mean_cost(COSTS) < 3
 
 
 def test_the_path_goes_from_never_to_the_cheapest_and_each_step_is_cheaper() -> None:

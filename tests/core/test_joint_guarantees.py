@@ -46,7 +46,7 @@ def test_the_search_counts_what_the_simulation_does_under_the_deadline() -> None
     for thresholds in ([0.2, 0.3], [0.7, 0.5], [2.0, 2.0]):
         outcome = simulate(search.policy(thresholds), logits, deepest)
         cost, right = search.outcome(thresholds, search.right)
-        assert cost == pytest.approx(outcome.mean_flops(COSTS))
+        assert cost == pytest.approx(outcome.mean_cost(COSTS))
         assert right == (outcome.predictions == labels).sum()
 
 

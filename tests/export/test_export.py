@@ -127,7 +127,7 @@ def test_operating_points_keep_their_bound_on_validation(
         outcome = simulate(resolve_policy(bundle, name), logits)
         assert outcome.accuracy(labels) >= last - MAX_DROPS[name] - 1e-9
         assert outcome.accuracy(labels) == point.val_accuracy
-        assert outcome.mean_flops(flops) == point.val_mean_flops
+        assert outcome.mean_cost(flops) == point.val_mean_flops
         assert outcome.exit_shares(3) == point.val_exit_shares
 
 

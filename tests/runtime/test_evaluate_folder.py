@@ -70,7 +70,7 @@ def test_it_counts_what_the_logits_say(
         policy = found.policies[name]
         assert policy.accuracy == outcome.accuracy(labels)
         assert policy.exit_shares == outcome.exit_shares(3)
-        assert policy.mean_flops == pytest.approx(outcome.mean_flops(flops))
+        assert policy.mean_flops == pytest.approx(outcome.mean_cost(flops))
         assert policy.times.samples == 8
         assert policy.times.p90_ms is None
         assert 0 < policy.times.median_ms <= policy.times.max_ms
