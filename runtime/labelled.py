@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from mate_edge.bundle import Bundle
 from mate_edge.decide.policy import Deepest, Logits
 from mate_edge.errors import DataError, ImageError
+from mate_edge.images import read_image
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.predictor import Predictor
@@ -38,12 +40,16 @@ class Recorded:
     Attributes:
         logits: float32 [n, K, C].
         labels: int64 [n].
+        folder: of the images.
+        sha256: of the images and their labels.
         paths: [n], of the images.
         left_out: how many more could not be read.
     """
 
     logits: Logits
     labels: NDArray[np.int64]
+    folder: Path
+    sha256: str
     paths: tuple[Path, ...]
     left_out: int
 
@@ -73,19 +79,27 @@ def record_logits(
         return Predictor.warmed_up(make_engine(chosen, bundle, threads, True), recording)
 
     found: list[tuple[Path, int, Logits]] = []
+    digest = hashlib.sha256()
     with build_if_needed(bundle, start, say) as predictor:
         for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
             try:
+                data = read_image(path)
                 predictor.predict(path)
             except ImageError as error:
                 say(str(error))
                 continue
+            digest.update(label.to_bytes(8, "little") + hashlib.sha256(data).digest())
             found.append((path, label, recording.logits[0].copy()))
     if not found:
         raise DataError(f"none of the {len(labelled)} images could be read")
     paths, labels, logits = zip(*found, strict=True)
     return Recorded(
-        np.stack(logits), np.asarray(labels, np.int64), paths, len(labelled) - len(found)
+        np.stack(logits),
+        np.asarray(labels, np.int64),
+        folder,
+        digest.hexdigest(),
+        paths,
+        len(labelled) - len(found),
     )
 
 

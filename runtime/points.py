@@ -104,6 +104,12 @@ def kept_point(bundle: Bundle, name: str) -> TunedPoint | None:
     return found if lengths == (num_exits, num_exits) else None
 
 
+def is_stored(bundle: Bundle, name: str) -> bool:
+    """Say whether anything was stored under a name, be it damaged or of another mate-edge."""
+    named = POINT_NAME.fullmatch(name) and not TAKEN_NAME.fullmatch(name)
+    return bool(named) and os.path.isfile(state_folder(bundle.id, POINTS) / f"{name}.json")
+
+
 def read_point(path: Path, bundle: Bundle) -> TunedPoint:
     """Read an operating point's file.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from mate_edge.bundle import NUMBERED_POLICY, Bundle, Guarantee, OperatingPoint
 from mate_edge.decide.policy import Confidence, Deepest, Policy, make_policy
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
-from mate_edge.runtime.points import DEEPEST, all_points, read_point
+from mate_edge.report.tuned import TunedPoint
+from mate_edge.runtime.points import DEEPEST, is_stored, kept_points, read_point
 
 PolicyChoice = str | Path | Policy | float | None
 DEFAULT_POLICY = "balanced"
@@ -21,11 +22,20 @@ PARAMETERS = {"exit": ("fixed-exit", "exit"), "patience": ("patience", "patience
 
 @dataclass(frozen=True)
 class Chosen:
-    """A policy, what the user calls it, and what is promised of it: None, nothing."""
+    """A policy, and what is known of it.
+
+    Attributes:
+        name: what the user calls it.
+        policy: itself.
+        guarantee: what is promised of it; None: nothing.
+        confidences: how sure exit 1 was of the images that it was tuned on, see `TunedPoint`;
+            empty where those are the bundle's validation images.
+    """
 
     name: str
     policy: Policy
     guarantee: Guarantee | None = None
+    confidences: tuple[int, ...] = ()
 
 
 def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
@@ -40,13 +50,14 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
 
     Raises:
         UsageError: an unknown name, an object that is no policy, a threshold out of range, a file
-            that is damaged or of another bundle, or a policy for another number of exits.
+            or a stored point that is damaged or of another bundle or mate-edge, or a policy for
+            another number of exits.
     """
     temperatures = tuple(exit_.temperature for exit_ in bundle.manifest.exits)
     if policy is None:
         policy = DEFAULT_POLICY
     if isinstance(policy, (int, float, np.integer, np.floating)):
-        if not 0 <= policy <= 1:
+        if isinstance(policy, bool) or not 0 <= policy <= 1:
             raise UsageError(f"the threshold must lie between 0 and 1, not {policy}")
         policy = float(policy)
         thresholds = (policy,) * (len(temperatures) - 1)
@@ -61,7 +72,7 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
     name = str(policy)
     own = bundle.manifest.operating_points
     if name in own:
-        return _fitting(_of_point(name, own[name]), len(temperatures))
+        return _of_point(name, own[name], len(temperatures))
     if name == DEEPEST:
         return Chosen(name, Deepest(temperatures))
     if numbered := NUMBERED_POLICY.fullmatch(name):
@@ -69,11 +80,17 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
         values = {parameter: int(numbered[2]), "temperatures": temperatures}
         return Chosen(name, make_policy(kind, values))
     if isinstance(policy, Path) or name.endswith(".json"):
-        return _fitting(_of_point(name, read_point(Path(name), bundle).point), len(temperatures))
-    others: dict[str, None] = dict.fromkeys((DEEPEST, "exit-1", "patience-2"))
-    point = look_up("policy", name, {**all_points(bundle), **others})
-    assert point is not None  # the others were found above
-    return _fitting(_of_point(name, point), len(temperatures))
+        return _of_tuned(name, read_point(Path(name), bundle), len(temperatures))
+    kept = kept_points(bundle)
+    if name not in kept and is_stored(bundle, name):
+        raise UsageError(
+            f"{name} is stored on this device, but is damaged or of another version of mate-edge: "
+            f"tune it again (mate-edge tune --name {name})"
+        )
+    numbered_ones = "exit-1", f"patience-{min(2, len(temperatures))}"
+    known = dict.fromkeys([*own, *kept, DEEPEST, *numbered_ones])
+    look_up("policy", name, known)
+    return _of_tuned(name, kept[name], len(temperatures))  # the others were found above
 
 
 def resolve_policy(bundle: Bundle, policy: PolicyChoice) -> Policy:
@@ -81,8 +98,14 @@ def resolve_policy(bundle: Bundle, policy: PolicyChoice) -> Policy:
     return choose_policy(bundle, policy).policy
 
 
-def _of_point(name: str, point: OperatingPoint) -> Chosen:
-    return Chosen(name, make_policy(point.policy, point.parameters), point.guarantee)
+def _of_point(name: str, point: OperatingPoint, num_exits: int) -> Chosen:
+    policy = make_policy(point.policy, point.parameters)
+    return _fitting(Chosen(name, policy, point.guarantee), num_exits)
+
+
+def _of_tuned(name: str, found: TunedPoint, num_exits: int) -> Chosen:
+    chosen = _of_point(name, found.point, num_exits)
+    return replace(chosen, confidences=found.confidences)
 
 
 def _fitting(chosen: Chosen, num_exits: int) -> Chosen:

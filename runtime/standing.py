@@ -6,7 +6,7 @@ import msgspec
 
 from mate_edge.bundle import Guarantee
 from mate_edge.decide.risk import binomial_cdf
-from mate_edge.report.tuned import bound, promise
+from mate_edge.report.tuned import IN_TIME, bound, promise
 from mate_edge.runtime.fingerprint import Fingerprint
 from mate_edge.runtime.policy import Chosen
 
@@ -52,7 +52,7 @@ def standing(
             f"{100 * halted / predictions:.1f} %: images take longer than when certified, and the "
             "guarantee does not hold"
         )
-    return f"{carries} or longer: {bound(guarantee)}"
+    return f"{carries} or longer: {bound(guarantee)}; {IN_TIME}"
 
 
 def _changes(guarantee: Guarantee, device: Fingerprint | None) -> str:

@@ -17,12 +17,13 @@ from mate_edge.decide.drift import (
     count_confidences,
     fine_bin,
 )
-from mate_edge.decide.policy import Policy
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.prediction import REASONS, HaltedBy
 
 if TYPE_CHECKING:
     from mate_edge.bundle import Bundle
+    from mate_edge.decide.policy import Policy
+    from mate_edge.runtime.policy import Chosen
     from mate_edge.runtime.prediction import Prediction
 
 
@@ -37,8 +38,8 @@ class Stats:
             these and not `drift`.
         misses: answers after their deadline.
         mean_ms: of `Prediction.elapsed_ms`.
-        drift: of exit 1's confidence against calibration's; None with fewer than 100 images of the
-            policy in use.
+        drift: of exit 1's confidence against that of the images which the policy in use was tuned
+            on, the validation images mostly; None with fewer than 100 images under it.
     """
 
     predictions: int
@@ -54,7 +55,7 @@ class Tally:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._reference: dict[str, tuple[Policy, list[int]]] = {}
+        self._reference: dict[str, tuple[Policy, Sequence[int]]] = {}
         self.reset()
 
     def add(self, prediction: Prediction, confidence: float | None = None) -> None:
@@ -96,8 +97,8 @@ class Tally:
         """Begin the comparison with calibration anew: another policy has another temperature."""
         self.fine = [0] * FINE
 
-    def stats(self, policy: Policy) -> Stats:
-        """Sum up; `policy` is the one that the confidences are of.
+    def stats(self, chosen: Chosen) -> Stats:
+        """Sum up; `chosen` is the policy that the confidences are of.
 
         Raises:
             BundleError: `calibration.npz` is missing or damaged.
@@ -111,13 +112,15 @@ class Tally:
             by_halted=by_halted,
             misses=self.misses,
             mean_ms=self.total_ms / max(n, 1),
-            drift=self._drift(policy),
+            drift=self._drift(chosen),
         )
 
-    def _drift(self, policy: Policy) -> Drift | None:
+    def _drift(self, chosen: Chosen) -> Drift | None:
         if sum(self.fine) < FEWEST:
             return None
-        known = self._reference.get("calibration")
+        if chosen.confidences:
+            return compare(chosen.confidences, self.fine)
+        known, policy = self._reference.get("calibration"), chosen.policy
         if known is None or known[0] is not policy:
             logits, _ = read_calibration(self.bundle)
             confidences = policy.decide(logits[:, :1])[1].max(axis=-1)

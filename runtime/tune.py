@@ -12,6 +12,7 @@ import numpy as np
 
 from mate_edge.bundle import Bundle, Guarantee, OperatingPoint
 from mate_edge.decide.calibrate import Calibrated, Calibration
+from mate_edge.decide.drift import count_confidences
 from mate_edge.decide.policy import NEVER, THRESHOLDS
 from mate_edge.decide.risk import check_levels
 from mate_edge.decide.tune import FEW_SAMPLES, Loss
@@ -28,9 +29,9 @@ from mate_edge.runtime.deadline import (
     exits_in_time,
 )
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
-from mate_edge.runtime.labelled import record_logits
+from mate_edge.runtime.labelled import Recorded, record_logits
 from mate_edge.runtime.latencies import Latencies
-from mate_edge.runtime.points import check_name, check_out, keep_point, kept_point
+from mate_edge.runtime.points import check_name, check_out, is_stored, keep_point, kept_point
 from mate_edge.runtime.predictor import Predictor
 
 DEFAULT_NAME = "tuned"
@@ -161,10 +162,10 @@ def tune(
         check_out(out)
     if len(opened.manifest.exits) < 2:
         raise UsageError(f"{opened.folder} has one exit: there is nothing to tune")
-    if images is None:
+    recorded = None if images is None else record_logits(opened, images, engine, threads, say)
+    if recorded is None:
         logits, labels = read_calibration(opened)
     else:
-        recorded = record_logits(opened, images, engine, threads, say)
         logits, labels = recorded.logits, recorded.labels
     if goal.max_risk is not None:
         check_levels(*goal.levels, len(labels) - len(labels) // 2, goal.max_ms is not None)
@@ -195,17 +196,19 @@ def tune(
             max_ms=goal.max_ms,
             device=msgspec.to_builtins(measured.fingerprint),
         )
-    found = _point(opened, name, goal, kind, calibrated, guarantee, measured, images)
+    found = _point(opened, name, goal, kind, calibrated, guarantee, measured, recorded)
     drop = 100 * (calibrated.last_accuracy - calibrated.accuracy)
     if goal.max_drop is not None and drop > goal.max_drop:
         say(
             f"on the half held back it is {drop:.2f} points below the last exit, more than "
             f"{goal.max_drop:g}: a search is no promise, --max-risk gives one"
         )
-    before = kept_point(opened, name)
+    before, unusable = kept_point(opened, name), is_stored(opened, name)
     stored = keep_point(found, out, say)
     if before is not None and stored == name:
         say(f"{name} replaces the one tuned for {before.goal} on {before.created[:10]}")
+    elif unusable and stored == name:
+        say(f"{name} replaces one that was damaged or of another version of mate-edge")
     return found, stored
 
 
@@ -252,24 +255,29 @@ def _point(
     calibrated: Calibrated,
     guarantee: Guarantee | None,
     measured: Latencies | None,
-    images: Path | None,
+    images: Recorded | None,
 ) -> TunedPoint:
-    exits, outcome = bundle.manifest.exits, calibrated.outcome
+    exits, outcome, policy = bundle.manifest.exits, calibrated.outcome, calibrated.policy
+    confidences: list[int] = []
+    if images is not None:
+        confidences = count_confidences(policy.decide(images.logits[:, :1])[1].max(axis=-1))
     return TunedPoint(
         name=name,
         bundle=bundle.id,
         goal=goal.words(),
         point=OperatingPoint(
             policy=kind,
-            parameters=asdict(calibrated.policy),
+            parameters=asdict(policy),
             val_accuracy=calibrated.accuracy,
-            val_mean_flops=outcome.mean_flops([exit_.cumulative_flops for exit_ in exits]),
+            val_mean_flops=outcome.mean_cost([exit_.cumulative_flops for exit_ in exits]),
             val_exit_shares=outcome.exit_shares(len(exits)),
             guarantee=guarantee,
         ),
         last_accuracy=calibrated.last_accuracy,
         samples=len(calibrated.labels),
-        images=None if images is None else shown(images.resolve()),
-        mean_ms=None if measured is None else outcome.mean_flops(mean_ms(measured)),
+        images=None if images is None else shown(images.folder.resolve()),
+        images_sha256=None if images is None else images.sha256,
+        confidences=tuple(confidences),
+        mean_ms=None if measured is None else outcome.mean_cost(mean_ms(measured)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

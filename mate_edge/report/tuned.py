@@ -14,6 +14,9 @@ LOST = {
     "differs": "other ones than the last exit's",
 }
 
+IN_TIME = "whether an answer is in time is no part of it"
+"""What a guarantee together with a deadline does not say."""
+
 
 class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
     """The file of an operating point.
@@ -26,6 +29,9 @@ class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
         samples: how many those are: the half of the images that chose nothing.
         images: the folder of the labelled images that chose and certified it; None: the bundle's
             validation images.
+        images_sha256: of these images; None for the bundle's.
+        confidences: how sure exit 1 was of them, counted as `decide.drift` does; empty for the
+            bundle's. What the policy sees later is compared with it.
         mean_ms: of a prediction on the device that was measured; None when none was.
     """
 
@@ -37,6 +43,8 @@ class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
     last_accuracy: float
     samples: int
     images: str | None = None
+    images_sha256: str | None = None
+    confidences: tuple[int, ...] = ()
     mean_ms: float | None = None
     created: str
     version: str = __version__
@@ -60,7 +68,7 @@ def promise(guarantee: Guarantee) -> str:
         return f"{said}; a deadline voids this"
     return (
         f"{said}, under a deadline of {guarantee.max_ms:g} ms or longer, or none, on this device "
-        "while it is as fast as it was measured; a shorter deadline voids this"
+        f"while it is as fast as it was measured; a shorter deadline voids this, and {IN_TIME}"
     )
 
 

@@ -85,8 +85,10 @@ class Summary:
             return [f"whether the images have drifted is unknown: {error}"]
         if drift is None or not drift.warns:
             return []
+        tuned = self.predictor.chosen.confidences
+        before = "the images it was tuned on" if tuned else "the validation images"
         return [
-            f"the images have drifted: exit 1's confidence is not spread as on the validation "
-            f"images (PSI {drift.psi:.2f} on {drift.samples}, above {drift.limit:.2f}), so no "
+            f"the images have drifted: exit 1's confidence is not spread as on {before} "
+            f"(PSI {drift.psi:.2f} on {drift.samples}, above {drift.limit:.2f}), so no "
             "accuracy stated holds: label some of them and type mate-edge evaluate"
         ]

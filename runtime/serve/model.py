@@ -174,7 +174,7 @@ class Model:
     def policies(self) -> list[str]:
         """Return the names that a request may give, one of each numbered kind."""
         own = [*self.manifest.operating_points, *kept_points(self.bundle)]
-        names = [*own, DEEPEST, "exit-1", "patience-2"]
+        names = [*own, DEEPEST, "exit-1", f"patience-{min(2, len(self.manifest.exits))}"]
         return names if self.default in names else [self.default, *names]
 
     def drift(self) -> Drift | None:
@@ -192,7 +192,7 @@ class Model:
             older, newer = newer, tally.fine
             self._marks = older, newer
         tally.fine = [now - then for now, then in zip(tally.fine, older, strict=True)]
-        return tally.stats(self.predictors[0].policy).drift
+        return tally.stats(self.predictors[0].chosen).drift
 
     def slow_down(self) -> float:
         """Return the largest of the workers' slow-down factors."""

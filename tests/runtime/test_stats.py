@@ -70,10 +70,12 @@ def test_names_mean_what_they_say(bundle_folder: Path) -> None:
         chosen = choose_policy(bundle, name)
         assert chosen.name == name
         assert chosen.policy == make_policy(kind, {**parameters, "temperatures": temperatures})
-    with pytest.raises(UsageError, match="exit must lie between 1 and 3"):
+    with pytest.raises(UsageError, match="exit must be a whole number from 1 to 3, not 4"):
         resolve_policy(bundle, "exit-4")
-    with pytest.raises(UsageError, match="patience must be 1 or more"):
+    with pytest.raises(UsageError, match="patience must be a whole number from 1 to 3, not 0"):
         resolve_policy(bundle, "patience-0")
+    with pytest.raises(UsageError, match="not True"):
+        resolve_policy(bundle, True)
     with pytest.raises(UsageError, match="another number of exits"):
         resolve_policy(bundle, Confidence((0.5,), (1.0, 1.0)))
     with pytest.raises(UsageError, match=r"none\.json"):
@@ -317,7 +319,7 @@ def test_the_counts_of_clones_are_joined(
         for frame in frames[110:]:
             other.predict(frame)
             alone.predict(frame)
-        joined = Tally.joined([one.tally, other.tally]).stats(one.policy)
+        joined = Tally.joined([one.tally, other.tally]).stats(one.chosen)
         whole = alone.stats()
         assert joined.predictions == whole.predictions == len(frames)
         assert joined.misses == whole.misses == 110

@@ -46,7 +46,7 @@ def test_it_says_what_the_point_does_on_samples_that_did_not_choose_it(
     assert found.point.val_accuracy == outcome.accuracy(labels[held])
     assert found.point.val_exit_shares == outcome.exit_shares(3)
     flops = [exit_.cumulative_flops for exit_ in bundle.manifest.exits]
-    assert found.point.val_mean_flops == outcome.mean_flops(flops)
+    assert found.point.val_mean_flops == outcome.mean_cost(flops)
     last = logits[held, -1].argmax(-1) == labels[held]
     guarantee = found.point.guarantee
     assert guarantee is not None
@@ -101,6 +101,8 @@ def test_labelled_images_of_ones_own_choose_and_certify(
     options = ("--images", tmp_path / "ours", "--threads", "1", "--name", "ours")
     found = tuned(cli, bundle_folder, "--max-risk", "30%", "--delta", "20%", *options)
     assert found["images"] == str(tmp_path / "ours")
+    assert len(found["images_sha256"]) == 64
+    assert sum(found["confidences"]) == 40
     assert (found["samples"], found["last_accuracy"]) == (20, 1.0)
     policy = resolve_policy(read_bundle(bundle_folder), "ours")
     _, held = halve(40)
@@ -111,6 +113,26 @@ def test_labelled_images_of_ones_own_choose_and_certify(
     assert f"on the 20 images of {tmp_path / 'ours'} held back" in done.stdout
     assert "bad.png" in done.stderr
     assert "40 labelled images are few" in done.stderr
+
+
+def test_images_like_those_of_ones_own_have_not_drifted(
+    cli: Any, bundle_folder: Path, golden: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lab" / "0"
+    folder.mkdir(parents=True)
+    for number, pixels in enumerate(golden["images"]):
+        for copy in range(15):
+            Image.fromarray(255 - pixels[..., 0]).save(folder / f"{number}-{copy}.png")
+    tuned(cli, bundle_folder, "--max-drop", "100", "--images", tmp_path / "lab", "--name", "lab")
+    ours = cli("run", "--bundle", bundle_folder, "--policy", "lab", folder)
+    assert "120 images" in ours.stdout
+    assert "drifted" not in ours.stdout
+    others = cli("run", "--bundle", bundle_folder, "--policy", "balanced", folder)
+    assert "not spread as on the validation images" in others.stdout
+    for pixels in sorted(folder.iterdir()):
+        shutil.copy(folder / "0-0.png", pixels) if pixels.name != "0-0.png" else None
+    changed = cli("run", "--bundle", bundle_folder, "--policy", "lab", folder)
+    assert "not spread as on the images it was tuned on" in changed.stdout
 
 
 def test_a_deadline_that_exit_1_may_miss_is_said(cli: Any, bundle_folder: Path) -> None:
@@ -262,7 +284,7 @@ def test_a_state_that_cannot_be_looked_into_is_as_if_nothing_was_stored(
     assert all_points(bundle) == bundle.manifest.operating_points
 
 
-def test_a_damaged_state_is_as_if_nothing_was_stored(
+def test_a_stored_point_that_is_damaged_is_named_and_replaced(
     cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
     tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")
@@ -270,8 +292,10 @@ def test_a_damaged_state_is_as_if_nothing_was_stored(
     stored.write_text('{"schema": 1')
     done = cli("run", "--bundle", bundle_folder, "--policy", "mine", pictures)
     assert done.returncode == 2
-    assert "unknown policy 'mine'" in done.stderr
-    assert tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")["name"] == "mine"
+    assert "mine is stored on this device, but is damaged" in done.stderr
+    again = cli("tune", bundle_folder, "--max-drop", "1", "--name", "mine")
+    assert "mine replaces one that was damaged or of another version" in again.stderr
+    assert cli("run", "--bundle", bundle_folder, "--policy", "mine", pictures).returncode == 0
 
 
 def test_a_stored_name_that_means_something_by_now_is_passed_over(
