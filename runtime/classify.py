@@ -31,8 +31,6 @@ from mate_edge.stop import StopSignal
 if TYPE_CHECKING:
     from mate_edge.runtime.metrics import Metrics
 
-WIDE = 5.0
-"""A segment's quantile so many times its median is more than a machine's usual noise."""
 BROKEN_PIPE = 141
 """The shell's exit code of a process whose reader went away."""
 
@@ -194,7 +192,7 @@ def _load(
             predictor = when_it_fails.enter_context(Predictor(made, run.policy))
             if run.max_ms is not None:
                 notes.clear()
-                table = predictor.know_latencies(notes.append)
+                table = predictor.know_latencies(say)
                 head[:] = head or islice(items, 1)
                 frame_ms = _frame_ms(predictor, head)
                 check_reachable(table, run.max_ms, run.strict, notes.append, frame_ms)
@@ -349,20 +347,13 @@ def announce(predictor: Predictor, max_ms: float | None) -> None:
     if max_ms is None or table is None or measured is None:
         return
     kind = "a high quantile" if table.exact else "the maximum"
-    times = " ".join(f"{ms:.2f}" for ms in table.quantile_ms)
+    times = " ".join(f"{ms:.2f}" for ms in table.finish_ms)
     paced = "one after another" if measured.fps is None else f"{measured.fps:g} a second"
     print(
         f"the deadline rests on {table.samples} rounds, {paced}, measured here at "
         f"{measured.created}: {kind} of segments {times} ms",
         file=sys.stderr,
     )
-    spread = max(q / m for q, m in zip(table.quantile_ms, table.median_ms, strict=True))
-    if spread > WIDE:
-        print(
-            f"that is up to {spread:.0f} times the median: if other work ran beside it then, "
-            "mate-edge bench measures again",
-            file=sys.stderr,
-        )
     if not table.exact:
-        needed = samples_needed(len(table.quantile_ms))
+        needed = samples_needed(len(table.finish_ms))
         print(f"a quantile needs {needed} rounds: mate-edge bench measures them", file=sys.stderr)

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,6 +18,7 @@ from typing import Any
 from mate_edge.errors import EngineError, UsageError
 from mate_edge.runtime.cuda import INSTALL
 from mate_edge.runtime.tensorrt_library import Library
+from mate_edge.warn import warn
 
 RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 SILENT = 100
@@ -90,7 +90,7 @@ def compile_onnx(
     if plan is None or (said and library.kind.ahead_of_time):
         raise EngineError(f"{library.title} cannot build {what}: {said or reason}")
     if said:  # TensorRT tries kernels on the device, and logs those that do not work as errors
-        warnings.warn(f"{library.title} built {what}, and said: {said:.300}", stacklevel=2)
+        warn(f"{library.title} built {what}, and said: {said:.300}")
     return bytes(plan)
 
 

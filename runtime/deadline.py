@@ -33,22 +33,26 @@ class LatencyTable:
     """What each segment and the rest of a prediction took on this device, in ms.
 
     Attributes:
-        quantile_ms: one a segment; a high quantile, or the maximum when there are few samples.
         median_ms: one a segment.
-        finish_ms: the same quantile of each segment together with its part of what the same round
-            spent outside of its segments: what it may take to answer from there. (The sum of two
-            quantiles would count one hiccup twice: on a busy machine that doubles it.)
+        finish_ms: a high quantile, or the maximum when there are few samples, of each segment
+            together with its part of what the same round spent outside of its segments: what it may
+            take to answer from there. (The sum of two quantiles would count one hiccup twice: on a
+            busy machine that doubles it.)
         bold_ms: the same with a lower quantile, which a segment exceeds with `BOLD_SHARE`.
         samples: n.
         exact: False when n is too small for the quantile asked for, so that maxima stand in.
     """
 
-    quantile_ms: tuple[float, ...]
     median_ms: tuple[float, ...]
     finish_ms: tuple[float, ...]
     bold_ms: tuple[float, ...]
     samples: int
     exact: bool
+
+    @property
+    def spread(self) -> float:
+        """How many times its median a segment may take, the one that varies most."""
+        return max(q / m for q, m in zip(self.finish_ms, self.median_ms, strict=True))
 
     @property
     def first_exit_ms(self) -> float:
@@ -72,11 +76,9 @@ class LatencyTable:
 
         careful = rank(MISS_SHARE / max(num_segments - 1, 1))
         bold = min(rank(BOLD_SHARE), careful)
-        alone = [sorted(samples) for samples in segments_ms]
         finish = [sorted(row) for row in _finish_ms(segments_ms, rest_ms)]
         return LatencyTable(
-            quantile_ms=tuple(samples[min(careful, n) - 1] for samples in alone),
-            median_ms=tuple(samples[n // 2] for samples in alone),
+            median_ms=tuple(sorted(samples)[n // 2] for samples in segments_ms),
             finish_ms=tuple(samples[min(careful, n) - 1] for samples in finish),
             bold_ms=tuple(samples[min(bold, n) - 1] for samples in finish),
             samples=n,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -14,9 +17,12 @@ import numpy as np
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError, UsageError
 from mate_edge.machine import cpu_count
-from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.policy import DEFAULT_POLICY
 from mate_edge.runtime.state import read_state, state_folder, write_state
+
+if TYPE_CHECKING:
+    from mate_edge.runtime.engines import Say
+    from mate_edge.runtime.engines.engine import Engine
 
 STATE = "fastest"
 WARM_UP_ROUNDS = 3
@@ -26,20 +32,25 @@ FEWEST_ROUNDS, MOST_ROUNDS = 10, 300
 WORTH = 0.97
 """Another engine than the first one must take less than this share of its time."""
 
-Say = Callable[[str], object]
-
 
 class Fastest(msgspec.Struct, frozen=True, kw_only=True):
-    """`fastest.json`: the engine to take, and the mean ms of an image on each one measured."""
+    """`fastest.json`: the engine to take on this device.
+
+    Attributes:
+        engine: its name.
+        median_ms: of an image, on each engine measured.
+        versions: of their libraries then; with others the choice is void.
+    """
 
     engine: str
-    mean_ms: dict[str, float]
+    median_ms: dict[str, float]
+    versions: dict[str, str]
 
 
 def read_fastest(bundle: Bundle) -> str | None:
-    """Return the engine that was the fastest on this device; None when none was measured."""
+    """Return the engine that was the fastest here, with the libraries of today; None: unknown."""
     found = read_state(_folder(bundle), STATE, Fastest)
-    return None if found is None else found.engine
+    return found.engine if found and found.versions == _versions(found.median_ms) else None
 
 
 def keep_fastest(
@@ -47,8 +58,9 @@ def keep_fastest(
 ) -> Fastest:
     """Measure engines on a bundle, in turns, and keep the fastest in the device state.
 
-    An image's mean time is that of the segments, each weighed by how often the bundle's default
-    operating point reaches it. A device state that cannot be written is only said.
+    An image's time is that of the segments, each weighed by how often the bundle's default
+    operating point reaches it; of the rounds the median counts. A device state that cannot be
+    written is only said.
 
     Args:
         bundle: an opened bundle.
@@ -71,15 +83,15 @@ def keep_fastest(
                     raise
                 engines.pop(name, None)
                 say(f"{name} cannot run it: {error}")
-        mean_ms = _measure(bundle, engines)
+        median_ms = _measure(bundle, engines)
         devices = {name: engine.device for name, engine in engines.items()}
     finally:
         for engine in engines.values():
             engine.close()
-    best = min(mean_ms, key=lambda name: mean_ms[name] * (WORTH if name == names[0] else 1))
-    found = Fastest(engine=best, mean_ms=mean_ms)
-    for name, ms in mean_ms.items():
-        say(f"{devices[name]}: {ms:.3f} ms an image on average")
+    best = min(median_ms, key=lambda name: median_ms[name] * (WORTH if name == names[0] else 1))
+    found = Fastest(engine=best, median_ms=median_ms, versions=_versions(median_ms))
+    for name, ms in median_ms.items():
+        say(f"{devices[name]}: {ms:.3f} ms an image, median")
     try:
         write_state(_folder(bundle), STATE, found)
     except UsageError as error:  # the times are worth more than their record
@@ -90,7 +102,7 @@ def keep_fastest(
 
 
 def _measure(bundle: Bundle, engines: dict[str, Engine]) -> dict[str, float]:
-    """Return each engine's mean ms of an image, from interleaved rounds at batch 1."""
+    """Return each engine's median ms of an image, from interleaved rounds at batch 1."""
     reach, shape = _reach(bundle), bundle.manifest.segments[0].input.shape
     images = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
     times: dict[str, list[float]] = {name: [] for name in engines}
@@ -122,6 +134,15 @@ def _reach(bundle: Bundle) -> list[float]:
     if point is None or len(point.val_exit_shares) != num_exits:
         return [1.0] * num_exits
     return [sum(point.val_exit_shares[k:]) for k in range(num_exits)]
+
+
+def _versions(engines: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the engines' libraries, as far as they are installed."""
+    found = {}
+    for name in engines:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _folder(bundle: Bundle) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -40,6 +40,12 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     segment_ms: tuple[float, ...]
     deadline_missed: bool
     relative: list[float] | NDArray[np.float32]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, with `probabilities` as a list in place of `relative`, for JSON."""
+        fields = msgspec.structs.asdict(self)
+        del fields["relative"]
+        return {**fields, "probabilities": self.probabilities.tolist()}
 
     @property
     def probabilities(self) -> NDArray[np.float32]:

@@ -6,9 +6,8 @@ import math
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,7 @@ from PIL.Image import Image
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Policy
-from mate_edge.errors import ImageError, UsageError
+from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import crop, normalize
 from mate_edge.machine import check_threads
 from mate_edge.runtime.deadline import LatencyTable, check_reachable
@@ -42,6 +41,7 @@ from mate_edge.runtime.segments import run_batch, run_one
 from mate_edge.runtime.stats import Stats, Tally
 from mate_edge.runtime.timing import Timing
 from mate_edge.runtime.warm import load_decoders
+from mate_edge.warn import warn
 
 
 class Predictor:
@@ -68,6 +68,7 @@ class Predictor:
         self.chosen: Chosen = choose_policy(self.bundle, policy)
         self.timing = Timing(engine, clock)
         self._tally, self._lock = Tally(self.bundle), threading.Lock()
+        self._closed = False
 
     @classmethod
     def load(
@@ -116,7 +117,7 @@ class Predictor:
             predictor = when_it_fails.enter_context(cls(made, policy))
             if max_ms is not None:
                 load_decoders(made.bundle.manifest.preprocessing)
-                check_reachable(predictor.know_latencies(), max_ms, strict, warnings.warn)
+                check_reachable(predictor.know_latencies(), max_ms, strict, warn)
             elif not lazy:
                 predictor.warm_up()
             when_it_fails.pop_all()
@@ -141,7 +142,7 @@ class Predictor:
         """The policy in use."""
         return self.chosen.policy
 
-    def know_latencies(self, say: Say = warnings.warn) -> LatencyTable:
+    def know_latencies(self, say: Say = warn) -> LatencyTable:
         """Warm up, and take the latencies kept of this device, or measure and keep them.
 
         Args:
@@ -226,7 +227,7 @@ class Predictor:
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             if max_ms is not None:
-                self.timing.know(chosen, warnings.warn)
+                self.timing.know(chosen, warn)
             frame, name = read_frame(frame)
             began = self.clock()
             started = began if started_ns is None else check_started(started_ns, began)
@@ -312,7 +313,7 @@ class Predictor:
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             if max_ms is not None:
-                self.timing.know(chosen, warnings.warn)
+                self.timing.know(chosen, warn)
             started = self.clock()
             if started_ns is not None:
                 started = check_started(started_ns, started)
@@ -352,7 +353,7 @@ class Predictor:
         Raises:
             BundleError: `calibration.npz`, which drift is measured against, is damaged.
         """
-        return self._tally.stats(self.policy)
+        return self._tally.stats(self.chosen)
 
     def reset_stats(self) -> None:
         """Count anew, such as for each hour of a stream."""
@@ -373,14 +374,22 @@ class Predictor:
         return twin
 
     def close(self) -> None:
-        """Release the engine."""
-        self.engine.close()
+        """Release the engine; again does nothing.
+
+        Raises:
+            UsageError: another thread is predicting with this object.
+        """
+        if not self._closed:
+            with self._alone():
+                self._closed = True
+                self.engine.close()
 
     def __enter__(self) -> Predictor:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.engine.__exit__(*exception)
+        with suppress(EngineError) if exception[0] is not None else nullcontext():
+            self.close()  # a failure that follows from another is not worth telling
 
     def _answer(
         self, policy: Policy, started: int, max_ms: float | None = None, *times: float
@@ -422,8 +431,11 @@ class Predictor:
         is entered, since Ctrl-C can end any Python function, and must not leave it locked.
 
         Raises:
-            UsageError: another thread, or a policy of this one, is predicting with this object.
+            UsageError: another thread, or a policy of this one, is predicting with this object; or
+                it is closed.
         """
         if self._lock.locked():
             raise UsageError("this predictor is busy in another thread: use clone() for each")
+        if self._closed:
+            raise UsageError("this predictor is closed: load the bundle again")
         return self._lock

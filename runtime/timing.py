@@ -28,13 +28,16 @@ from mate_edge.runtime.segments import GLANCE, run_one
 
 MEASURE_MS = 1000.0
 """How long the latencies are measured, at most; at least `FEWEST_ROUNDS` are."""
-FEWEST_ROUNDS = 10
+FEWEST_ROUNDS, MOST_ROUNDS = 10, 1000
+"""As few as a quantile needs would make it their maximum: any hiccup that was among them."""
+WIDE = 5.0
+"""A quantile so many times its median is more than a machine's usual noise."""
 WARM_UP_ROUNDS = 3
 DECIDING_ROUNDS = 20
 
 
 def is_enough(measured: Latencies) -> bool:
-    """Say whether there are as many rounds as would be measured when there are none."""
+    """Say whether there are enough rounds for a quantile, or for as long as is measured at most."""
     if measured.rounds >= samples_needed(len(measured.segments_ms)):
         return True
     total_ms = sum(map(sum, measured.segments_ms)) + sum(measured.rest_ms)
@@ -102,13 +105,19 @@ class Timing:
             with self._known.lock:
                 bundle = self._engine.bundle
                 measured = self._known.measured or read_latencies(bundle, self._engine)
+                self.warm_up()  # before they are known: Ctrl-C in it must not be the last attempt
                 if measured is None:
                     say(f"{bundle.folder} was never measured on this device as it is now: "
                         "that is done first")  # fmt: skip
                     measured = self._measure()
                 self._known.measured = measured
-            self.warm_up()  # before they are known: Ctrl-C in it must not be the last attempt
             self.use(measured)
+            if self.latencies is not None and self.latencies.spread > WIDE:
+                say(
+                    f"a segment took up to {self.latencies.spread:.0f} times its median when "
+                    f"{bundle.folder} was measured, and deadlines allow for that: if other work "
+                    "ran beside it then, mate-edge bench measures again"
+                )
         return self.table(policy)
 
     def use(self, measured: Latencies) -> None:
@@ -164,16 +173,16 @@ class Timing:
     def measure(self) -> None:
         """See `Predictor.measure`."""
         with self._known.lock:
+            self.warm_up()
             self._known.measured = measured = self._measure()
         self.use(measured)
 
     def _measure(self) -> Latencies:
-        self.warm_up()
         deepest = self._deepest()
         segments: list[list[float]] = [[] for _ in range(self._engine.num_segments)]
         rest: list[float] = []
         began = self._clock()
-        while len(rest) < samples_needed(len(segments)):
+        while len(rest) < MOST_ROUNDS:
             if len(rest) >= FEWEST_ROUNDS and (self._clock() - began) / 1e6 > MEASURE_MS:
                 break
             prediction = self._run_noise(deepest)

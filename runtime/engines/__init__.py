@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from mate_edge.names import look_up
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.fastest import read_fastest
 from mate_edge.stop import was_interrupted
+from mate_edge.warn import warn
 
 Say = Callable[[str], object]
 
@@ -43,7 +43,7 @@ def make_engine(
     bundle: Bundle,
     threads: int | None,
     shared_pool: bool,
-    warn: Say = warnings.warn,
+    say: Say = warn,
 ) -> Engine:
     """Make the engine called `name`, or the one that `choose_engine` chooses.
 
@@ -52,7 +52,7 @@ def make_engine(
         EngineError: it cannot be had here; the message says what to do.
     """
     check_threads(threads)
-    name = name or choose_engine(bundle, warn)
+    name = name or choose_engine(bundle, say)
     if name == "openvino" and not _importable(name):
         raise EngineError("openvino is not installed: pip install 'mate-edge[openvino]'")
     module, _, kind = look_up("--engine", name, ENGINES).partition(":")
@@ -69,11 +69,11 @@ def make_engine(
     return engine
 
 
-def choose_engine(bundle: Bundle, warn: Say = warnings.warn) -> str:
+def choose_engine(bundle: Bundle, say: Say = warn) -> str:
     """Return the name of the engine that the bundle was exported for, if it is usable here.
 
     On a CPU that is the one that `mate-edge build` found to be the fastest here, else onnxruntime.
-    Without a GPU that is onnxruntime, which runs every bundle, and `warn` is told so. With a GPU
+    Without a GPU that is onnxruntime, which runs every bundle, and `say` is told so. With a GPU
     there is no falling back: who bought one wants to hear why it is not used.
 
     Raises:
@@ -86,7 +86,7 @@ def choose_engine(bundle: Bundle, warn: Say = warnings.warn) -> str:
     if not has_nvidia_gpu():
         precision = bundle.manifest.precision
         slower = "" if precision == "fp32" else ", more slowly than fp32 ones would"
-        warn(
+        say(
             f"no NVIDIA GPU here: {EVERYWHERE} on the CPU runs the {precision} segments instead"
             f"{slower}"
         )

@@ -52,9 +52,12 @@ class OnnxRuntimeEngine(Engine):
         if threads is None:
             threads = cpu_threads(bundle)
         self.threads = threads
-        self.device = f"onnxruntime {onnxruntime.__version__} on the CPU, threads: {threads}"
-        self.device_key = f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}"
         self._options = session_options(threads, shared_pool, as_written=for_others)
+        pool = "" if self._options.use_per_session_threads else "-shared"
+        self.device = f"onnxruntime {onnxruntime.__version__} on the CPU, threads: {threads}"
+        self.device_key = (
+            f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}{pool}"
+        )
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
         self._single: dict[int, _Single] = {}
         self._several: dict[int, _Several] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ from mate_edge.images import normalize
 from mate_edge.runtime.deadline import LatencyTable
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.predictor import Predictor
+from mate_edge.warn import MateEdgeWarning
 
 Golden = dict[str, np.ndarray]
 
@@ -100,6 +102,9 @@ def test_the_runtime_does_what_the_simulation_says(
         parts = prediction.decode_ms + prediction.preprocess_ms + sum(prediction.segment_ms)
         assert 0 < parts <= prediction.elapsed_ms
         assert not prediction.deadline_missed
+        fields = json.loads(json.dumps(prediction.to_dict()))
+        assert fields["label"] == prediction.label
+        assert fields["probabilities"] == pytest.approx(prediction.probabilities.tolist())
 
 
 @pytest.mark.parametrize("policy", ["fast", 0.3, "deepest"])
@@ -323,6 +328,29 @@ def test_clones_serve_threads_side_by_side_and_one_predictor_refuses_to(
     assert predictor.predict(frames[0]).exit >= 1
 
 
+def test_threads_that_share_one_predictor_get_right_answers_or_an_error(
+    predictor: Predictor, frames: list[np.ndarray]
+) -> None:
+    expected = [predictor.predict(frame, policy="deepest").index for frame in frames]
+    answered: list[tuple[int, int]] = []
+
+    def work() -> None:
+        for number in [*range(len(frames))] * 30:
+            try:
+                found = predictor.predict(frames[number], policy="deepest")
+            except UsageError:
+                continue
+            answered.append((number, found.index))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answered
+    assert all(index == expected[number] for number, index in answered)
+
+
 # deadlines, on a clock that moves only when a segment runs
 
 
@@ -332,7 +360,7 @@ def timed(bundle_folder: Path) -> tuple[Predictor, TimedEngine, Clock]:
     engine = TimedEngine(read_bundle(bundle_folder), clock, [1.0, 2.0, 4.0])
     predictor = Predictor(engine, "deepest", clock)
     ms = (1.0, 2.0, 4.0)
-    predictor.timing.latencies = LatencyTable(ms, ms, ms, ms, 999, True)
+    predictor.timing.latencies = LatencyTable(ms, ms, ms, 999, True)
     return predictor, engine, clock
 
 
@@ -439,6 +467,65 @@ def test_logits_that_are_no_numbers_never_yield_an_answer(
     engine.value = value
     with pytest.raises(EngineError, match="segment 1"):
         predictor.predict(frames[0])
+
+
+@pytest.mark.parametrize("segment", [1, 2, 3])
+def test_nor_do_those_of_a_later_exit_or_of_one_image_in_a_batch(
+    segment: int, predictor: Predictor, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = predictor.engine.run
+
+    def damaged(k: int) -> np.ndarray:
+        logits = run(k)
+        logits[-1, 3] = np.nan if k == segment else logits[-1, 3]
+        return logits
+
+    monkeypatch.setattr(predictor.engine, "run", damaged)
+    with pytest.raises(EngineError, match=f"segment {segment}"):
+        predictor.predict(frames[0], policy="deepest")
+    with pytest.raises(EngineError, match=f"segment {segment}"):
+        predictor.predict_batch(frames, policy="deepest")
+
+
+def test_a_rare_hiccup_in_the_measurement_is_no_quantile(bundle_folder: Path) -> None:
+    clock = Clock()
+
+    class Hiccuping(TimedEngine):
+        rounds = 0
+
+        def run(self, k: int) -> np.ndarray:
+            self.rounds += k == 1
+            self.clock.pass_ms(50.0 if k == 2 and self.rounds % 300 == 100 else 0.0)
+            return super().run(k)
+
+    engine = Hiccuping(read_bundle(bundle_folder), clock, [0.1, 0.2, 0.4])
+    table = Predictor(engine, "deepest", clock).measure()
+    assert table.exact
+    assert max(table.finish_ms) < 1
+
+
+def test_a_warning_is_filed_under_the_line_that_called(
+    bundle_folder: Path, frames: list[np.ndarray]
+) -> None:
+    lazy = Predictor.load(bundle_folder, lazy=True)
+    with pytest.warns(MateEdgeWarning) as said:
+        lazy.predict(frames[0], max_ms=10_000)
+    assert {one.filename for one in said} == {__file__}
+
+
+def test_a_predictor_that_is_closed_says_so(bundle_folder: Path, frames: list[np.ndarray]) -> None:
+    with Predictor.load(bundle_folder, policy="deepest") as own:
+        own.predict(frames[0])
+
+        class Closing(Deepest):
+            def decide(self, logits: np.ndarray) -> Any:
+                own.close()
+
+        with pytest.raises(UsageError, match="busy"):
+            own.predict(frames[0], policy=Closing((1.0, 1.0, 1.0)))
+        own.close()
+        with pytest.raises(UsageError, match="closed"):
+            own.predict(frames[0])
 
 
 def test_a_deadline_without_measurements_measures_first_and_says_so(
@@ -548,10 +635,16 @@ def test_of_clones_that_meet_their_first_deadline_together_one_measures(
     assert len({id(one.timing.measured) for one in clones}) == 1
 
 
+@pytest.mark.parametrize("several", [False, True])
 def test_a_thread_that_was_interrupted_comes_in_again(
-    predictor: Predictor, frames: list[np.ndarray]
+    several: bool, predictor: Predictor, frames: list[np.ndarray]
 ) -> None:
-    expected = predictor.predict(frames[0]).index
+    def answers() -> list[int]:
+        if several:
+            return [found.index for found in predictor.predict_batch(frames)]
+        return [predictor.predict(frames[0]).index]
+
+    expected = answers()
     interrupted = 0
 
     def interrupt(frame: object, event: str, argument: object) -> None:
@@ -566,13 +659,13 @@ def test_a_thread_that_was_interrupted_comes_in_again(
         seen: list[str] = []
         try:
             sys.setprofile(interrupt)
-            predictor.predict(frames[0])
+            answers()
         except KeyboardInterrupt:
             pass
         finally:
             sys.setprofile(None)
     assert interrupted > 20
-    assert predictor.predict(frames[0]).index == expected
+    assert answers() == expected
 
 
 def test_a_state_that_cannot_be_written_only_costs_the_next_process_its_time(
