@@ -18,7 +18,7 @@ from mate_edge.extras import extra
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms, check_reachable, samples_needed
 from mate_edge.runtime.engines import choose_engine, make_engine
-from mate_edge.runtime.outputs.answer import Answer, Output, Steady
+from mate_edge.runtime.outputs.answer import Answer, Output, Steady, likeliest
 from mate_edge.runtime.outputs.lines import JsonLines, LiveLine, StdoutError, Table
 from mate_edge.runtime.outputs.summary import Summary
 from mate_edge.runtime.policy import PolicyChoice
@@ -46,6 +46,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         threads: of the CPU engine.
         wanted: of cameras and live sources; None: nothing.
         patience: frames in a row that must agree before another label is shown; None: follow each.
+        top: show so many of the likeliest classes; None: the answer alone.
         json: print JSON lines, no table.
         csv: write a row an answer into this file.
         save_video: write the frames, with their answers, into this file.
@@ -59,6 +60,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     wanted: Wanted | None = None
     patience: int | None = None
+    top: int | None = None
     json: bool = False
     csv: Path | None = None
     save_video: Path | None = None
@@ -69,6 +71,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         if self.strict and self.max_ms is None:
             raise UsageError("--strict goes with --max-ms")
         Steady(1 if self.patience is None else self.patience)
+        if self.top is not None and self.top < 1:
+            raise UsageError(f"--top must be 1 or more, not {self.top}")
 
 
 Result = Answer | ImageError
@@ -262,7 +266,8 @@ def _answers(
             continue
         index = steady.index(item, found.index)
         confidence = found.confidence if index == found.index else float(found.probabilities[index])
-        yield Answer(item, frame, found, classes[index], confidence)
+        top = likeliest(found.probabilities, classes, run.top) if run.top is not None else ()
+        yield Answer(item, frame, found, classes[index], confidence, top)
 
 
 class _Loop:

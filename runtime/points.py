@@ -15,6 +15,7 @@ from mate_edge import files
 from mate_edge.bundle import POINT_NAME, TAKEN_NAME, Bundle, OperatingPoint
 from mate_edge.decide.policy import make_policy
 from mate_edge.errors import UsageError
+from mate_edge.names import look_up
 from mate_edge.report.tuned import SCHEMA, TunedPoint
 from mate_edge.runtime.state import read_state, state_folder, write_state
 
@@ -81,13 +82,34 @@ def all_points(bundle: Bundle) -> dict[str, OperatingPoint]:
     return bundle.manifest.operating_points | kept
 
 
+def stored_names(bundle: Bundle) -> list[str]:
+    """Return the names under which something was stored, be it damaged or of another mate-edge."""
+    folder = state_folder(bundle.id, POINTS)
+    if not os.path.isdir(folder):  # so it is, too, where the folder above may not be searched
+        return []
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    return [name for name in names if POINT_NAME.fullmatch(name) and not TAKEN_NAME.fullmatch(name)]
+
+
 def kept_points(bundle: Bundle) -> dict[str, TunedPoint]:
     """Return the operating points of this bundle that were stored on this device, by name."""
-    folder = state_folder(bundle.id, POINTS)
-    known = os.path.isdir(folder)  # False, too, where the folder above may not be searched
-    names = sorted(path.stem for path in folder.glob("*.json")) if known else []
-    found = {name: kept_point(bundle, name) for name in names if not TAKEN_NAME.fullmatch(name)}
+    found = {name: kept_point(bundle, name) for name in stored_names(bundle)}
     return {name: point for name, point in found.items() if point is not None}
+
+
+def remove_point(bundle: Bundle, name: str) -> None:
+    """Forget what was stored under a name.
+
+    Raises:
+        UsageError: nothing was, or it cannot be removed.
+    """
+    names = stored_names(bundle)
+    if not names:
+        raise UsageError(f"nothing is stored on this device for {bundle.folder}")
+    look_up("operating point", name, dict.fromkeys(names))
+    path = state_folder(bundle.id, POINTS) / f"{name}.json"
+    with files.write_errors(path):
+        path.unlink(missing_ok=True)
 
 
 def kept_point(bundle: Bundle, name: str) -> TunedPoint | None:
@@ -102,12 +124,6 @@ def kept_point(bundle: Bundle, name: str) -> TunedPoint | None:
         return None
     lengths = len(point.parameters["temperatures"]), len(point.val_exit_shares)
     return found if lengths == (num_exits, num_exits) else None
-
-
-def is_stored(bundle: Bundle, name: str) -> bool:
-    """Say whether anything was stored under a name, be it damaged or of another mate-edge."""
-    named = POINT_NAME.fullmatch(name) and not TAKEN_NAME.fullmatch(name)
-    return bool(named) and os.path.isfile(state_folder(bundle.id, POINTS) / f"{name}.json")
 
 
 def read_point(path: Path, bundle: Bundle) -> TunedPoint:

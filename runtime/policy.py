@@ -12,7 +12,7 @@ from mate_edge.decide.policy import Confidence, Deepest, Policy, make_policy
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
 from mate_edge.report.tuned import TunedPoint
-from mate_edge.runtime.points import DEEPEST, is_stored, kept_points, read_point
+from mate_edge.runtime.points import DEEPEST, kept_points, read_point, stored_names
 
 PolicyChoice = str | Path | Policy | float | None
 DEFAULT_POLICY = "balanced"
@@ -82,7 +82,7 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
     if isinstance(policy, Path) or name.endswith(".json"):
         return _of_tuned(name, read_point(Path(name), bundle), len(temperatures))
     kept = kept_points(bundle)
-    if name not in kept and is_stored(bundle, name):
+    if name not in kept and name in stored_names(bundle):
         raise UsageError(
             f"{name} is stored on this device, but is damaged or of another version of mate-edge: "
             f"tune it again (mate-edge tune --name {name})"

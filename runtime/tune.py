@@ -31,7 +31,7 @@ from mate_edge.runtime.deadline import (
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.labelled import Recorded, record_logits
 from mate_edge.runtime.latencies import Latencies
-from mate_edge.runtime.points import check_name, check_out, is_stored, keep_point, kept_point
+from mate_edge.runtime.points import check_name, check_out, keep_point, kept_point, stored_names
 from mate_edge.runtime.predictor import Predictor
 
 DEFAULT_NAME = "tuned"
@@ -203,7 +203,7 @@ def tune(
             f"on the half held back it is {drop:.2f} points below the last exit, more than "
             f"{goal.max_drop:g}: a search is no promise, --max-risk gives one"
         )
-    before, unusable = kept_point(opened, name), is_stored(opened, name)
+    before, unusable = kept_point(opened, name), name in stored_names(opened)
     stored = keep_point(found, out, say)
     if before is not None and stored == name:
         say(f"{name} replaces the one tuned for {before.goal} on {before.created[:10]}")

@@ -44,6 +44,10 @@ def run(
         int | None,
         typer.Option(help="Show another label only when so many frames in a row agree on it."),
     ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(help="Show so many of the likeliest classes, in the table and in JSON."),
+    ] = None,
     every_frame: Annotated[
         bool,
         typer.Option("--every-frame", help="Of a live source: never drop one for a newer one."),
@@ -94,6 +98,7 @@ def run(
             threads=threads,
             wanted=Wanted(_size(frame), fps, every_frame),
             patience=patience_frames,
+            top=top,
             json=json,
             csv=csv,
             save_video=save_video,

@@ -64,6 +64,12 @@ def tune(
         typer.Option(help=f"For ms, and --images. {ENGINE_HELP}", autocompletion=one_of("engine")),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU engine.")] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show what is stored for the bundle, and tune nothing.")
+    ] = False,
+    remove: Annotated[
+        str | None, typer.Option(help="Forget the one stored under this name, and tune nothing.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find thresholds for one goal; say what is guaranteed.
@@ -76,10 +82,21 @@ def tune(
     import msgspec
 
     from mate_edge.bundle import find_bundle, read_bundle
-    from mate_edge.report.tuned import print_tuned
+    from mate_edge.report.tuned import print_kept, print_tuned
+    from mate_edge.runtime.points import kept_point, remove_point, stored_names
     from mate_edge.runtime.tune import Goal, tune
 
     check_threads(threads)
+    if show or remove is not None:
+        opened = read_bundle(find_bundle(bundle))
+        if remove is not None:
+            remove_point(opened, remove)
+        kept = {name: kept_point(opened, name) for name in stored_names(opened)}
+        if json:
+            print(msgspec.json.encode(kept).decode())
+        else:
+            print_kept(kept, opened.manifest)
+        return
     goal = Goal(
         max_drop=_points(max_drop),
         max_risk=_share("--max-risk", max_risk),

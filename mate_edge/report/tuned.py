@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from mate_edge import __version__
@@ -82,6 +84,30 @@ def fewer(whole: float, flops: float) -> str:
 def threshold(value: float) -> str:
     """Format a threshold; above 1 no score reaches it."""
     return f"{value:.4f}" if value <= 1 else "never"
+
+
+def print_kept(kept: Mapping[str, TunedPoint | None], manifest: Manifest) -> None:
+    """Print the operating points stored on this device; None stands for a damaged one."""
+    from mate_edge.report.text import percent, print_table
+
+    rows = []
+    for name, found in kept.items():
+        if found is None:
+            rows.append([name, "damaged, or of another version: tune it again", *[""] * 4])
+            continue
+        point, whole = found.point, manifest.unsplit_flops
+        rows.append(
+            [
+                name,
+                found.goal,
+                percent(point.val_accuracy),
+                f"{whole / point.val_mean_flops:.2f}x",
+                "no" if point.guarantee is None else "yes",
+                found.created[:10],
+            ]
+        )
+    headers = ["name", "goal", "accuracy %", "fewer FLOPs", "guaranteed", "tuned"]
+    print_table(f"{manifest.name}, stored on this device", headers, rows)
 
 
 def print_tuned(found: TunedPoint, manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class Answer(msgspec.Struct, frozen=True):
         prediction: of this frame alone.
         label: what is shown: the prediction's, or with patience the steady one.
         confidence: the probability of `label` in this frame.
+        top: the likeliest classes of this frame with their probabilities, as many as asked for.
     """
 
     shot: Shot
@@ -33,6 +35,7 @@ class Answer(msgspec.Struct, frozen=True):
     prediction: Prediction
     label: str
     confidence: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 class Output(ABC):
@@ -53,6 +56,14 @@ class Output(ABC):
         Raises:
             UsageError: it cannot be written.
         """
+
+
+def likeliest(
+    probabilities: NDArray[np.float32], classes: Sequence[str], number: int
+) -> tuple[tuple[str, float], ...]:
+    """Return so many classes, the likeliest first, with their probabilities [C]."""
+    order = np.argsort(-probabilities, kind="stable")[:number]
+    return tuple((classes[index], float(probabilities[index])) for index in order.tolist())
 
 
 class Steady:

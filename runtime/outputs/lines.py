@@ -70,14 +70,24 @@ class Table(Output):
             )
         cut = name if len(name) <= self.source else "…" + name[1 - self.source :]
         missed = "  missed" if prediction.deadline_missed else ""
+        others = "".join(
+            f"  {plain(label)} {probability:.3f}"
+            for label, probability in answer.top
+            if label != answer.label
+        )
         _print(
             f"{cut:<{self.source}}  {plain(answer.label):<{self.label}}  "
             f"{answer.confidence:>10.3f}  {prediction.exit:>4}  {prediction.halted_by:<9}  "
-            f"{prediction.elapsed_ms:>8.2f}{missed}"
+            f"{prediction.elapsed_ms:>8.2f}{missed}{others}"
         )
 
     def close(self) -> None:
         """Nothing is left to print."""
+
+
+class _Likely(msgspec.Struct):
+    label: str
+    confidence: float
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
@@ -95,13 +105,14 @@ class _Line(msgspec.Struct, omit_defaults=True):
     frame: int | None = None
     time_s: float | None = None
     steady: str | None = None
+    top: tuple[_Likely, ...] = ()
 
 
-OF_PREDICTION = _Line.__struct_fields__[1:-3]
+OF_PREDICTION = _Line.__struct_fields__[1:-4]
 
 
 class JsonLines(Output):
-    """A JSON object a line; `frame` and `time_s` with videos, `steady` with patience.
+    """A JSON object a line; `frame`, `time_s` with videos, `steady` with patience, `top` if asked.
 
     Args:
         patient: whether a steady label is kept.
@@ -117,6 +128,7 @@ class JsonLines(Output):
             frame=answer.shot.number,
             time_s=answer.shot.time_s,
             steady=answer.label if self.patient else None,
+            top=tuple(_Likely(*one) for one in answer.top),
             **{name: getattr(answer.prediction, name) for name in OF_PREDICTION},
         )
         _print(msgspec.json.encode(line).decode())

@@ -104,6 +104,25 @@ def test_latencies_that_vary_much_are_said_to(
             assert any("up to 40 times its median" in line for line in said) == told
 
 
+def test_the_likeliest_classes_are_shown_when_asked_for(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    command = ("run", "--bundle", bundle_folder, "--top", "3", pictures / "0.png")
+    found = json.loads(cli(*command, "--json").stdout)
+    with mate_edge.load(bundle_folder) as predictor:
+        expected = predictor.predict(pictures / "0.png").probabilities
+    best = np.argsort(-expected)[:3]
+    assert [one["label"] for one in found["top"]] == [str(index) for index in best]
+    assert [one["confidence"] for one in found["top"]] == pytest.approx(expected[best].tolist())
+    row = cli(*command).stdout.splitlines()[1]
+    assert row.endswith("".join(f"  {index} {expected[index]:.3f}" for index in best[1:]))
+    many = json.loads(cli(*command[:-2], "99", pictures / "0.png", "--json").stdout)
+    assert len(many["top"]) == 10
+    refused = cli(*command[:-2], "0", pictures / "0.png")
+    assert refused.returncode == 2
+    assert "--top must be 1 or more, not 0" in refused.stderr
+
+
 def test_one_bad_image_among_many_is_reported_and_the_others_run(
     cli: Any, bundle_folder: Path, pictures: Path
 ) -> None:

@@ -298,6 +298,24 @@ def test_a_stored_point_that_is_damaged_is_named_and_replaced(
     assert cli("run", "--bundle", bundle_folder, "--policy", "mine", pictures).returncode == 0
 
 
+def test_what_is_stored_is_listed_and_can_be_removed(cli: Any, bundle_folder: Path) -> None:
+    refused = cli("tune", bundle_folder, "--remove", "mine")
+    assert refused.returncode == 2
+    assert "nothing is stored on this device for" in refused.stderr
+    tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")
+    tuned(cli, bundle_folder, *GOAL, "--name", "sure")
+    listed = cli("tune", bundle_folder, "--list").stdout.splitlines()
+    assert [line.split()[0] for line in listed[2:]] == ["mine", "sure"]
+    assert "--max-drop 1" in listed[2]
+    assert " yes " in listed[3]
+    wrong = cli("tune", bundle_folder, "--remove", "min")
+    assert (
+        "unknown operating point 'min': choose from mine, sure. Did you mean mine?" in wrong.stderr
+    )
+    left = json.loads(cli("tune", bundle_folder, "--remove", "mine", "--json").stdout)
+    assert list(left) == ["sure"]
+
+
 def test_a_stored_name_that_means_something_by_now_is_passed_over(
     cli: Any, bundle_folder: Path
 ) -> None:
