@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import signal
 import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -22,15 +21,16 @@ from torch.utils import deterministic
 from torch.utils.data import DataLoader
 
 from mate_edge import files
-from mate_edge.errors import RunError, TrainingStopped, UsageError
+from mate_edge.errors import RunError, UsageError
 from mate_edge.runs import Results, Run, write_run
 from mate_edge.stop import StopSignal
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader, waiting_advice
+from mate_edge.train.ending import Ending, should_stop, stopped
 from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, spread
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import WEIGHTS, MultiExitNet, network_of, structure_of
-from mate_edge.train.progress import TrainingProgress, duration, percentages
+from mate_edge.train.progress import TrainingProgress, duration
 from mate_edge.train.recipe import Objective, check_recipe, learning_rate, make_optimizer
 from mate_edge.train.state import (
     Position,
@@ -40,7 +40,6 @@ from mate_edge.train.state import (
     read_metrics,
     remove_state,
     save_state,
-    write_metrics,
 )
 from mate_edge.train.sums import EpochSums
 
@@ -116,10 +115,10 @@ def train(
 ) -> None:
     """Train `run` in `folder`, from its newest state if it has one, to the end.
 
-    Writes `metrics.csv` and the state after each epoch; at the end the weights, `outputs.npz` and
-    the results. The same seed gives the same weights, bit by bit, on the same machine, versions and
-    number of processes, whether interrupted or not, with any number of `workers` (see
-    `make_loader`).
+    Keeps the state after each epoch, then validates and writes `metrics.csv`; writes the weights,
+    `outputs.npz` and the results at the end. The same seed gives the same weights, bit by bit, on
+    the same machine, versions and number of processes, whether interrupted or not, with any number
+    of `workers` (see `make_loader`).
 
     Raises:
         UsageError: an option that cannot work.
@@ -163,6 +162,9 @@ def train(
         if done != Position():
             within = f" and {done.step} steps" if done.step else ""
             progress.say(f"resuming after epoch {done.epoch}{within} of {epochs}")
+        ending = Ending(accelerator, folder, run, network, dataset, rows, progress, stop)
+        if done.row is not None:
+            ending.conclude(done.row)
         for epoch in range(done.epoch, epochs):
             begun = done if epoch == done.epoch else Position(epoch=epoch)
             order.epoch, order.start = epoch, begun.step * run.recipe.batch_size
@@ -175,20 +177,15 @@ def train(
             _check_weights(objective, epoch)
             if sums.steps < steps:
                 save_state(accelerator, folder, sums.position(accelerator))
-                raise _stopped(f"step {sums.steps} of epoch {epoch + 1}", folder, stop)
+                raise stopped(f"step {sums.steps} of epoch {epoch + 1}", folder, stop)
             row: Row = {"epoch": epoch + 1, "lr": rate} | sums.row(accelerator)
             if accelerator.is_main_process:
-                if (epoch + 1) % run.validate_every == 0 or epoch + 1 == epochs:
-                    row |= _validate(network, dataset, accelerator.device)
-                rows.append(row | method.log())
-                write_metrics(folder, rows)
-                progress.say(_epoch_line(row, epochs, network.num_exits))
+                row |= method.log()
+            save_state(accelerator, folder, Position(epoch=epoch + 1, row=row))
+            ending.conclude(row)
             if sums.waiting > MUCH_WAITING and not advised:
                 progress.say(waiting_advice(sums.waiting, loader.num_workers))
                 advised = True
-            save_state(accelerator, folder, Position(epoch=epoch + 1))
-            if epoch + 1 < epochs and _should_stop(accelerator, stop):
-                raise _stopped(f"epoch {epoch + 1}", folder, stop)
     if accelerator.is_main_process:
         _finish(folder, run, network, dataset, accelerator.device)
     accelerator.wait_for_everyone()
@@ -224,25 +221,9 @@ def _train_epoch(
         if progress.steps_here == ESTIMATE_AFTER:
             left = progress.steps_left * sums.seconds / sums.steps
             progress.say(f"this training will take about {duration(left)}")
-        if (looks or accelerator.num_processes == 1) and _should_stop(accelerator, stop):
+        if (looks or accelerator.num_processes == 1) and should_stop(accelerator, stop):
             break
     sums.check(accelerator)
-
-
-def _should_stop(accelerator: Accelerator, stop: StopSignal) -> bool:
-    """Say whether any of the processes got a signal; all of them must ask."""
-    if accelerator.num_processes == 1:
-        return stop.received is not None
-    if stop.received:
-        accelerator.set_trigger()
-    return bool(accelerator.check_trigger())
-
-
-def _stopped(after: str, folder: Path, stop: StopSignal) -> TrainingStopped:
-    return TrainingStopped(
-        f"stopped after {after}: go on with mate-edge train --resume --out {folder}",
-        stop.received or signal.SIGTERM,
-    )
 
 
 def _check_weights(objective: Objective, epoch: int) -> None:
@@ -252,25 +233,6 @@ def _check_weights(objective: Objective, epoch: int) -> None:
             f"the last step in epoch {epoch + 1} left weights that are no numbers: lower --lr and "
             "train again, or resume from the last epoch"
         )
-
-
-def _validate(network: MultiExitNet, dataset: Dataset, device: torch.device) -> dict[str, float]:
-    logits = compute_logits(network, dataset.val, dataset.preprocessing, device)
-    accuracies, ensemble = exit_accuracy(logits, dataset.val.labels)
-    return {
-        **{f"val_accuracy_{k}": a for k, a in enumerate(accuracies, start=1)},
-        "val_ensemble": ensemble,
-    }
-
-
-def _epoch_line(row: Row, epochs: int, num_exits: int) -> str:
-    split = "val" if "val_accuracy_1" in row else "train"
-    accuracies = [row[f"{split}_accuracy_{k}"] for k in range(1, num_exits + 1)]
-    name = "validation" if split == "val" else "training"
-    return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  "
-        f"{name} {percentages(accuracies)} %  {row['images_per_s']:.0f} images/s"
-    )
 
 
 def _finish(

@@ -128,16 +128,15 @@ def test_a_signal_to_the_launcher_saves_and_both_go_on_to_the_same_weights(
     together: Path, tmp_path: Path
 ) -> None:
     started = launch(*TRAIN, "--out", "run", cwd=tmp_path)
-    state = tmp_path / "run" / "state" / "epoch-1"
-    while not state.exists():
+    while not (tmp_path / "run" / "metrics.csv").exists():
         assert started.poll() is None, started.communicate()[1]
         time.sleep(0.01)
-    time.sleep(0.2)  # into the next epoch: right behind the state, it would end at the epoch's end
+    time.sleep(0.2)  # into the next epoch: right behind the row, it would end at the epoch's end
     started.send_signal(signal.SIGTERM)
     _, said = started.communicate(timeout=100)
     assert started.returncode != 0
     assert "mate-edge train --resume --out run" in said
-    (kept,) = state.parent.iterdir()
+    (kept,) = (tmp_path / "run" / "state").iterdir()
     assert kept.name.startswith("epoch-1-step-")
     assert not read_run(tmp_path / "run").finished
     finish(launch("-m", "mate_edge", "train", "--resume", "--out", "run", cwd=tmp_path))

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from mate_edge.errors import RunError, UsageError
+from mate_edge.errors import RunError, TrainingStopped, UsageError
 from mate_edge.runs import read_run
+from mate_edge.train import ending
 from mate_edge.train.loop import make_accelerator
 from mate_edge.train.options import Options
 from mate_edge.train.start import new_run, old_run, run_training
@@ -33,6 +34,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Options:
     return Options(data="digits", epochs=2, batch_size=128)
 
 
+TIMES = ("images_per_s", "seconds", "waiting")
+"""The columns of `metrics.csv` that no two trainings have alike."""
+
 TRAIN = ["train", "--data", "digits", "--epochs", "3", "--seed", "1"]
 
 
@@ -43,6 +47,15 @@ def whole(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = cli(*TRAIN, "--out", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+SHORT = Options(data="digits", epochs=2, batch_size=64, train_images=256)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `SHORT`, not interrupted."""
+    return run_training(SHORT, tmp_path_factory.mktemp("short") / "run", resume=False)[0]
 
 
 def start(command: list[str], out: str, folder: Path) -> tuple[subprocess.Popen[str], Path]:
@@ -58,12 +71,11 @@ def start(command: list[str], out: str, folder: Path) -> tuple[subprocess.Popen[
         text=True,
         start_new_session=True,
     )
-    state = folder / out / "state" / "epoch-1"
-    while not state.exists():
+    while not (folder / out / "metrics.csv").exists():
         assert victim.poll() is None, "it ended before it could be interrupted"
         time.sleep(0.01)
-    time.sleep(0.2)  # into the next epoch: right behind the state, it would end at the epoch's end
-    return victim, state
+    time.sleep(0.2)  # into the next epoch: right behind the row, it would end at the epoch's end
+    return victim, folder / out / "state" / "epoch-1"
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -116,10 +128,48 @@ def test_a_signal_saves_in_mid_epoch_and_the_resume_is_bit_equal(
     assert f"resuming after epoch 1 and {kept.name[13:]} steps" in resumed.stderr
     assert_same_weights(whole, tmp_path / "stopped")
     one, other = (metrics(folder) for folder in (whole, tmp_path / "stopped"))
-    counted = [name for name in one[0] if name not in ("images_per_s", "seconds", "waiting")]
+    counted = [name for name in one[0] if name not in TIMES]
     own = [name for name in counted if name.startswith(("teacher_accuracy", "kl_"))]
     for name in set(counted) - set(own):  # the method's sums begin anew with the process
         assert [row[name] for row in one] == [row[name] for row in other]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Assert that weights and rows are equal, and that each epoch has one row."""
+    assert_same_weights(one, other)
+    expected, found = (
+        [{name: row[name] for name in row if name not in TIMES} for row in metrics(folder)]
+        for folder in (one, other)
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("written", [False, True], ids=["during", "after"])
+def test_a_signal_stops_a_validation_at_once_and_costs_no_step(
+    epoch: int, written: bool, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "write_metrics" if written else "compute_logits"
+    real, calls = getattr(ending, name), 0
+
+    def signalled(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        found = real(*given) if written or calls < epoch else None
+        if calls == epoch:
+            signal.raise_signal(signal.SIGTERM)
+            assert written, "the validation goes on after the signal"
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ending, name, signalled)
+        with pytest.raises(TrainingStopped, match=f"after epoch {epoch}: .*--resume") as stopped:
+            run_training(SHORT, tmp_path / "run", resume=False)
+    assert stopped.value.exit_code == 143
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == [f"epoch-{epoch}"]
+    assert calls == epoch
+    assert run_training(Options(), tmp_path / "run", resume=True)[1].finished
+    assert_same_run(short, tmp_path / "run")
 
 
 def test_a_kill_while_the_old_state_is_removed_leaves_the_new_one(
