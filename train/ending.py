@@ -1,4 +1,4 @@
-"""The end of an epoch: validate, write, and stop when a signal asks for it."""
+"""The end of an epoch and of a training: evaluate, write, and stop when a signal asks for it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,34 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
+import numpy as np
 from accelerate import Accelerator
+from numpy.typing import NDArray
+from safetensors.torch import save as save_safetensors
 
+from mate_edge import files
 from mate_edge.errors import TrainingStopped
-from mate_edge.runs import Run
+from mate_edge.runs import Results, Run, write_run
 from mate_edge.stop import StopSignal
 from mate_edge.train.data.dataset import Dataset
-from mate_edge.train.evaluate import compute_logits, exit_accuracy
-from mate_edge.train.network import MultiExitNet
+from mate_edge.train.data.images import Images
+from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, spread
+from mate_edge.train.network import WEIGHTS, MultiExitNet
 from mate_edge.train.progress import TrainingProgress, percentages
-from mate_edge.train.state import Row, write_metrics
+from mate_edge.train.state import Row, remove_state, write_metrics
+
+SAMPLE_IMAGES = 64
+"""How many validation images the run keeps, for the check of an export."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What is done when the steps of an epoch are done.
+    """What is done when the steps of an epoch are done, and when those of all epochs are.
 
     A machine may be taken away sooner than an evaluation ends, so a signal breaks it off. All
     processes call each method and agree on whether to stop; the first one evaluates and writes.
@@ -66,6 +75,22 @@ class Ending:
         if should_stop(self.accelerator, self.stop):
             raise stopped(f"epoch {epoch}", self.folder, self.stop)
 
+    def finish(self) -> None:
+        """Write weights, outputs and results; drop the state.
+
+        Raises:
+            TrainingStopped: a signal came before there was anything to write; the state is kept.
+        """
+        logits = None
+        if self.accelerator.is_main_process:
+            splits = (self.dataset.val, self.dataset.test)
+            logits = self._until_signal(lambda: [self._logits(images) for images in splits])
+        if should_stop(self.accelerator, self.stop):
+            raise stopped("the last epoch", self.folder, self.stop)
+        if logits is not None:
+            self._write(*logits)
+            remove_state(self.folder)
+
     def _until_signal(self, evaluate: Callable[[], T]) -> T | None:
         """Return what `evaluate` does; None as soon as there is a signal."""
         try:
@@ -78,13 +103,47 @@ class Ending:
         """Return the validation accuracies, if it is an epoch to validate after."""
         if epoch % self.run.validate_every and epoch < self.run.recipe.epochs:
             return {}
-        images, device = self.dataset.val, self.accelerator.device
-        logits = compute_logits(self.network, images, self.dataset.preprocessing, device)
-        accuracies, ensemble = exit_accuracy(logits, images.labels)
+        images = self.dataset.val
+        accuracies, ensemble = exit_accuracy(self._logits(images), images.labels)
         return {
             **{f"val_accuracy_{k}": a for k, a in enumerate(accuracies, start=1)},
             "val_ensemble": ensemble,
         }
+
+    def _logits(self, images: Images) -> NDArray[np.float32]:
+        preprocessing, device = self.dataset.preprocessing, self.accelerator.device
+        return compute_logits(self.network, images, preprocessing, device)
+
+    def _write(self, val_logits: NDArray[np.float32], test_logits: NDArray[np.float32]) -> None:
+        """Write what a finished run has, from the logits [n, K, C] of both splits."""
+        dataset, preprocessing = self.dataset, self.dataset.preprocessing
+        val_accuracy, val_ensemble = exit_accuracy(val_logits, dataset.val.labels)
+        test_accuracy, test_ensemble = exit_accuracy(test_logits, dataset.test.labels)
+        sample = spread(len(dataset.val.labels), SAMPLE_IMAGES)
+        weights = {name: t.contiguous().cpu() for name, t in self.network.state_dict().items()}
+        outputs: dict[str, Any] = {
+            "val_logits": val_logits,
+            "val_labels": dataset.val.labels,
+            "val_images": dataset.val.plain(sample.tolist(), preprocessing),
+            "val_image_indices": sample,
+            "test_logits": test_logits,
+            "test_labels": dataset.test.labels,
+        }
+        contents = {
+            WEIGHTS: save_safetensors(weights),
+            "outputs.npz": files.arrays_to_bytes(outputs),
+        }
+        for name, data in contents.items():
+            files.write_whole(self.folder / name, data)
+        results = Results(
+            val_accuracy=val_accuracy,
+            val_ensemble=val_ensemble,
+            test_accuracy=test_accuracy,
+            test_ensemble=test_ensemble,
+            cumulative_flops=cumulative_flops(self.network, preprocessing),
+        )
+        hashes = {name: files.sha256(data) for name, data in contents.items()}
+        write_run(self.folder, msgspec.structs.replace(self.run, results=results, files=hashes))
 
     def _line(self, row: Row) -> str:
         split = "val" if "val_accuracy_1" in row else "train"

@@ -11,25 +11,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin
-from safetensors.torch import save as save_safetensors
 from torch.optim import SGD
 from torch.utils import deterministic
 from torch.utils.data import DataLoader
 
-from mate_edge import files
 from mate_edge.errors import RunError, UsageError
-from mate_edge.runs import Results, Run, write_run
+from mate_edge.runs import Run
 from mate_edge.stop import StopSignal
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader, waiting_advice
 from mate_edge.train.ending import Ending, should_stop, stopped
-from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, spread
 from mate_edge.train.losses import make_method
-from mate_edge.train.network import WEIGHTS, MultiExitNet, network_of, structure_of
+from mate_edge.train.network import network_of, structure_of
 from mate_edge.train.progress import TrainingProgress, duration
 from mate_edge.train.recipe import Objective, check_recipe, learning_rate, make_optimizer
 from mate_edge.train.state import (
@@ -38,13 +34,9 @@ from mate_edge.train.state import (
     load_initial,
     load_state,
     read_metrics,
-    remove_state,
     save_state,
 )
 from mate_edge.train.sums import EpochSums
-
-SAMPLE_IMAGES = 64
-"""How many validation images the run keeps, for the check of an export."""
 
 LOOK_EVERY = 5  # steps: to look at the sums waits for the device, and for the other processes
 ESTIMATE_AFTER = 20  # steps
@@ -186,8 +178,7 @@ def train(
             if sums.waiting > MUCH_WAITING and not advised:
                 progress.say(waiting_advice(sums.waiting, loader.num_workers))
                 advised = True
-    if accelerator.is_main_process:
-        _finish(folder, run, network, dataset, accelerator.device)
+        ending.finish()
     accelerator.wait_for_everyone()
 
 
@@ -233,44 +224,3 @@ def _check_weights(objective: Objective, epoch: int) -> None:
             f"the last step in epoch {epoch + 1} left weights that are no numbers: lower --lr and "
             "train again, or resume from the last epoch"
         )
-
-
-def _finish(
-    folder: Path, run: Run, network: MultiExitNet, dataset: Dataset, device: torch.device
-) -> None:
-    """Write weights, outputs and results; drop the state."""
-    preprocessing = dataset.preprocessing
-    val_logits = compute_logits(network, dataset.val, preprocessing, device)
-    test_logits = compute_logits(network, dataset.test, preprocessing, device)
-    val_accuracy, val_ensemble = exit_accuracy(val_logits, dataset.val.labels)
-    test_accuracy, test_ensemble = exit_accuracy(test_logits, dataset.test.labels)
-    sample = spread(len(dataset.val.labels), SAMPLE_IMAGES)
-    weights = {name: t.contiguous().cpu() for name, t in network.state_dict().items()}
-    contents = {
-        WEIGHTS: save_safetensors(weights),
-        "outputs.npz": files.arrays_to_bytes(
-            {
-                "val_logits": val_logits,
-                "val_labels": dataset.val.labels,
-                "val_images": dataset.val.plain(sample.tolist(), preprocessing),
-                "val_image_indices": sample,
-                "test_logits": test_logits,
-                "test_labels": dataset.test.labels,
-            }
-        ),
-    }
-    for name, data in contents.items():
-        files.write_whole(folder / name, data)
-    run = msgspec.structs.replace(
-        run,
-        results=Results(
-            val_accuracy=val_accuracy,
-            val_ensemble=val_ensemble,
-            test_accuracy=test_accuracy,
-            test_ensemble=test_ensemble,
-            cumulative_flops=cumulative_flops(network, preprocessing),
-        ),
-        files={name: files.sha256(data) for name, data in contents.items()},
-    )
-    write_run(folder, run)
-    remove_state(folder)

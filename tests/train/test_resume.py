@@ -144,30 +144,55 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
-@pytest.mark.parametrize("written", [False, True], ids=["during", "after"])
-def test_a_signal_stops_a_validation_at_once_and_costs_no_step(
-    epoch: int, written: bool, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("call", "epoch", "after"),
+    [(1, 1, "epoch 1"), (2, 2, "epoch 2"), (3, 2, "the last epoch"), (4, 2, "the last epoch")],
+)
+def test_a_signal_stops_an_evaluation_at_once_and_costs_no_step(
+    call: int,
+    epoch: int,
+    after: str,
+    short: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = "write_metrics" if written else "compute_logits"
-    real, calls = getattr(ending, name), 0
+    out = tmp_path / "run"
+    real, calls = ending.compute_logits, 0
 
     def signalled(*given: Any) -> Any:
         nonlocal calls
         calls += 1
-        found = real(*given) if written or calls < epoch else None
-        if calls == epoch:
+        if calls == call:
             signal.raise_signal(signal.SIGTERM)
-            assert written, "the validation goes on after the signal"
-        return found
+            pytest.fail("the evaluation goes on after the signal")
+        return real(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ending, name, signalled)
-        with pytest.raises(TrainingStopped, match=f"after epoch {epoch}: .*--resume") as stopped:
-            run_training(SHORT, tmp_path / "run", resume=False)
+        patch.setattr(ending, "compute_logits", signalled)
+        with pytest.raises(TrainingStopped, match=f"after {after}: .*--resume --out") as stopped:
+            run_training(SHORT, out, resume=False)
     assert stopped.value.exit_code == 143
-    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == [f"epoch-{epoch}"]
-    assert calls == epoch
+    assert [path.name for path in (out / "state").iterdir()] == [f"epoch-{epoch}"]
+    assert run_training(Options(), out, resume=True)[1].finished
+    assert_same_run(short, out)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_row_that_is_written_when_a_signal_comes_is_not_written_again(
+    epoch: int, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ending.write_metrics
+
+    def signalled(folder: Path, rows: list[Any]) -> None:
+        real(folder, rows)
+        if len(rows) == epoch:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ending, "write_metrics", signalled)
+        with pytest.raises(TrainingStopped, match=f"after epoch {epoch}: "):
+            run_training(SHORT, tmp_path / "run", resume=False)
+    assert len(metrics(tmp_path / "run")) == epoch
     assert run_training(Options(), tmp_path / "run", resume=True)[1].finished
     assert_same_run(short, tmp_path / "run")
 
