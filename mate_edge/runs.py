@@ -6,6 +6,8 @@ the labels, validation and test, and a few validation images), `profile.json`, `
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -127,8 +129,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return self.results is not None
 
 
-def find_run(path: Path | None) -> Path:
+def find_run(path: Path | None, finished: bool = False) -> Path:
     """Return the run folder that the user means: `path`, or the newest under `runs/`.
+
+    Args:
+        path: what was named, if anything was.
+        finished: whether the run is to be trained to the end, as in `newest_run`.
 
     Raises:
         RunError: there is none.
@@ -137,12 +143,37 @@ def find_run(path: Path | None) -> Path:
         if not path.is_dir():
             raise RunError(f"there is no run folder {path}: check the path, or train one first")
         return path
-    latest = files.read_latest(RUNS)
-    if latest is None:
+    newest = newest_run() if finished else files.read_latest(RUNS)
+    if newest is None:
         raise RunError(
             "there is no run under runs/ yet: type mate-edge train, or name a run folder"
         )
-    return latest
+    return newest
+
+
+def newest_run() -> Path | None:
+    """Return the run to go on with: the latest, or where it is unfinished or gone, one before it.
+
+    That is said on stderr. Where no run is finished it is the latest all the same.
+
+    Raises:
+        RunError: the latest is damaged.
+    """
+    latest = files.read_latest(RUNS)
+    if latest is not None and read_run(latest).finished:
+        return latest
+    finished: list[tuple[str, Path]] = []
+    for document in RUNS.glob(f"[!.]*/{files.RUN}"):
+        with suppress(RunError):  # a damaged one is no reason not to take another
+            run = read_run(document.parent)
+            if run.finished:
+                finished.append((run.created, document.parent))
+    if not finished:
+        return latest
+    _, newest = max(finished)
+    if latest is not None:
+        print(f"{latest} is not trained to the end: going on with {newest}", file=sys.stderr)
+    return newest
 
 
 def read_run(folder: Path) -> Run:

@@ -74,7 +74,7 @@ def _evaluate_run(run: Path | None, json: bool) -> None:
     with extra("train"):
         from mate_edge.report.evaluation import draw_evaluation, print_evaluation
 
-        folder = runs.find_run(run)
+        folder = runs.find_run(run, finished=True)
         trained = runs.read_finished_run(folder)
         flops = runs.read_flops(folder, trained)
         outputs = runs.read_outputs(folder, trained)

@@ -67,7 +67,7 @@ def export(
         keep = [int(k) for k in exits.split(",")] if exits is not None else None
     except ValueError:
         raise UsageError(f"--exits takes numbers such as 1,3, not {exits!r}") from None
-    folder = runs.find_run(run)
+    folder = runs.find_run(run, finished=True)
     trained = runs.read_finished_run(folder)
     if dry_run:
         pre = trained.preprocessing

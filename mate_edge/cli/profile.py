@@ -64,7 +64,7 @@ def profile(
         found = profile_network(network, channels, size)
         title = f"{arch}, {head} heads, {channels}x{size}x{size}"
     else:
-        folder = runs.find_run(run)
+        folder = runs.find_run(run, finished=True)
         trained = runs.read_finished_run(folder)
         pre = trained.preprocessing
         found = profile_network(load_network(folder, trained), pre.channels, pre.size)

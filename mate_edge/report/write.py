@@ -12,7 +12,7 @@ from mate_edge.report.content import Content
 from mate_edge.report.drawing import to_png, to_svg
 from mate_edge.report.markdown import to_markdown
 from mate_edge.report.page import to_html
-from mate_edge.runs import RUNS
+from mate_edge.runs import RUNS, newest_run
 
 REPORTS = Path("reports")
 GENERATOR = b'<meta name="generator" content="mate-edge '
@@ -53,7 +53,7 @@ def find_source(path: Path | None, needs_bundle: bool) -> tuple[Path, bool]:
     """Return the run or bundle that the user means, and whether it is a bundle.
 
     Args:
-        path: what was named; None: the newest run, or the newest bundle where there is no run.
+        path: what was named; None: `newest_run`, or the newest bundle where there is no run.
         needs_bundle: whether options were given that go with a bundle.
 
     Raises:
@@ -62,7 +62,7 @@ def find_source(path: Path | None, needs_bundle: bool) -> tuple[Path, bool]:
         RunError: there is no run.
     """
     if path is None:
-        newest = None if needs_bundle else files.read_latest(RUNS)
+        newest = None if needs_bundle else newest_run()
         return (find_bundle(None), True) if newest is None else (newest, False)
     if (path / MANIFEST).is_file():
         return path, True
