@@ -36,7 +36,7 @@ from mate_edge.train.state import (
     read_metrics,
     save_state,
 )
-from mate_edge.train.sums import EpochSums
+from mate_edge.train.sums import Diverged, EpochSums
 
 LOOK_EVERY = 5  # steps: to look at the sums waits for the device, and for the other processes
 ESTIMATE_AFTER = 20  # steps
@@ -114,7 +114,8 @@ def train(
 
     Raises:
         UsageError: an option that cannot work.
-        RunError: a state that cannot be loaded, or a loss that is no longer a number.
+        RunError: a state that cannot be loaded.
+        Diverged: the loss or a weight is no longer a number.
         TrainingStopped: a signal asked for it; the state is saved.
     """
     check_recipe(run.recipe, len(dataset.train.labels), accelerator.num_processes)
@@ -220,7 +221,4 @@ def _train_epoch(
 def _check_weights(objective: Objective, epoch: int) -> None:
     """Refuse to keep a state whose weights the last step spoilt."""
     if not all(bool(tensor.isfinite().all()) for tensor in objective.state_dict().values()):
-        raise RunError(
-            f"the last step in epoch {epoch + 1} left weights that are no numbers: lower --lr and "
-            "train again, or resume from the last epoch"
-        )
+        raise Diverged(f"the last step in epoch {epoch + 1} left weights that are no numbers")

@@ -42,6 +42,7 @@ from mate_edge.train.network import MultiExitNet, announce_import, assemble, str
 from mate_edge.train.options import PRECISIONS, Options, check_options
 from mate_edge.train.recipe import FINE_TUNING, check_recipe
 from mate_edge.train.state import save_initial
+from mate_edge.train.sums import Diverged
 from mate_edge.train.weights import Imported, Weights, find_weights, import_parts
 
 CHANCE = 1.2
@@ -303,6 +304,11 @@ def run_training(
             accelerator = make_accelerator(run.precision, run.recipe.accumulate)
             train(folder, run, dataset, accelerator, workers)
             return folder, read_run(folder)
+        except Diverged as error:
+            raise Diverged(
+                f"{error}: --resume would end here again, so train anew with a lower --lr, such as "
+                f"{run.recipe.lr / 10:g}, and another --out"
+            ) from None
         except ImageError as error:
             reason = str(error).rsplit("ImageError: ", 1)[-1].strip()  # a worker's: a traceback
             raise ImageError(

@@ -19,6 +19,10 @@ from mate_edge.train.state import Position, Row
 Batch = tuple[Tensor, Tensor]
 
 
+class Diverged(RunError):  # noqa: N818 - what became of the training
+    """A training whose loss or weights are no longer numbers, and never will be with its recipe."""
+
+
 @dataclass
 class EpochSums:
     """Sums over the batches of this process, kept on the device so that adding never waits.
@@ -115,23 +119,19 @@ class EpochSums:
         """Refuse to go on once the loss of any process was no number; all of them must ask.
 
         Raises:
-            RunError: with the step.
+            Diverged: with the step.
         """
         found = [bad for bad in accelerator.gather(self.bad_batch[None]).tolist() if bad]
         if found:
             bad = min(found)
             step = -(-bad * self.steps // self.batches) if self.steps else 1
-            kept = "; the state after the last whole epoch is kept" if self.epoch else ""
-            raise RunError(
-                f"the loss is no number at step {step} of epoch {self.epoch + 1}: lower --lr and "
-                f"train again{kept}"
-            )
+            raise Diverged(f"the loss is no number at step {step} of epoch {self.epoch + 1}")
 
     def line(self, accelerator: Accelerator) -> str:
         """Return what the progress bar shows.
 
         Raises:
-            RunError: as `check`.
+            Diverged: as `check`.
         """
         self.check(accelerator)
         exits = percentages((self.correct / self.seen).tolist())

@@ -250,10 +250,29 @@ def test_a_run_that_diverges_does_not_keep_the_others_from_training(
     contenders = parse_methods("ce,mate")
     assert run_comparison(tmp_path, contenders, (0,), QUICK, say=said.append) == (0, 1)
     assert sum("the loss is no number at step 1 of epoch 1" in line for line in said) == 1
+    assert run_comparison(tmp_path, contenders, (0,), QUICK, say=said.append) == (0, 1)
+    assert [line for line in said if "seed 0" in line] == [
+        "ce, seed 0",
+        "mate, seed 0",
+        "ce, seed 0",
+    ]
     assert [row["method"] for row in write_results(tmp_path)] == ["mate"]
     (_, cells), *_ = write_report(tmp_path, contenders, (0,))
     assert [line[0] for line in cells] == ["mate"]
     assert "-" in cells[0], "there is no ce to be held against"
+
+
+def test_the_command_says_that_a_run_failed_and_exits_with_1(
+    typed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CrossEntropy, "forward", lambda self, logits, labels: logits.sum() / 0)
+    command = ["compare", "--data", "digits", "--epochs", "1", "--train-images", "256",
+               "--methods", "ce,mate", "--seeds", "1"]  # fmt: skip
+    done = typed(*command, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ce-seed0 failed: the loss is no number" in done.stderr
+    assert "1 of the runs failed, see above: the tables are without them" in done.stdout
+    assert "| mate | 1 |" in (tmp_path / "comparisons" / "digits-default" / "table.md").read_text()
 
 
 def test_while_options_are_chosen_the_table_is_of_validation(comparison: Path) -> None:

@@ -32,6 +32,7 @@ from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
 from mate_edge.train.recipe import Objective, learning_rate
 from mate_edge.train.start import new_run, run_training
+from mate_edge.train.sums import Diverged
 
 
 @pytest.fixture
@@ -157,9 +158,17 @@ def test_a_folder_of_large_images_trains_and_a_broken_one_is_named(
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_a_loss_that_is_no_number_stops_the_training(quick: Options) -> None:
-    with pytest.raises(RunError, match="the loss is no number at step .* of epoch"):
-        run_training(dataclasses.replace(quick, lr=99.0, batch_size=16), None, resume=False)
+def test_a_loss_that_is_no_number_stops_the_training_and_names_the_way_out(
+    quick: Options,
+) -> None:
+    steep = dataclasses.replace(quick, lr=99.0, batch_size=16)
+    says = r"no number at step .* of epoch .*: --resume would end here .* --lr, such as 9.9, and"
+    for options, out, resume in ((steep, None, False), (Options(), None, True)):
+        with pytest.raises(Diverged, match=says):
+            run_training(options, out, resume)
+    lower = dataclasses.replace(steep, lr=0.099, train_images=160)
+    for out in (None, Path("another")):
+        assert run_training(lower, out, resume=False)[1].finished
 
 
 def test_a_disk_that_is_full_keeps_the_state_before(
