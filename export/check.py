@@ -15,11 +15,10 @@ from mate_edge.export.segments import segment_modules
 from mate_edge.images import Preprocessing, normalize
 from mate_edge.train.evaluate import images_at_once
 from mate_edge.train.network import MultiExitNet
+from mate_edge.train.probe import REMEMBERED
 
 TOLERANCE = 1e-4
 """The largest difference allowed, as a share of the largest value."""
-REMEMBERED = 0.02
-"""Likewise, from what training computed, on a GPU perhaps, with TensorFloat-32."""
 
 
 @torch.no_grad()

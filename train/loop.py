@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin
@@ -26,6 +27,7 @@ from mate_edge.train.data.loader import make_loader, waiting_advice
 from mate_edge.train.ending import Ending, should_stop, stopped
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import network_of, structure_of
+from mate_edge.train.probe import is_remembered, probe
 from mate_edge.train.progress import TrainingProgress, duration
 from mate_edge.train.recipe import Objective, check_recipe, learning_rate, make_optimizer
 from mate_edge.train.state import (
@@ -126,10 +128,7 @@ def train(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products vary on CUDA
     network = network_of(run)
     if run.structure not in (None, structure_of(network)):
-        raise RunError(
-            f"{run.arch} is another network now than {folder} began with, which has {run.exits} "
-            "exits: bring it back, or train a new run"
-        )
+        raise _another_network(run, folder)
     if run.weights is not None:
         load_initial(folder, network)
     method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)
@@ -140,8 +139,14 @@ def train(
     if accelerator.process_index > 0:  # or each would draw the masks of dropout that the first does
         torch.manual_seed(run.seed + accelerator.process_index)
     done = load_state(accelerator, folder)
+    if not is_remembered(network, run.preprocessing, done.answers):
+        raise _another_network(run, folder)
     rows = read_metrics(folder, done.epoch)
     advised = False
+
+    def keep(position: Position) -> None:
+        answers = probe(network, run.preprocessing)
+        save_state(accelerator, folder, msgspec.structs.replace(position, answers=answers))
 
     epochs, steps = run.recipe.epochs, len(order) // run.recipe.batch_size
     with (
@@ -169,12 +174,12 @@ def train(
             _train_epoch(accelerator, prepared, optimizer, loader, sums, progress, stop)
             _check_weights(objective, epoch)
             if sums.steps < steps:
-                save_state(accelerator, folder, sums.position(accelerator))
+                keep(sums.position(accelerator))
                 raise stopped(f"step {sums.steps} of epoch {epoch + 1}", folder, stop)
             row: Row = {"epoch": epoch + 1, "lr": rate} | sums.row(accelerator)
             if accelerator.is_main_process:
                 row |= method.log()
-            save_state(accelerator, folder, Position(epoch=epoch + 1, row=row))
+            keep(Position(epoch=epoch + 1, row=row))
             ending.conclude(row)
             if sums.waiting > MUCH_WAITING and not advised:
                 progress.say(waiting_advice(sums.waiting, loader.num_workers))
@@ -216,6 +221,13 @@ def _train_epoch(
         if (looks or accelerator.num_processes == 1) and should_stop(accelerator, stop):
             break
     sums.check(accelerator)
+
+
+def _another_network(run: Run, folder: Path) -> RunError:
+    return RunError(
+        f"{run.arch} is another network now than {folder} began with, which has {run.exits} "
+        "exits: bring it back, or train a new run"
+    )
 
 
 def _check_weights(objective: Objective, epoch: int) -> None:

@@ -35,13 +35,15 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
         epoch: how many are complete.
         step: how many steps of the next one are done.
         sums: of that unfinished epoch, each process's own: see `EpochSums`.
-        row: of the last complete epoch, which may not be validated yet; see `read_metrics`.
+        row: of the last complete epoch, which `metrics.csv` may not have yet.
+        answers: of the network, see `probe`; empty: of an earlier version, or no numbers.
     """
 
     epoch: int = 0
     step: int = 0
     sums: tuple[tuple[float, ...], ...] = ()
     row: Row | None = None
+    answers: tuple[float, ...] = ()
 
 
 def save_state(accelerator: Accelerator, folder: Path, position: Position) -> None:

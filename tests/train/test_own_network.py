@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,13 @@ from torch import nn
 from mate_edge.errors import ExportError, RunError, UsageError
 from mate_edge.export.export import export_run
 from mate_edge.export.segments import export_models
+from mate_edge.files import write_json
 from mate_edge.images import Preprocessing
 from mate_edge.runs import read_finished_run, write_run
 from mate_edge.train.backbones import make_parts
+from mate_edge.train.ending import Ending
 from mate_edge.train.evaluate import cumulative_flops
+from mate_edge.train.loop import make_accelerator, train
 from mate_edge.train.network import build_network, load_network
 from mate_edge.train.options import Options
 from mate_edge.train.start import new_run, run_training
@@ -286,20 +290,27 @@ def test_what_torch_cannot_export_is_one_line(
     assert capfd.readouterr() == ("", "")
 
 
+def write_edited(activation: str) -> None:
+    """Write `edited:stages` into the working folder, to be imported anew.
+
+    Python takes what it compiled in the same second from a file of the same length.
+    """
+    Path("edited.py").write_text(
+        "from torch import nn\ndef stages(channels, size):\n    return [nn.Sequential(nn.Conv2d("
+        f"channels, 4, 3, 2), nn.BatchNorm2d(4), nn.{activation}()), nn.Conv2d(4, 4, 3)]\n"
+    )
+    sys.modules.pop("edited", None)
+    importlib.invalidate_caches()
+
+
 def test_a_network_that_computes_something_else_than_it_did_is_not_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    source = (
-        "from torch import nn\ndef stages(channels, size):\n    return [nn.Sequential("
-        "nn.Conv2d(channels, 4, 3, 2), nn.BatchNorm2d(4), nn.ACT()), nn.Conv2d(4, 4, 3)]\n"
-    )
-    (tmp_path / "edited.py").write_text(source.replace("ACT", "ReLU"))
+    write_edited("ReLU")
     options = Options(data="digits", epochs=1, train_images=256, arch="edited:stages")
     folder, run = run_training(options, tmp_path / "run", resume=False)
-    (tmp_path / "edited.py").write_text(source.replace("ACT", "Tanh"))
-    sys.modules.pop("edited")
-    importlib.invalidate_caches()
+    write_edited("Sigmoid")
     with pytest.raises(ExportError, match="the network is not the one that was trained"):
         export_run(folder, run, "cpu", None, None, tmp_path / "b.mate", print)
     assert not (tmp_path / "b.mate").exists()
@@ -382,6 +393,34 @@ def test_a_network_that_has_changed_is_not_trained_on(
             run_training(Options(), folder, resume=True)
     (tmp_path / "changing.py").write_text(source.format(stages))
     sys.modules.pop("changing")
+    assert run_training(Options(), folder, resume=True)[1].finished
+
+
+def test_a_resume_refuses_a_network_of_the_same_weights_that_computes_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_edited("ReLU")
+    options = Options(data="digits", epochs=2, train_images=256, arch="edited:stages")
+    folder, run, dataset = new_run(options, None)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(*given: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ending, "conclude", kill)
+        with pytest.raises(KilledError):
+            train(folder, run, dataset, make_accelerator("fp32"))
+    write_edited("Sigmoid")
+    with pytest.raises(RunError, match="edited:stages is another network now than"):
+        run_training(Options(), folder, resume=True)
+    earlier = Path(shutil.copytree(folder, "earlier")) / "state" / "epoch-1" / "position.json"
+    write_json(earlier, {"epoch": 1})  # a state of a version that kept no answers
+    assert run_training(Options(), Path("earlier"), resume=True)[1].finished
+    write_edited("ReLU")
     assert run_training(Options(), folder, resume=True)[1].finished
 
 
