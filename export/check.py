@@ -20,6 +20,28 @@ from mate_edge.train.probe import REMEMBERED
 TOLERANCE = 1e-4
 """The largest difference allowed, as a share of the largest value."""
 
+KEPT = float(np.finfo(np.float16).max)
+"""The largest logit that a bundle keeps."""
+
+
+def check_logits(outputs: dict[str, Any], exits: Sequence[int]) -> None:
+    """Refuse a network whose logits of validation images a bundle cannot keep.
+
+    Args:
+        outputs: from `read_outputs`.
+        exits: the chosen ones, numbered from 1.
+
+    Raises:
+        ExportError: with the exit.
+    """
+    for k in exits:
+        reach = float(np.abs(outputs["val_logits"][:, k - 1]).max())
+        if not reach <= KEPT:  # neither when it is no number
+            raise ExportError(
+                f"the logits of exit {k} reach {reach:.3g}, and a bundle keeps up to {KEPT:.0f}: "
+                "the training diverged, so train again with a lower --lr"
+            )
+
 
 @torch.no_grad()
 def check_models(models: Models, network: MultiExitNet, images: NDArray[np.float32]) -> float:

@@ -17,7 +17,7 @@ from mate_edge.decide.simulate import simulate
 from mate_edge.decide.temperature import fit_temperature
 from mate_edge.decide.tune import FEW_SAMPLES, MAX_DROPS, search_thresholds
 from mate_edge.errors import UsageError
-from mate_edge.export.check import check_models, check_remembered
+from mate_edge.export.check import check_logits, check_models, check_remembered
 from mate_edge.export.measure import (
     MAX_DROP,
     Measured,
@@ -88,10 +88,10 @@ def export_run(
     Raises:
         UsageError: an unknown target, precision or exit, or `out` exists.
         RunError: the run's files are missing or altered.
-        ExportError: the network is not the one that was trained, torch cannot export it, the
-            exported segments do not compute what the network computes, the target
-            does not take one of their nodes, the images for a lower precision are gone, or it
-            costs an exit more than `max_drop`.
+        ExportError: the training diverged, the network is not the one that was trained, torch
+            cannot export it, the exported segments do not compute what the network computes, the
+            target does not take one of their nodes, the images for a lower precision are gone, or
+            it costs an exit more than `max_drop`.
     """
     kind, precision = choose(target, precision)
     check_max_batch(target, max_batch)
@@ -99,6 +99,7 @@ def export_run(
     keep = check_exits(exits, run.exits)
     network = load_network(folder, run).keep_exits(keep)
     outputs: dict[str, Any] = read_outputs(folder, run)
+    check_logits(outputs, keep)
     check_remembered(network, outputs, keep, run.preprocessing)
     profile = profile_network(network, run.preprocessing.channels, run.preprocessing.size)
     if out is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mate_edge import files
 from mate_edge.bundle import read_bundle
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.tune import MAX_DROPS
@@ -164,6 +166,25 @@ def test_some_exits_are_kept_by_merging_segments(run_folder: Path, tmp_path: Pat
         found = predictor.predict(outputs["val_images"][0])
         assert found.exit == 2
         assert found.index == outputs["val_logits"][outputs["val_image_indices"][0], 2].argmax()
+
+
+@pytest.mark.parametrize(
+    ("logit", "says"),
+    [(7e4, "exit 2 reach 7e[+]04, and a bundle keeps up to 65504"), (np.nan, "nan")],
+)
+def test_a_network_whose_training_diverged_is_not_exported(
+    logit: float, says: str, run_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    run = read_finished_run(folder)
+    outputs: dict[str, Any] = read_outputs(folder, run)
+    outputs["val_logits"][-1, 1, 0] = logit
+    data = files.arrays_to_bytes(outputs)
+    (folder / "outputs.npz").write_bytes(data)
+    run.files["outputs.npz"] = files.sha256(data)
+    with pytest.raises(ExportError, match=f"{says}.*train again with a lower --lr"):
+        export_run(folder, run, "cpu", None, None, tmp_path / "b.mate", print)
+    assert not (tmp_path / "b.mate").exists()
 
 
 def test_a_second_bundle_gets_a_free_name_and_is_the_latest(
