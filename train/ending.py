@@ -20,7 +20,13 @@ from mate_edge.runs import Results, Run, write_run
 from mate_edge.stop import StopSignal
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.images import Images
-from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, spread
+from mate_edge.train.evaluate import (
+    compute_logits,
+    cumulative_flops,
+    exit_accuracy,
+    is_chance,
+    spread,
+)
 from mate_edge.train.network import WEIGHTS, MultiExitNet
 from mate_edge.train.progress import TrainingProgress, percentages
 from mate_edge.train.state import Row, remove_state, write_metrics
@@ -88,8 +94,9 @@ class Ending:
         if should_stop(self.accelerator, self.stop):
             raise stopped("the last epoch", self.folder, self.stop)
         if logits is not None:
-            self._write(*logits)
+            results = self._write(*logits)
             remove_state(self.folder)
+            self._warn(results)
 
     def _until_signal(self, evaluate: Callable[[], T]) -> T | None:
         """Return what `evaluate` does; None as soon as there is a signal."""
@@ -114,7 +121,7 @@ class Ending:
         preprocessing, device = self.dataset.preprocessing, self.accelerator.device
         return compute_logits(self.network, images, preprocessing, device)
 
-    def _write(self, val_logits: NDArray[np.float32], test_logits: NDArray[np.float32]) -> None:
+    def _write(self, val_logits: NDArray[np.float32], test_logits: NDArray[np.float32]) -> Results:
         """Write what a finished run has, from the logits [n, K, C] of both splits."""
         dataset, preprocessing = self.dataset, self.dataset.preprocessing
         val_accuracy, val_ensemble = exit_accuracy(val_logits, dataset.val.labels)
@@ -144,6 +151,16 @@ class Ending:
         )
         hashes = {name: files.sha256(data) for name, data in contents.items()}
         write_run(self.folder, msgspec.structs.replace(self.run, results=results, files=hashes))
+        return results
+
+    def _warn(self, results: Results) -> None:
+        """Say that a training came to nothing, as one that diverged may without a NaN."""
+        classes, images = len(self.run.classes), len(self.dataset.val.labels)
+        if all(is_chance(accuracy, classes, images) for accuracy in results.val_accuracy):
+            self.progress.say(
+                f"no exit is better than chance among {classes} classes: lower --lr, or give more "
+                "--epochs"
+            )
 
     def _line(self, row: Row) -> str:
         split = "val" if "val_accuracy_1" in row else "train"

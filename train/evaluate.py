@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 
 import numpy as np
@@ -12,6 +13,9 @@ from mate_edge.images import Preprocessing, normalize
 from mate_edge.train.data.images import Images
 from mate_edge.train.flops import count_flops
 from mate_edge.train.network import MultiExitNet
+
+CHANCE = 1.2
+"""Who is right less often than so many times by chance might as well guess."""
 
 
 def images_at_once(size: int) -> int:
@@ -85,3 +89,13 @@ def exit_accuracy(
     each = (logits.argmax(axis=-1) == labels[:, None]).mean(axis=0)
     ensemble = (logits.mean(axis=1).argmax(axis=-1) == labels).mean()
     return tuple(float(accuracy) for accuracy in each), float(ensemble)
+
+
+def is_chance(accuracy: float, classes: int, images: int) -> bool:
+    """Say whether guessing among so many classes may well give this top-1 accuracy, in [0, 1].
+
+    On few images a guesser is often lucky: two standard errors are allowed for.
+    """
+    chance = 1 / classes
+    lucky = chance + 2 * math.sqrt(chance * (1 - chance) / images)
+    return accuracy < max(CHANCE * chance, lucky)

@@ -33,7 +33,7 @@ from mate_edge.train.data.adapt import (
 )
 from mate_edge.train.data.again import load_again
 from mate_edge.train.data.dataset import Dataset
-from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy
+from mate_edge.train.evaluate import compute_logits, cumulative_flops, exit_accuracy, is_chance
 from mate_edge.train.exits import choose_cuts
 from mate_edge.train.heads import DEFAULT_HEAD, HEADS
 from mate_edge.train.loop import check_precision, make_accelerator, provenance, train
@@ -45,8 +45,6 @@ from mate_edge.train.state import save_initial
 from mate_edge.train.sums import Diverged
 from mate_edge.train.weights import Imported, Weights, find_weights, import_parts
 
-CHANCE = 1.2
-"""An imported network that is right less often than so many times by chance is said to be."""
 LONGEST_EVALUATION = timedelta(hours=3)
 
 
@@ -149,10 +147,10 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     )
     cumulative_flops(network, dataset.preprocessing)  # what cannot be counted fails before training
     if imported.whole:
-        accuracy = 100 * _last_exit_accuracy(network, dataset)
-        count = len(dataset.val.labels)
-        print(f"imported network: {accuracy:.2f} % of {count} validation images", file=sys.stderr)
-        if accuracy < CHANCE * 100 / len(dataset.classes):
+        accuracy, count = _last_exit_accuracy(network, dataset), len(dataset.val.labels)
+        share = f"{100 * accuracy:.2f} % of {count} validation images"
+        print(f"imported network: {share}", file=sys.stderr)
+        if is_chance(accuracy, len(dataset.classes), count):
             print(
                 f"no better than chance among {len(dataset.classes)} classes: check --classes, the "
                 "order of its outputs, --mean and --std, and --size",

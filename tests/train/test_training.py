@@ -22,10 +22,11 @@ from safetensors.numpy import load_file
 from mate_edge import files
 from mate_edge.errors import DataError, RunError, UsageError
 from mate_edge.runs import Recipe, read_finished_run, read_outputs, read_run
+from mate_edge.train import ending
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.images import FileImages
 from mate_edge.train.data.loader import make_loader
-from mate_edge.train.evaluate import compute_logits, exit_accuracy
+from mate_edge.train.evaluate import compute_logits, exit_accuracy, is_chance
 from mate_edge.train.loop import make_accelerator
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import build_network, load_network
@@ -169,6 +170,23 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_the_way_out(
     lower = dataclasses.replace(steep, lr=0.099, train_images=160)
     for out in (None, Path("another")):
         assert run_training(lower, out, resume=False)[1].finished
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_a_training_says_at_its_end_that_no_exit_is_better_than_chance(
+    right: int, quick: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(network: Any, images: Any, *given: Any) -> np.ndarray:
+        """Answer with the first class, but at the first `right` exits with the label."""
+        answers = np.zeros((len(images.labels), 3), np.int64)
+        answers[:, :right] = images.labels[:, None]
+        return np.eye(10, dtype=np.float32)[answers]
+
+    monkeypatch.setattr(ending, "compute_logits", answer)
+    few = dataclasses.replace(quick, epochs=1, train_images=128)
+    assert run_training(few, None, resume=False)[1].finished
+    says = "no exit is better than chance among 10 classes: lower --lr, or give more --epochs"
+    assert (says in capsys.readouterr().err) is (right == 0)
 
 
 def test_a_disk_that_is_full_keeps_the_state_before(
@@ -353,6 +371,16 @@ def test_accuracy_and_ensemble_are_counted() -> None:
     assert each == (1.0, 0.5)
     assert ensemble == 0.5
     assert math.isclose(sum(each), 1.5)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "guessed"),
+    [(0.119, 10_000, True), (0.121, 10_000, False), (21 / 144, 144, True), (22 / 144, 144, False)],
+)
+def test_a_guesser_is_allowed_a_fifth_more_than_chance_or_luck_of_two_standard_errors(
+    accuracy: float, images: int, guessed: bool
+) -> None:
+    assert is_chance(accuracy, 10, images) is guessed  # 0.1 + 2 * sqrt(0.1 * 0.9 / 144) = 0.15
 
 
 def test_two_trainings_without_a_name_get_one_each(
