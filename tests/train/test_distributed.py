@@ -65,6 +65,13 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
+def assert_close_weights(one: Path, other: Path) -> None:
+    """Assert that nothing but the order of summation differs."""
+    first, second = (load_file(run / "model.safetensors") for run in (one, other))
+    for name, value in first.items():
+        np.testing.assert_allclose(second[name], value, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def alone(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training in one process."""
@@ -114,14 +121,12 @@ def test_two_processes_learn_what_one_does_with_the_same_global_batch(
 def test_without_batch_norm_two_processes_reach_the_weights_of_one(
     cli: Any, tmp_path: Path, without_batch_norm: str
 ) -> None:
-    # nothing is left but the order of summation: the gradient is that of the global batch
+    # the gradient is that of the global batch
     own = ["--arch", without_batch_norm, "--head", "linear", "--lr", "0.01"]
     done = cli(*TRAIN[2:], *own, "--out", "one", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     finish(launch(*TRAIN, *own, "--out", "two", cwd=tmp_path))
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, atol=1e-4)
+    assert_close_weights(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_signal_to_the_launcher_saves_and_both_go_on_to_the_same_weights(
@@ -172,18 +177,28 @@ def test_dbt_follows_the_confidence_of_all_processes(tmp_path: Path) -> None:
     assert temperatures == [f"{1.05**3:.6f}"] * 2
 
 
-def test_accelerate_launches_it_too(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--main_process_port", "0"]  # fmt: skip
+def test_accelerate_launches_two_processes_that_reach_the_weights_of_one(
+    cli: Any, tmp_path: Path, without_batch_norm: str
+) -> None:
+    with open(tmp_path / "own_stages.py", "a") as file:
+        file.write("import os\nopen('rank-' + os.environ.get('RANK', 'none'), 'w').close()\n")
+    short = [*TRAIN[2:], "--epochs", "1", "--train-images", "256", "--arch", without_batch_norm,
+             "--head", "linear", "--lr", "0.01"]  # fmt: skip
+    # as it does for GPUs: --cpu, or neither, starts one process
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+                "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+                "--dynamo_backend", "no", "--main_process_port", "0", "-m",
+                "mate_edge"]  # fmt: skip
     done = subprocess.run(
-        [*command, *TRAIN, "--epochs", "1", "--train-images", "256", "--out", "run"],
+        [*launcher, *short, "--out", "two"],
         cwd=tmp_path, capture_output=True, text=True, timeout=400,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    run = read_finished_run(tmp_path / "run")
-    assert (run.recipe.epochs, run.train_images) == (1, 256)
+    assert sorted(path.name for path in tmp_path.glob("rank-*")) == ["rank-0", "rank-1"]
+    done = cli(*short, "--out", "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_close_weights(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_batch_that_cannot_be_halved_is_a_clear_error(tmp_path: Path) -> None:
