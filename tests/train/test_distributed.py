@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mate_edge.errors import RunError
 from mate_edge.runs import read_finished_run, read_run
+from mate_edge.train.options import Options
+from mate_edge.train.start import run_training
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
@@ -63,6 +67,12 @@ def finish(process: subprocess.Popen[str]) -> str:
     _, said = process.communicate(timeout=400)
     assert process.returncode == 0, said
     return said
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = (load_file(run / "model.safetensors") for run in (one, other))
+    for name, value in first.items():
+        assert np.array_equal(value, second[name]), name
 
 
 def assert_close_weights(one: Path, other: Path) -> None:
@@ -129,11 +139,12 @@ def test_without_batch_norm_two_processes_reach_the_weights_of_one(
     assert_close_weights(tmp_path / "one", tmp_path / "two")
 
 
-def test_a_signal_to_the_launcher_saves_and_both_go_on_to_the_same_weights(
-    together: Path, tmp_path: Path
-) -> None:
-    started = launch(*TRAIN, "--out", "run", cwd=tmp_path)
-    while not (tmp_path / "run" / "metrics.csv").exists():
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training, stopped within its second epoch by a signal to the launcher."""
+    folder = tmp_path_factory.mktemp("stopped")
+    started = launch(*TRAIN, "--out", "run", cwd=folder)
+    while not (folder / "run" / "metrics.csv").exists():
         assert started.poll() is None, started.communicate()[1]
         time.sleep(0.01)
     time.sleep(0.2)  # into the next epoch: right behind the row, it would end at the epoch's end
@@ -141,13 +152,82 @@ def test_a_signal_to_the_launcher_saves_and_both_go_on_to_the_same_weights(
     _, said = started.communicate(timeout=100)
     assert started.returncode != 0
     assert "mate-edge train --resume --out run" in said
-    (kept,) = (tmp_path / "run" / "state").iterdir()
+    (kept,) = (folder / "run" / "state").iterdir()
     assert kept.name.startswith("epoch-1-step-")
-    assert not read_run(tmp_path / "run").finished
+    assert not read_run(folder / "run").finished
+    return folder / "run"
+
+
+def test_after_a_signal_both_processes_go_on_to_the_same_weights(
+    together: Path, stopped: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run")
     finish(launch("-m", "mate_edge", "train", "--resume", "--out", "run", cwd=tmp_path))
-    one, other = (load_file(run / "model.safetensors") for run in (together, tmp_path / "run"))
-    for name, value in one.items():
-        assert np.array_equal(value, other[name]), name
+    assert_same_weights(together, run)
+
+
+def test_within_an_epoch_the_number_of_processes_cannot_change(stopped: Path) -> None:
+    says = "stopped within an epoch of 2 processes and cannot go on with 1: resume it with 2"
+    with pytest.raises(RunError, match=says):
+        run_training(Options(), stopped, resume=True)
+
+
+INTERRUPTED = """
+import signal
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from mate_edge.errors import TrainingStopped
+from mate_edge.train import ending, loop
+from mate_edge.train.options import Options
+from mate_edge.train.start import run_training
+
+options = Options(data="digits", arch=sys.argv[1], head="linear", epochs=2, batch_size=32,
+                  accumulate=2, precision="bf16", train_images=160)
+run_training(options, Path("whole"), resume=False)
+
+rank, stopped = PartialState().process_index, Path("stopped")
+loop.LOOK_EVERY = 1
+
+def signal_at(call, module, name):
+    real, calls = getattr(module, name), 0
+
+    def signalled(*given):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*given)
+
+    setattr(module, name, signalled)
+
+def must_stop(after, options, resume):
+    try:
+        run_training(options, stopped, resume)
+    except TrainingStopped as error:
+        assert f"stopped after {after}: " in str(error), error
+        return
+    sys.exit(f"not stopped after {after}")
+
+if rank == 1:
+    signal_at(3, loop, "should_stop")
+must_stop("step 3 of epoch 1", options, resume=False)
+if rank == 0:
+    signal_at(2, ending, "compute_logits")
+must_stop("epoch 2", Options(), resume=True)
+run_training(Options(), stopped, resume=True)
+"""
+
+
+def test_accumulation_in_bf16_goes_on_to_the_same_weights_whichever_process_was_signalled(
+    tmp_path: Path, with_dropout: str
+) -> None:
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    finish(launch("interrupted.py", with_dropout, cwd=tmp_path))
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+    with open(tmp_path / "stopped" / "metrics.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
 CONFIDENT = """
