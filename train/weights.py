@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,19 +136,14 @@ def read_weights(file: Path) -> Weights:
         UsageError: missing, damaged, or no state dict.
     """
     data = files.read_bytes(file, files.MAX_FILE_BYTES, UsageError)
-    try:
-        found: Any
-        if file.suffix == ".safetensors":
+    found: Any
+    if file.suffix == ".safetensors":
+        try:
             found = load_safetensors(data)
-        else:
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UsageError(f"--weights {file} is damaged: {error}") from None
-    except Exception:  # torch, pickle and zipfile raise a dozen types
-        raise UsageError(
-            f"--weights {file} is damaged, or holds more than tensors: save it with "
-            "torch.save(network.state_dict(), ...)"
-        ) from None
+        except SafetensorError as error:
+            raise UsageError(f"--weights {file} is damaged: {error}") from None
+    else:
+        found = _load_saved(file, data)
     for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
@@ -163,6 +161,31 @@ def read_weights(file: Path) -> Weights:
     if spoilt := [name for name, tensor in found.items() if not tensor.float().isfinite().all()]:
         raise UsageError(f"--weights {file} holds what is no number in {some(spoilt)}")
     return Weights(file.name, found, files.sha256(data))
+
+
+def _load_saved(file: Path, data: bytes) -> Any:
+    """Return what `torch.save` wrote: tensors, plain values and `argparse.Namespace`.
+
+    Torchvision's own scripts keep their options in a Namespace beside the weights; it only holds
+    attributes, so making one runs no code.
+
+    Raises:
+        UsageError: damaged, or holds an object of another type.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript and foreign pickles: refused below
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zipfile raise a dozen types on damage
+        foreign = re.search(r"GLOBAL (\S+) was not an allowed global|(TorchScript)", str(error))
+        if foreign is None:
+            raise UsageError(
+                f"--weights {file} is damaged, or torch.save did not write it: copy it again"
+            ) from None
+        raise UsageError(
+            f"--weights {file} holds more than tensors ({foreign[1] or foreign[2]}): save it with "
+            "torch.save(network.state_dict(), ...)"
+        ) from None
 
 
 def import_parts(

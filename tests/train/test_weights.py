@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import os
@@ -188,6 +189,22 @@ def test_a_state_dict_is_found_however_it_was_saved(
     assert torch.equal(parts.network.get_parameter("fc.weight"), tensors["fc.weight"])
 
 
+def test_a_checkpoint_of_torchvisions_own_script_is_read(tmp_path: Path) -> None:
+    mine = fine_tuned("shufflenet_v2_x0_5")
+    optimizer = torch.optim.SGD(mine.parameters(), lr=0.1, momentum=0.9)
+    checkpoint = {
+        "model": mine.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2]).state_dict(),
+        "epoch": 3,
+        "args": argparse.Namespace(device="cuda", lr=0.1, gpu=0, weights=None),
+    }
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    found = read_weights(tmp_path / "checkpoint.pth")
+    assert found.tensors.keys() == mine.state_dict().keys()
+    assert argparse.Namespace not in torch.serialization.get_safe_globals(), "for this file alone"
+
+
 class Hostile:
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("hacked"),)
@@ -197,10 +214,15 @@ class Hostile:
     ("name", "content", "says"),
     [
         ("none.pth", None, "is missing"),
-        ("text.pth", b"text", "damaged"),
+        ("text.pth", b"text", "damaged, or torch.save did not write it: copy it again"),
         ("text.safetensors", b"text", "damaged"),
-        ("network.pth", nn.Linear(2, 2), "more than tensors"),
-        ("hostile.pth", Hostile(), "more than tensors"),
+        ("network.pth", nn.Linear(2, 2), r"more than tensors \(torch.nn.modules.linear.Linear\)"),
+        ("hostile.pth", Hostile(), r"more than tensors \(getattr\)"),
+        (
+            "within.pth",
+            {"model": {"a": torch.zeros(2)}, "args": argparse.Namespace(a=Hostile())},
+            r"more than tensors \(getattr\)",
+        ),
         ("list.pth", [torch.zeros(2)], "no state dict"),
         ("nested.pth", {"epoch": 3}, "no state dict"),
         ("numbered.pth", {0: torch.zeros(2)}, "no state dict"),
@@ -217,6 +239,15 @@ def test_a_file_without_a_state_dict_is_a_clear_error_and_runs_no_code(
     with pytest.raises(UsageError, match=says):
         read_weights(Path(name))
     assert not Path("hacked").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, 10**5])
+def test_a_truncated_file_is_damaged(keep: int, tmp_path: Path) -> None:
+    torch.save(fine_tuned("shufflenet_v2_x0_5").state_dict(), tmp_path / "mine.pth")
+    whole = (tmp_path / "mine.pth").read_bytes()
+    (tmp_path / "mine.pth").write_bytes(whole[:keep])
+    with pytest.raises(UsageError, match="mine.pth is damaged, or torch.save did not write it"):
+        read_weights(tmp_path / "mine.pth")
 
 
 @pytest.mark.parametrize(
