@@ -32,17 +32,22 @@ OptionValue = float | bool | str
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """How the weights are fitted.
 
-    SGD; the learning rate is divided by 10 at each of `milestones`, fractions of `epochs`. A step
-    takes `batch_size` images, over all processes, in `accumulate` batches one after another.
+    A step takes `batch_size` images, over all processes, in `accumulate` batches one after another.
     """
 
     epochs: int
     batch_size: int = 128
     accumulate: int = 1
+    optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
+    """SGD's, or AdamW's first beta."""
     weight_decay: float = 5e-4
+    schedule: str = "step"
     milestones: tuple[float, ...] = (0.375, 0.65, 0.9)
+    """Fractions of `epochs` at which the schedule `step` divides the learning rate by 10."""
+    warm_up: int = 0
+    """Epochs in which the learning rate rises to `lr`."""
     randaugment: int = 0
     """RandAugment's magnitude, 1 to 30; 0 for none."""
     label_smoothing: float = 0.0
@@ -56,6 +61,15 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     def drops(self) -> tuple[int, ...]:
         """The epochs, from 0, that begin with a lower learning rate; the first never does."""
         return tuple(max(1, round(milestone * self.epochs)) for milestone in self.milestones)
+
+    @property
+    def settled(self) -> int:
+        """The epoch, from 0, from which on the learning rate stays low.
+
+        That of the last drop, or where there are none, as with a cosine, of the last quarter.
+        """
+        drops = self.drops if self.schedule == "step" else ()
+        return max(drops, default=max(1, round(0.75 * self.epochs)))
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):

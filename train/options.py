@@ -9,10 +9,16 @@ from pathlib import Path
 import msgspec
 
 from mate_edge.errors import UsageError
-from mate_edge.runs import OptionValue, Run
+from mate_edge.runs import OptionValue, Recipe, Run
 from mate_edge.train.data import DATASETS
 from mate_edge.train.data.adapt import parse_statistics, read_classes
 from mate_edge.train.losses import complete_options
+from mate_edge.train.recipe import (
+    ADAMW_LR,
+    ADAMW_WEIGHT_DECAY,
+    FINE_TUNING,
+    parse_milestones,
+)
 from mate_edge.train.weights import read_weights
 
 PRECISIONS = {"fp32": None, "bf16": None, "fp16": None}
@@ -29,7 +35,13 @@ class Options:
     method_options: dict[str, OptionValue] = field(default_factory=dict)
     epochs: int | None = None
     batch_size: int | None = None
+    optimizer: str | None = None
     lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    milestones: str | None = None
+    warm_up: int | None = None
     seed: int | None = None
     size: int | None = None
     resize: int | None = None
@@ -48,6 +60,33 @@ class Options:
     weights: Path | None = None
     classes: Path | None = None
     freeze_backbone: bool | None = None
+
+
+def choose_recipe(default: Recipe, options: Options, imported: bool) -> Recipe:
+    """Return a data set's recipe with what the user chose.
+
+    Args:
+        default: the data set's.
+        options: what is chosen; the rest stays, but for what goes with a choice.
+        imported: whether the training begins with imported weights.
+
+    Raises:
+        UsageError: milestones that are none, or that the schedule does not have.
+    """
+    if imported:
+        default = msgspec.structs.replace(default, **FINE_TUNING)
+    if options.optimizer == "adamw":
+        default = msgspec.structs.replace(
+            default, lr=default.lr * ADAMW_LR, weight_decay=ADAMW_WEIGHT_DECAY
+        )
+    chosen = {name: getattr(options, name, None) for name in Recipe.__struct_fields__}
+    if options.milestones is not None:
+        chosen["milestones"] = parse_milestones(options.milestones)
+        if options.schedule not in (None, "step"):
+            raise UsageError("--milestones goes with --schedule step")
+    return msgspec.structs.replace(
+        default, **{name: value for name, value in chosen.items() if value is not None}
+    )
 
 
 def check_options(folder: Path, run: Run, options: Options) -> None:
@@ -75,6 +114,8 @@ def check_options(folder: Path, run: Run, options: Options) -> None:
             wanted = wanted and read_classes(wanted)
         if option.name in ("mean", "std") and wanted is not None:
             wanted = parse_statistics(f"--{option.name}", wanted, run.preprocessing.channels)
+        if option.name == "milestones":
+            wanted = wanted and parse_milestones(wanted)
         if option.name == "weights":
             wanted = wanted and read_weights(wanted).sha256
         if option.name == "method_options":

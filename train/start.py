@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from mate_edge import files
 from mate_edge.errors import DataError, ImageError, RunError, UsageError
 from mate_edge.names import look_up
-from mate_edge.runs import RUNS, Recipe, Run, find_run, read_run, write_run
+from mate_edge.runs import RUNS, Run, find_run, read_run, write_run
 from mate_edge.train.backbones import BACKBONES
 from mate_edge.train.backbones.own import check_training
 from mate_edge.train.data import DATASETS, load_dataset
@@ -39,8 +39,8 @@ from mate_edge.train.heads import DEFAULT_HEAD, HEADS
 from mate_edge.train.loop import check_precision, make_accelerator, provenance, train
 from mate_edge.train.losses import METHODS, complete_options, make_method
 from mate_edge.train.network import MultiExitNet, announce_import, assemble, structure_of
-from mate_edge.train.options import PRECISIONS, Options, check_options
-from mate_edge.train.recipe import FINE_TUNING, check_recipe
+from mate_edge.train.options import PRECISIONS, Options, check_options, choose_recipe
+from mate_edge.train.recipe import check_recipe
 from mate_edge.train.state import save_initial
 from mate_edge.train.sums import Diverged
 from mate_edge.train.weights import Imported, Weights, find_weights, import_parts
@@ -76,10 +76,8 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     dataset = load_dataset(data, options.size, options.train_images)
     arch = options.arch or dataset.arch
     weights = find_weights(arch, options.weights, bool(options.pretrained))
-    defaults = dataset.recipe
     if weights is not None:
         dataset = use_imagenet_statistics(dataset)
-        defaults = msgspec.structs.replace(defaults, **FINE_TUNING)
     channels, size = dataset.preprocessing.channels, dataset.preprocessing.size
     mean, std = (
         None if text is None else parse_statistics(option, text, channels)
@@ -88,10 +86,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     dataset = use_resize(use_statistics(dataset, mean, std), options.resize)
     if options.classes is not None:
         dataset = reorder_classes(dataset, read_classes(options.classes))
-    chosen = {name: getattr(options, name, None) for name in Recipe.__struct_fields__}
-    recipe = msgspec.structs.replace(
-        defaults, **{name: value for name, value in chosen.items() if value is not None}
-    )
+    recipe = choose_recipe(dataset.recipe, options, imported=weights is not None)
     if recipe.flip is None:
         recipe = msgspec.structs.replace(recipe, flip=dataset.flip)
         if dataset.flip and data not in DATASETS:

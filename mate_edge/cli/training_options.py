@@ -53,7 +53,36 @@ def training_options(
     accumulate: Annotated[
         int | None, typer.Option(help="Split each batch into so many, one after another.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="The first learning rate.")] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="sgd or adamw; adamw: a hundredth of the rate, weight decay 0.05.",
+            autocompletion=words("sgd", "adamw"),
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="The first learning rate, after any warm-up.")
+    ] = None,
+    momentum: Annotated[
+        float | None, typer.Option(help="SGD's, or AdamW's first beta; 0.9.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of the network's weights; never of a method's own.")
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the rate: step, tenfold down at each milestone, or cosine, down to 0.",
+            autocompletion=words("step", "cosine"),
+        ),
+    ] = None,
+    milestones: Annotated[
+        str | None,
+        typer.Option(help="With step: rising fractions of the epochs, such as 0.5,0.75."),
+    ] = None,
+    warm_up: Annotated[
+        int | None, typer.Option(help="Epochs in which the rate rises to --lr; 0.")
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="fp32, bf16 or fp16.", autocompletion=words("fp32", "bf16", "fp16")),

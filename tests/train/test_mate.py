@@ -299,6 +299,21 @@ def test_frozen_weights_stay_from_the_last_drop_on_and_through_a_resume(
     torch.testing.assert_close(again.ensemble_weights, seen[9])
 
 
+def test_with_a_cosine_weights_are_frozen_in_the_last_quarter() -> None:
+    for recipe, first in (
+        (Recipe(epochs=20, schedule="cosine"), 15),
+        (Recipe(epochs=2, schedule="cosine"), 2),
+        (Recipe(epochs=20, milestones=()), 15),
+        (Recipe(epochs=20, milestones=(0.5, 0.9)), 18),
+    ):
+        mate = make_mate(freeze_weights=True)
+        frozen = []
+        for epoch in range(recipe.epochs):
+            mate.begin_epoch(epoch, recipe)
+            frozen.append(mate.is_frozen)
+        assert frozen == [epoch >= first for epoch in range(recipe.epochs)]
+
+
 def test_the_log_holds_the_weights_the_teachers_accuracy_and_the_gaps(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> None:

@@ -66,7 +66,8 @@ class Mate(Method):
             teacher_gradient: how the teachers' label loss trains the exits: `plain`, each as loudly
                 as the teachers listen to it, which is sum_i A_ik; `balanced`, each alike, the
                 gradient at exit k divided by that sum; or `none`: it trains A alone.
-            freeze_weights: whether A stays as it is from the last drop of the learning rate on.
+            freeze_weights: whether A stays as it is from the last drop of the learning rate on, or
+                with a cosine, which has none, in the last quarter of the epochs.
         """
 
         beta: Annotated[float, Meta(gt=0, lt=1)] = 0.7
@@ -134,7 +135,7 @@ class Mate(Method):
         self.ramp = ramp(epoch, self.options.ramp * recipe.epochs)
         self.sums.zero_()
         self.is_frozen = bool(self.frozen.any())
-        if self.options.freeze_weights and not self.is_frozen and epoch >= max(recipe.drops):
+        if self.options.freeze_weights and not self.is_frozen and epoch >= recipe.settled:
             self.frozen.copy_(self.ensemble_weights.detach())
             self.is_frozen = True
 
