@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.numpy import load_file
 from torch import nn
 from torch.optim import SGD
@@ -24,13 +26,21 @@ from torch.optim.lr_scheduler import (
 from mate_edge.errors import UsageError
 from mate_edge.report.subject import ExitCost
 from mate_edge.runs import Recipe, read_run
+from mate_edge.train.data import cifar, fashion_mnist, load_dataset
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import build_network
 from mate_edge.train.options import Options, choose_recipe
-from mate_edge.train.recipe import Objective, learning_rate, make_optimizer
+from mate_edge.train.recipe import (
+    FINE_TUNING,
+    Objective,
+    learning_rate,
+    make_optimizer,
+    parse_milestones,
+)
 from mate_edge.train.reported import gather_run
 from mate_edge.train.start import new_run, old_run, run_training
 
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 OLD = {"optimizer", "schedule", "warm_up"}
 """What a recipe had not before it could be chosen."""
 
@@ -132,6 +142,33 @@ def test_the_command_passes_the_recipe_on_and_the_report_tells_it(cli: Any, tmp_
     costs = [ExitCost(k) for k in range(1, run.exits + 1)]
     told = dict(gather_run(tmp_path / "run", run, costs, None).provenance)["recipe"]
     assert "adamw, momentum 0.8, learning rate 0.002 cosine, 1 epoch of warm-up" in told
+
+
+def test_the_page_on_training_gives_the_recipes_and_names_every_option(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            Image.new("RGB", (32, 32), (number,) * 3).save(tmp_path / name / f"{number}.png")
+    small, large = (load_dataset(str(tmp_path), size).recipe for size in (127, 128))
+    text = PAGE.read_text(encoding="utf-8")
+    given = {}
+    for row in re.findall(r"^\| (.*resnet\d+.*) \|$", text, re.MULTILINE):
+        data, _, epochs, batch, lr, milestones, decay, _ = row.split(" | ")
+        given[data.split("`")[1] if data[0] == "`" else data.split(":")[0]] = Recipe(
+            epochs=int(epochs), batch_size=int(batch), lr=float(lr), weight_decay=float(decay),
+            milestones=parse_milestones(milestones))  # fmt: skip
+    assert given == {
+        "digits": load_dataset("digits").recipe,
+        "fashion-mnist": fashion_mnist.RECIPE,
+        "cifar10": cifar.RECIPE,
+        "images in files, `--size` below 128": small,
+        "images in files, `--size` 128 or more": large,
+    }
+    tuned = "the data's | {epochs} | the data's | {lr} | the data's".format(**FINE_TUNING)
+    assert tuned in text
+    for name in Recipe.__struct_fields__:
+        option = "no-flip" if name == "flip" else name.replace("_", "-")
+        assert f"`--{option}" in text, option
 
 
 def test_milestones_are_the_users(quick: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ LAYOUTS = {
     ),
 }
 IMAGE_BYTES = 3 * 32 * 32
+RECIPE = Recipe(epochs=200)
 
 
 def load(name: str) -> Dataset:
@@ -83,7 +84,7 @@ def load(name: str) -> Dataset:
         _read(folder / layout.test, layout, len(classes)),
         flip=True,
         arch="resnet18",
-        recipe=Recipe(epochs=200),
+        recipe=RECIPE,
     )
 
 
