@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
+from accelerate import init_empty_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -19,12 +20,22 @@ DEEPER = {"resnet34", "resnet101", "resnet56", "wide_resnet50_2", "vgg13_bn", "v
           "shufflenet_v2_x1_0"}  # fmt: skip
 """They differ from another of their family in depth or width alone."""
 
+LARGER = {"resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+          "wide_resnet101_2", "vgg19_bn", "convnext_small", "convnext_base", "convnext_large",
+          "densenet161", "densenet169", "densenet201", "shufflenet_v2_x1_5",
+          "shufflenet_v2_x2_0"} | {
+    *(f"efficientnet_b{number}" for number in range(3, 8)),
+    *(f"regnet_{kind}_{flops}gf" for kind in "xy" for flops in ("1_6", "3_2", "8", "16", "32")),
+}  # fmt: skip
+"""So do these, and they are too large to be trained here: they are taken apart without weights."""
+
 
 @pytest.mark.parametrize(
     ("arch", "head"),
     [
         pytest.param(arch, DEFAULT_HEAD, marks=[pytest.mark.slow] if arch in DEEPER else [])
         for arch in BACKBONES
+        if arch not in LARGER
     ]
     + [("resnet18", head) for head in HEADS]
     + [("vgg11_bn", "bottleneck"), ("mobilenet_v2", "bottleneck"), ("mobilenet_v2", "sepconv")],
@@ -51,7 +62,27 @@ def test_exit_k_is_its_head_on_the_stages_up_to_it() -> None:
         torch.testing.assert_close(logits[:, k], head(features))
 
 
-@pytest.mark.parametrize("arch", [arch for arch in TORCHVISION if arch not in DEEPER])
+@pytest.mark.parametrize("arch", TORCHVISION)
+@torch.no_grad()
+def test_taken_apart_a_network_loses_no_weight_and_computes_as_many_logits(arch: str) -> None:
+    with init_empty_weights():
+        parts = make_parts(arch, 3, 224, 1000)
+    parts.network.to("meta")
+    assert parts.classifier is not None
+    modules = [*parts.stages, parts.classifier]
+    kept = {id(p) for module in modules for p in module.parameters()}
+    assert kept == {id(p) for p in parts.network.parameters()}
+    features = torch.zeros(2, 3, 224, 224, device="meta")
+    sides = []
+    for module in modules:
+        features = module.eval()(features)
+        sides.append(features.shape[-1])
+    assert features.shape == (2, 1000)
+    assert sides[:-1] == sorted(sides[:-1], reverse=True)
+    assert sides[-2] == 7, "it halves the image five times"
+
+
+@pytest.mark.parametrize("arch", [arch for arch in TORCHVISION if arch not in DEEPER | LARGER])
 @torch.no_grad()
 def test_for_large_images_the_last_exit_is_torchvisions_network_bit_by_bit(arch: str) -> None:
     parts = make_parts(arch, 3, 128, 1000)

@@ -1,4 +1,4 @@
-"""EfficientNet (Tan and Le, arXiv:1905.11946), B0 to B2.
+"""EfficientNet (Tan and Le, arXiv:1905.11946), B0 to B7.
 
 The last 1x1 convolution belongs to the classifier, as in `mobilenet`.
 """

@@ -1,4 +1,7 @@
-"""Residual networks (He et al., arXiv:1512.03385) and wide ones (arXiv:1605.07146)."""
+"""Residual networks (He et al., arXiv:1512.03385), wide ones and ResNeXt.
+
+Zagoruyko and Komodakis, arXiv:1605.07146; Xie et al., arXiv:1611.05431.
+"""
 
 from __future__ import annotations
 
