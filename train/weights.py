@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import os
 import re
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 from urllib.parse import urlparse
 
@@ -33,8 +36,11 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What `DataParallel`, `torch.compile` and Lightning put before every name."""
 
-SHOWN = 20
-"""So many names that do not fit are listed; more only count."""
+COUNTER = "num_batches_tracked"
+"""BatchNorm's, which old files lack and nothing reads."""
+
+SHOWN = 3
+"""So many names of each kind that does not fit are shown; a file lists them all."""
 
 
 @dataclass(frozen=True)
@@ -202,12 +208,11 @@ def import_parts(
     """
     if weights is None:
         return Imported(make_parts(arch, channels, size, classes), None, whole=False)
-    stem = None
-    if arch in TORCHVISION:
-        stem = "imagenet"
-        name, convolution = first_convolution(
-            make_parts(arch, channels, size, classes, stem).network
-        )
+    stem = "imagenet" if arch in TORCHVISION else None
+    parts = make_parts(arch, channels, size, classes, stem)
+    weights = _without_prefix(weights, parts.network)
+    if stem is not None:
+        name, convolution = first_convolution(parts.network)
         tensor = weights.tensors.get(f"{name}.weight")
         if tensor is not None and tensor.dim() == 4 and tensor.shape[1] != channels:
             raise UsageError(
@@ -216,7 +221,7 @@ def import_parts(
             )
         if tensor is not None and tensor.shape[2:] != convolution.weight.shape[2:]:
             stem = "small"
-    parts = make_parts(arch, channels, size, classes, stem)
+        parts = make_parts(arch, channels, size, classes, stem)
     whole = parts.classifier is not None
     if isinstance(parts.classifier, Classifier):
         found = _classes(parts.network, parts.classifier, weights) or classes
@@ -238,25 +243,66 @@ def _classes(network: nn.Module, classifier: Classifier, weights: Weights) -> in
     return None if bias is None else bias.numel()
 
 
+def _without_prefix(weights: Weights, network: nn.Module) -> Weights:
+    """Take what stands under the names of the network with something before them, and say so.
+
+    So a module saves the network that is a part of it: `backbone.conv1.weight`.
+
+    Raises:
+        UsageError: the network is there several times.
+    """
+    given = weights.tensors
+    own = [name for name in network.state_dict() if not name.endswith(COUNTER)]
+    if not own or all(name in given for name in own):
+        return weights
+    found = [name.removesuffix(own[0]) for name in given if name.endswith(f".{own[0]}")]
+    prefixes = [prefix for prefix in found if all(prefix + name in given for name in own)]
+    if len(prefixes) > 1:
+        raise UsageError(
+            f"{weights.name} holds the network {len(prefixes)} times, under {some(prefixes)}: save "
+            "the one that you mean alone"
+        )
+    if not prefixes:
+        return weights
+    (prefix,) = prefixes
+    kept = {n.removeprefix(prefix): t for n, t in given.items() if n.startswith(prefix)}
+    others = [name for name in given if not name.startswith(prefix)]
+    left = f"; left out: {some(others)}" if others else ""
+    print(f"{weights.name} holds the network under {prefix}{left}", file=sys.stderr)
+    return dataclasses.replace(weights, tensors=kept)
+
+
 def _load(network: nn.Module, weights: Weights, arch: str) -> None:
     own = network.state_dict()
     given = weights.tensors
-    missing = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
+    needed = [name for name in own if not name.endswith(COUNTER)]
+    missing = [name for name in needed if name not in given]
     unknown = [n for n in given if n not in own]
     other_shape = [
         f"{n} is {tuple(given[n].shape)}, not {tuple(own[n].shape)}"
         for n in own
         if n in given and given[n].shape != own[n].shape
     ]
-    faults = [
-        f"{len(names)} {what} ({some(names, SHOWN)})"
-        for what, names in (
-            ("tensors are missing", missing),
-            ("names are unknown", unknown),
-            ("shapes differ", other_shape),
+    faults = {
+        f"{len(missing)} of the network's {len(needed)} tensors missing": missing,
+        f"{len(unknown)} of the file's {len(given)} unknown": unknown,
+        f"{len(other_shape)} of another shape": other_shape,
+    }
+    shown = [f"{what} ({some(names, SHOWN)})" for what, names in faults.items() if names]
+    if shown:
+        raise UsageError(
+            f"{weights.name} does not fit --arch {arch}: {', '.join(shown)}{_list_all(faults)}"
         )
-        if names
-    ]
-    if faults:
-        raise UsageError(f"{weights.name} does not fit --arch {arch}: {'; '.join(faults)}")
     network.load_state_dict(dict(given), strict=False)
+
+
+def _list_all(faults: Mapping[str, Sequence[str]]) -> str:
+    """Write all names into a file if a message shows only some, and say where it lies."""
+    if all(len(names) <= SHOWN for names in faults.values()):
+        return ""
+    lines = [line for what, names in faults.items() for line in (f"{what}:", *names, "")]
+    with suppress(OSError):
+        with NamedTemporaryFile("w", prefix="mate-edge-", suffix=".txt", delete=False) as file:
+            file.write("\n".join(lines))
+        return f"; {file.name} lists them all"
+    return ""

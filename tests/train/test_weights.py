@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,27 +252,57 @@ def test_a_truncated_file_is_damaged(keep: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "change", "says"),
+    ("change", "says"),
     [
+        ({"extra": torch.zeros(1)}, r"small: 1 of the file's 245 unknown \(extra\)$"),
         (
-            "resnet18",
-            {},
-            r"--arch resnet18: 1\d\d tensors are missing \((\S+, ){19}\S+ and \d\d more\)",
-        ),
-        ("mobilenet_v3_small", {"extra": torch.zeros(1)}, r"1 names are unknown \(extra\)"),
-        (
-            "mobilenet_v3_small",
             {"features.0.1.weight": torch.zeros(3)},
-            r"1 shapes differ \(features.0.1.weight is \(3,\), not \(16,\)\)",
+            r"small: 1 of another shape \(features.0.1.weight is \(3,\), not \(16,\)\)$",
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_listed(
-    arch: str, change: dict[str, Any], says: str, tmp_path: Path
-) -> None:
+def test_what_does_not_fit_is_named(change: dict[str, Any], says: str, tmp_path: Path) -> None:
     torch.save(fine_tuned().state_dict() | change, tmp_path / "mine.pth")
     with pytest.raises(UsageError, match=says):
-        import_parts(arch, read_weights(tmp_path / "mine.pth"), 3, 32, 3)
+        import_parts("mobilenet_v3_small", read_weights(tmp_path / "mine.pth"), 3, 32, 3)
+
+
+def test_of_much_that_does_not_fit_a_part_is_shown_and_a_file_lists_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = fine_tuned()
+    torch.save(mine.state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(UsageError) as caught:
+        import_parts("resnet18", read_weights(tmp_path / "mine.pth"), 3, 32, 3)
+    said = re.fullmatch(
+        r"mine.pth does not fit --arch resnet18: 102 of the network's 102 tensors missing "
+        r"\(conv1.weight, bn1.weight, bn1.bias and 99 more\), 244 of the file's 244 unknown "
+        r"\(features.0.0.weight, features.0.1.weight, features.0.1.bias and 241 more\); (\S+) "
+        "lists them all",
+        str(caught.value),
+    )
+    assert said is not None, str(caught.value)
+    listed = Path(said[1]).read_text().splitlines()
+    assert set(mine.state_dict()) < set(listed)
+    assert "layer4.1.conv2.weight" in listed
+
+
+def test_a_network_within_another_module_is_found_and_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = fine_tuned("shufflenet_v2_x0_5").state_dict()
+    within = {f"student.backbone.{name}": tensor for name, tensor in tensors.items()}
+    torch.save(within | {"loss.weight": torch.ones(3)}, tmp_path / "mine.pth")
+    parts = import_parts("shufflenet_v2_x0_5", read_weights(tmp_path / "mine.pth"), 3, 32, 3).parts
+    assert torch.equal(parts.network.get_parameter("fc.weight"), tensors["fc.weight"])
+    said = "mine.pth holds the network under student.backbone.; left out: loss.weight\n"
+    assert capsys.readouterr().err == said
+
+    twice = within | {f"ema.{name}": tensor for name, tensor in tensors.items()}
+    torch.save(twice, tmp_path / "twice.pth")
+    with pytest.raises(UsageError, match=r"2 times, under student.backbone., ema.: save the one"):
+        import_parts("shufflenet_v2_x0_5", read_weights(tmp_path / "twice.pth"), 3, 32, 3)
 
 
 def test_weights_for_other_classes_say_both_numbers(tmp_path: Path) -> None:
