@@ -24,6 +24,8 @@ from mate_edge.train.backbones import BACKBONES
 from mate_edge.train.backbones.own import check_training
 from mate_edge.train.data import DATASETS, load_dataset
 from mate_edge.train.data.adapt import (
+    check_order,
+    note_order,
     parse_statistics,
     read_classes,
     reorder_classes,
@@ -84,7 +86,9 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         for option, text in (("--mean", options.mean), ("--std", options.std))
     )
     dataset = use_resize(use_statistics(dataset, mean, std), options.resize)
-    if options.classes is not None:
+    if options.classes is None:
+        dataset = note_order(dataset)
+    else:
         dataset = reorder_classes(dataset, read_classes(options.classes))
     recipe = choose_recipe(dataset.recipe, options, imported=weights is not None)
     if recipe.flip is None:
@@ -100,6 +104,8 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
         raise UsageError(f"--seed must lie between 0 and 2^63 - 1, not {seed}")
     torch.manual_seed(seed)  # imported weights are kept together with the new heads
     imported = import_parts(arch, weights, channels, size, len(dataset.classes))
+    if imported.whole and options.classes is None:
+        check_order(dataset.classes)
     cuts = choose_cuts(arch, imported.parts.stages, options.exits, channels, size)
     network = assemble(arch, imported.parts, head, channels, size, len(dataset.classes), cuts)
     if options.freeze_backbone:

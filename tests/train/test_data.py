@@ -294,6 +294,24 @@ def test_a_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
     assert (dataset.train.labels == 0).sum() == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (["0", "1", "2"], ""),
+        (["00", "01", "10"], ""),
+        (["0", "1", "10", "ant"], ""),
+        (["117", "199", "431"], ""),  # ids, which count nothing
+        (["0", "1", "3"], "the classes are numbers, and there is no folder 2"),
+        ([*map(str, range(12))], ""),
+    ],
+)
+def test_of_classes_that_count_gaps_are_noted(names: list[str], note: str, tmp_path: Path) -> None:
+    tree = {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in names}
+    dataset = load_dataset(str(make_folder(tmp_path, tree)), 32)
+    assert dataset.classes == tuple(sorted(names)), "no run's order changes"
+    assert dataset.note == note
+
+
 def test_more_than_ten_times_the_images_of_the_smallest_class_are_noted(tmp_path: Path) -> None:
     tree = {"train/ant": 1, "train/bee": 10, "val/ant": 1, "val/bee": 1, "test/ant": 1,
             "test/bee": 1}  # fmt: skip

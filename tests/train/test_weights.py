@@ -483,6 +483,23 @@ def test_classes_follow_the_order_of_the_networks_outputs(home: Path) -> None:
         old_run(chosen, folder)
 
 
+def test_numbers_in_the_order_of_text_are_not_taken_for_a_networks_order(home: Path) -> None:
+    torch.save(fine_tuned().state_dict(), "mine.pth")
+    for name, number in zip(CLASSES, ("2", "10", "11"), strict=True):
+        Path("set", name).rename(Path("set", number))
+    says = "numbers in the order of text, 10, 11, 2, and the order of your .* give --classes FILE"
+    with pytest.raises(UsageError, match=says):
+        new_run(options(), None)
+    assert not Path("runs").exists()
+    Path("classes.txt").write_text("2\n10\n11\n")
+    _, run, dataset = new_run(options(classes=Path("classes.txt")), None)
+    assert run.classes == ("2", "10", "11")
+    assert "in the order of text" not in dataset.note
+    _, run, dataset = new_run(options(weights=None), None)
+    assert run.classes == ("10", "11", "2"), "as it always was"
+    assert "numbers in the order of text, 10, 11, 2: --classes FILE gives another" in dataset.note
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -14,6 +14,7 @@ from mate_edge.errors import DataError, UsageError
 from mate_edge.images import MAX_SIDE
 from mate_edge.names import some
 from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, LARGE, Dataset
+from mate_edge.train.data.folder import as_numbers
 
 T = TypeVar("T")
 
@@ -62,6 +63,31 @@ def reorder_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
         val=renumber(dataset.val),
         test=renumber(dataset.test),
     )
+
+
+def note_order(dataset: Dataset) -> Dataset:
+    """Say so where the classes are numbers in the order of text: `10` before `2`."""
+    numbers = as_numbers(dataset.classes)
+    if numbers == sorted(numbers):
+        return dataset
+    return dataset.noting(
+        f"the classes are numbers in the order of text, {some(dataset.classes)}: --classes FILE "
+        "gives another order"
+    )
+
+
+def check_order(classes: tuple[str, ...]) -> None:
+    """Refuse numbers in the order of text: no network was trained with that by intention.
+
+    Raises:
+        UsageError: the classes' names are such numbers.
+    """
+    numbers = as_numbers(classes)
+    if numbers != sorted(numbers):
+        raise UsageError(
+            f"the classes are numbers in the order of text, {some(classes)}, and the order of your "
+            "network's outputs is not known: give --classes FILE, a name a line, in that order"
+        )
 
 
 def parse_statistics(option: str, text: str, channels: int) -> tuple[float, ...]:

@@ -8,10 +8,12 @@ What begins with a dot, such as a notebook's checkpoints, is nobody's image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mate_edge.errors import DataError, ImageError
 from mate_edge.images import SUFFIXES, decode
+from mate_edge.names import some
 from mate_edge.train.data.dataset import Dataset, from_files
 from mate_edge.train.data.images import FileImages
 from mate_edge.train.data.splits import split_off
@@ -44,7 +46,7 @@ def load(root: Path, size: int) -> Dataset:
             "own, two classes or more"
         )
     train = _scan(top, classes, classes)
-    notes = []
+    notes = _note_gaps(classes)
     splits = {}
     for name in ("val", "test"):
         if top != root and (root / name).is_dir():
@@ -66,6 +68,21 @@ def load(root: Path, size: int) -> Dataset:
 
 def _class_folders(top: Path) -> tuple[str, ...]:
     return tuple(sorted(e.name for e in top.iterdir() if e.is_dir() and not e.name.startswith(".")))
+
+
+def as_numbers(classes: Sequence[str]) -> list[int]:
+    """Return the classes' names as whole numbers, or nothing where one is none."""
+    return [int(name) for name in classes if all(n.isdecimal() for n in classes)]
+
+
+def _note_gaps(classes: tuple[str, ...]) -> list[str]:
+    """Say which numbers are missing where the classes' names count; ids are too far apart."""
+    numbers = as_numbers(classes)
+    if not numbers or max(numbers) - min(numbers) >= 2 * len(numbers):
+        return []
+    gaps = sorted(set(range(min(numbers), max(numbers))) - set(numbers))
+    missing = some([str(number) for number in gaps])
+    return [f"the classes are numbers, and there is no folder {missing}"] if gaps else []
 
 
 def _check_names(root: Path, top: Path) -> None:
