@@ -294,6 +294,29 @@ def test_a_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
     assert (dataset.train.labels == 0).sum() == 1
 
 
+def test_images_that_are_blown_up_are_noted_by_some_of_them(tmp_path: Path) -> None:
+    tree = {f"{split}/{name}": 9 for split in ("train", "val", "test") for name in ("ant", "bee")}
+    root = make_folder(tmp_path, tree, side=40)
+    for size, noted in ((80, False), (81, True), (224, True)):
+        told = (
+            f"18 of 18 images looked at are smaller than half of --size {size} and are scaled up: "
+            "a smaller --size shows as much, and trains faster"
+        )
+        assert load_dataset(str(root), size).note == (told if noted else "")
+    for image in sorted((root / "train").rglob("*.png"))[:-1]:
+        Image.new("L", (300, 200)).save(image)
+    assert load_dataset(str(root), 224).note == "", "one of many is no reason"
+
+
+def test_of_a_large_folder_a_part_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mate_edge.train.data.folder.LOOKED_AT", 5)
+    tree = {f"{split}/{name}": 12 for split in ("train", "val", "test") for name in ("ant", "bee")}
+    dataset = load_dataset(str(make_folder(tmp_path, tree)), 224)
+    assert dataset.note.startswith("6 of 6 images looked at")
+
+
 @pytest.mark.parametrize(
     ("names", "note"),
     [

@@ -8,11 +8,14 @@ What begins with a dot, such as a notebook's checkpoints, is nobody's image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from mate_edge.errors import DataError, ImageError
-from mate_edge.images import SUFFIXES, decode
+from mate_edge.images import FORMATS, SUFFIXES, decode
 from mate_edge.names import some
 from mate_edge.train.data.dataset import Dataset, from_files
 from mate_edge.train.data.images import FileImages
@@ -25,6 +28,12 @@ SPLITS = {
     "test": ("test", "testing", "testset", "test_set"),
 }
 """What people call the folder of a split, in lower case; only the first name is one here."""
+
+
+LOOKED_AT = 100
+"""The headers of about so many images are read, so that a large folder loads as fast as before."""
+MANY = 0.1
+"""If so large a share of images is too small, it is said."""
 
 
 def load(root: Path, size: int) -> Dataset:
@@ -46,7 +55,7 @@ def load(root: Path, size: int) -> Dataset:
             "own, two classes or more"
         )
     train = _scan(top, classes, classes)
-    notes = _note_gaps(classes)
+    notes = [*_note_gaps(classes), *_note_small(train.paths, size)]
     splits = {}
     for name in ("val", "test"):
         if top != root and (root / name).is_dir():
@@ -83,6 +92,29 @@ def _note_gaps(classes: tuple[str, ...]) -> list[str]:
     gaps = sorted(set(range(min(numbers), max(numbers))) - set(numbers))
     missing = some([str(number) for number in gaps])
     return [f"the classes are numbers, and there is no folder {missing}"] if gaps else []
+
+
+def _note_small(images: Sequence[Path], size: int) -> list[str]:
+    """Say so where many images are much smaller than the network's input, by some of them."""
+    looked_at = images[:: max(1, len(images) // LOOKED_AT)]
+    small = sum(_shorter_side(image) < size / 2 for image in looked_at)
+    if small < MANY * len(looked_at):
+        return []
+    return [
+        f"{small} of {len(looked_at)} images looked at are smaller than half of --size {size} and "
+        "are scaled up: a smaller --size shows as much, and trains faster"
+    ]
+
+
+def _shorter_side(path: Path) -> float:
+    """Return the shorter side in pixels, by the file's header; infinity where that is damaged."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return math.inf
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return float(min(image.size))
+    except Exception:  # as in `decode`, which says what is wrong when the image is needed
+        return math.inf
 
 
 def _check_names(root: Path, top: Path) -> None:
