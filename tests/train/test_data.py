@@ -374,7 +374,10 @@ def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
         ({}, "0 class folders"),
         ({"ant": 9}, "1 class folders"),
         ({"ant": 9, "bee": 0}, "bee has no readable image"),
-        ({"ant": 2, "bee": 2}, "too few images"),
+        ({"ant": 3, "bee": 3}, "has 6 images, too few to split off test and val: it takes 7 or"),
+        ({"train/a": 3, "train/b": 2, "test/a": 1}, "5 images, .* split off val: it takes 6 or"),
+        ({"train/a": 3, "train/b": 2, "val/a": 1}, "5 images, .* split off val: it takes 6 or"),
+        (dict.fromkeys("abcdefgh", 1), "has 8 images, .* 7 or more, 3 of each class; add some, or"),
         ({"train/a": 9, "train/b": 9, "val/a": 1, "val/c": 1}, "training images have not: c"),
         ({"train/a": 9, "train/b": 9, "val/a": 1, "val/b": 0}, "no readable image"),
         ({"train/a": 9, "train/b": 9, "val": 2}, "val has no class folders"),
@@ -390,6 +393,15 @@ def test_a_folder_that_cannot_be_trained_on_is_a_clear_error(
     (tmp_path / "set").mkdir(exist_ok=True)
     with pytest.raises(DataError, match=says):
         load_dataset(str(tmp_path / "set"))
+
+
+@given(counts=st.lists(st.integers(3, 9), min_size=2, max_size=5).filter(lambda n: sum(n) >= 7))
+def test_as_many_images_as_a_message_asks_for_are_enough(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    for _ in ("test", "val"):
+        chosen = split_off(labels)
+        assert chosen.any()
+        labels = labels[~chosen]
 
 
 def test_the_splits_do_not_depend_on_the_order_of_a_set(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mate_edge.images import FORMATS, SUFFIXES, decode
 from mate_edge.names import some
 from mate_edge.train.data.dataset import Dataset, from_files
 from mate_edge.train.data.images import FileImages
-from mate_edge.train.data.splits import split_off
+from mate_edge.train.data.splits import FEWEST, split_off
 
 SIZE = 224
 SPLITS = {
@@ -65,13 +65,18 @@ def load(root: Path, size: int) -> Dataset:
     if "val" in splits and "test" not in splits:
         splits["test"] = splits.pop("val")
         notes.append("val/ serves as the test split, since there is no test/")
-    for name in ("test", "val"):
-        if name not in splits:
-            chosen = split_off(train.labels)
-            if not chosen.any():
-                raise DataError(f"{top} has too few images ({len(chosen)}) to split off {name}")
-            splits[name], train = train.pick(chosen), train.pick(~chosen)
-            notes.append(f"{chosen.sum()} of {len(chosen)} training images are split off as {name}")
+    wanted = [name for name in ("test", "val") if name not in splits]
+    images = len(train.labels)
+    for name in wanted:
+        chosen = split_off(train.labels)
+        if not chosen.any():
+            raise DataError(
+                f"{top} has {images} images, too few to split off {' and '.join(wanted)}: it takes "
+                f"{FEWEST + len(wanted) - 1} or more, {len(wanted) + 1} of each class; add some, "
+                "or make train/, val/ and test/ yourself"
+            )
+        splits[name], train = train.pick(chosen), train.pick(~chosen)
+        notes.append(f"{chosen.sum()} of {len(chosen)} training images are split off as {name}")
     return from_files(classes, train, splits["test"], size, splits["val"]).noting(*notes)
 
 

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 SPLIT_SEED = 20240421
 """Fixed, so that every run trains, validates and tests on the same images whatever its seed."""
 
+FEWEST = 6
+"""Of fewer images no tenth is split off: it is every tenth image from the sixth on."""
+
 
 def split_off(labels: NDArray[np.int64], share: float = 0.1) -> NDArray[np.bool_]:
     """Choose `share` of the samples, the same share of each class: bool [N].
