@@ -13,6 +13,9 @@ from mate_edge.cli.training_options import EXITS_HELP
 from mate_edge.errors import UsageError
 from mate_edge.extras import extra
 
+CLASSES = 1000
+"""ImageNet's, where nothing says how many."""
+
 
 @app.command()
 def profile(
@@ -27,7 +30,9 @@ def profile(
     exits: Annotated[str | None, typer.Option(help=f"With --arch. {EXITS_HELP}")] = None,
     size: Annotated[int | None, typer.Option(help="With --arch: input pixels; 224.")] = None,
     channels: Annotated[int | None, typer.Option(help="With --arch: 1 or 3; 3.")] = None,
-    classes: Annotated[int | None, typer.Option(help="With --arch; 1000.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="With --arch; your own classifier's, or 1000.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count FLOPs, parameters and border bytes of each exit.
@@ -52,13 +57,11 @@ def profile(
     accuracies = None
     if arch is not None:
         head, size = head or DEFAULT_HEAD, 224 if size is None else size
-        channels, classes = (
-            3 if channels is None else channels,
-            1000 if classes is None else classes,
-        )
-        if size < 16 or channels not in (1, 3) or classes < 2:
+        channels = 3 if channels is None else channels
+        if size < 16 or channels not in (1, 3) or (classes is not None and classes < 2):
             raise UsageError("--size must be 16 or more, --channels 1 or 3, --classes 2 or more")
         parts = make_parts(arch, channels, size, classes)
+        classes = classes or parts.outputs or CLASSES
         cuts = choose_cuts(arch, parts.stages, exits, channels, size)
         network = assemble(arch, parts, head, channels, size, classes, cuts)
         found = profile_network(network, channels, size)

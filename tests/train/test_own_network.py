@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -200,7 +201,7 @@ def test_a_last_module_that_classifies_is_the_last_head(nets: Callable[[str], st
         (":colour", r"stage 1 fails on features \(2, 1, 32, 32\).*3 channels"),
         (":flat", r"stage 1 of .* makes \(2, 1024\)"),
         (":listing", "stage 1 of .* makes a list"),
-        (":five_classes", "5 outputs, and the data set has 10 classes"),
+        (":five_classes", "5 outputs, and there are 10 classes"),
         (":shared", r"stage 2 \(weight\) and stage 3 \(1.weight\) of .* share weights"),
         (":tied", r"stage 1 \(1.weight\) and stage 2 \(weight\) of .* share weights"),
         (":twice", r"stage 2 \(0.weight\) and stage 2 \(1.weight\)"),
@@ -371,6 +372,19 @@ def test_the_command_finds_a_module_in_the_working_folder(
     done = cli("profile", "--arch", nets(":stages"), "--size", "32", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "exit 2" in done.stdout
+
+
+def test_profile_takes_the_classes_that_an_own_classifier_has(
+    typed: Any, nets: Callable[[str], str], tmp_path: Path
+) -> None:
+    command = ("profile", "--arch", nets(":five_classes"), "--size", "32", "--channels", "1")
+    done = typed(*command, "--head", "linear", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, _ = json.loads(done.stdout)["exits"]
+    assert first["head_flops"] == 4 * 16**2 + 4 * 5, "the mean of each channel, and five logits"
+    done = typed(*command, "--classes", "6", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "has 5 outputs, and there are 6 classes" in done.stderr
 
 
 def test_a_network_that_has_changed_is_not_trained_on(

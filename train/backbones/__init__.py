@@ -94,14 +94,16 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def make_parts(arch: str, channels: int, size: int, classes: int, stem: str | None = None) -> Parts:
+def make_parts(
+    arch: str, channels: int, size: int, classes: int | None, stem: str | None = None
+) -> Parts:
     """Return a backbone's parts with fresh weights.
 
     Args:
         arch: a name in `BACKBONES`, or `package.module:name` (see `own_network`).
         channels: of the images.
         size: of the images, in pixels.
-        classes: of the data set: what the user's own classifier must give.
+        classes: what the user's own classifier must give; None: whatever it gives.
         stem: `small` or `imagenet`; None: by the size.
 
     Raises:

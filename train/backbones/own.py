@@ -23,7 +23,7 @@ PROBE_IMAGES = 3
 """So many train a network once; two are what its shapes are found with."""
 
 
-def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
+def own_network(arch: str, channels: int, size: int, classes: int | None) -> Parts:
     """Import the user's stages, or the function that makes them.
 
     A function (or class) is called with (channels, size) if it takes two arguments, else with
@@ -44,7 +44,7 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
         arch: `package.module:name`; the working folder is on the path, as with `python -m`.
         channels: of the images.
         size: of the images, in pixels.
-        classes: of the data set.
+        classes: what a classifier of its own must give; None: whatever it gives.
 
     Raises:
         UsageError: it is no such name, cannot be imported or called, gives no such modules, or a
@@ -60,13 +60,12 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
         )
     modules = list(made)
     shapes = output_shapes(arch, modules, channels, size)
-    classifier = None
+    classifier = outputs = None
     if shapes and len(shapes[-1]) == 2:
         classifier, outputs = modules.pop(), shapes.pop()[1]
-        if outputs != classes:
+        if classes not in (None, outputs):
             raise UsageError(
-                f"the classifier of {arch} has {outputs} outputs, and the data set has {classes} "
-                "classes"
+                f"the classifier of {arch} has {outputs} outputs, and there are {classes} classes"
             )
     for number, shape in enumerate(shapes, start=1):
         if len(shape) != 4:
@@ -78,7 +77,7 @@ def own_network(arch: str, channels: int, size: int, classes: int) -> Parts:
         raise UsageError(f"{arch} gives no stage that an exit could follow")
     _check_sharing(arch, [*modules, *([] if classifier is None else [classifier])])
     network = made if isinstance(made, nn.Module) else nn.ModuleList(made)
-    return Parts(modules, network, classifier)
+    return Parts(modules, network, classifier, outputs)
 
 
 def check_training(

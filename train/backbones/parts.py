@@ -35,11 +35,13 @@ class Parts:
             weights of this architecture have in a file.
         classifier: the network's own, from the last stage's features [B, C, H, W] to logits
             [B, classes]; None when it has none that makes sense here.
+        outputs: how many logits a classifier gives that cannot be resized; None: any number.
     """
 
     stages: list[nn.Module]
     network: nn.Module
     classifier: nn.Module | None = None
+    outputs: int | None = None
 
 
 @torch.no_grad()
