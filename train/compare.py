@@ -29,6 +29,7 @@ from mate_edge.names import look_up
 from mate_edge.report import comparison
 from mate_edge.report.comparison import Row
 from mate_edge.runs import OptionValue, Run, read_flops, read_outputs, read_run
+from mate_edge.train.data import DATASETS
 from mate_edge.train.evaluate import exit_accuracy
 from mate_edge.train.losses import METHODS, complete_options, make_method
 from mate_edge.train.options import Options, check_options
@@ -87,7 +88,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         numbers = tuple(range(min(numbers[0], MOST_SEEDS + 1)))
     if len(numbers) > MOST_SEEDS:
         raise UsageError(f"--seeds {text} is more than {MOST_SEEDS}")
-    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+    if twice := [seed for seed in numbers if numbers.count(seed) > 1]:
+        raise UsageError(f"--seeds {text} names {twice[0]} twice")
+    if not numbers or min(numbers) < 0:
         raise UsageError(f"--seeds takes a number, or a list such as 0,1,2, not {text!r}")
     return numbers
 
@@ -199,14 +202,14 @@ def _agree(folder: Path, options: Options) -> None:
     Those with which no run began, such as mistaken ones, bind nobody.
     """
     path = folder / OPTIONS
-    given = msgspec.to_builtins(options, enc_hook=str)
+    given = _resolved(msgspec.to_builtins(options, enc_hook=str))
     if not (path.exists() and any(_runs(folder))):
         files.write_json(path, given)
         return
     data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)
     try:
-        begun = msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+        begun = _resolved(msgspec.json.decode(data, type=dict[str, Any]))
+    except (msgspec.DecodeError, TypeError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}): choose another --out") from None
     for name, value in given.items():
         if begun.get(name) != value:
@@ -215,6 +218,16 @@ def _agree(folder: Path, options: Options) -> None:
                 f"{folder} was begun with {name} {found}, not {wanted}: give the same options "
                 "again, or choose another --out"
             )
+
+
+def _resolved(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with whole paths, so that one place has one spelling."""
+    paths = {
+        name: str(Path(given).resolve())
+        for name in ("data", "weights", "classes")
+        if (given := options.get(name)) is not None and given not in DATASETS
+    }
+    return options | paths
 
 
 def is_finished(folder: Path, options: Options) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from mate_edge.errors import UsageError
 from mate_edge.report.comparison import (
@@ -120,6 +121,33 @@ def test_options_with_which_no_run_began_bind_nobody(tmp_path: Path) -> None:
     assert run_comparison(tmp_path, parse_methods("ce"), (0,), QUICK) == (0, 0)
 
 
+def test_paths_are_compared_and_not_their_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ant", "bee"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (32, 32), (number,) * 3).save(
+                tmp_path / "set" / name / f"{number}.png"
+            )
+    Path("names.txt").write_text("bee\nant\n")
+    given = Options(data="set", arch="resnet8", size=32, epochs=1, batch_size=8,
+                    classes=Path("names.txt"))  # fmt: skip
+    out = Path("out")
+    run_comparison(out, parse_methods("ce"), (0,), given)
+    stored = json.loads((out / "options.json").read_bytes())
+    assert (stored["data"], stored["classes"]) == (f"{tmp_path}/set", f"{tmp_path}/names.txt")
+    for data in ("./set", "set/", str(tmp_path / "set")):
+        again = dataclasses.replace(given, data=data, classes=tmp_path / "names.txt")
+        assert run_comparison(out, parse_methods("ce"), (0,), again) == (0, 0)
+    (out / "options.json").write_text(json.dumps(stored | {"data": "set"}))  # an earlier version
+    assert run_comparison(out, parse_methods("ce"), (0,), given) == (0, 0)
+    Path("set").rename("other")
+    with pytest.raises(UsageError, match=f"begun with data {tmp_path}/set, not {tmp_path}/other"):
+        run_comparison(out, parse_methods("ce"), (0,), dataclasses.replace(given, data="other"))
+
+
 def make_rows(**accuracies: list[float]) -> list[Row]:
     """Rows of two exits; a method's list is its mean over the exits, one a seed."""
     rows: list[Row] = []
@@ -199,7 +227,12 @@ def test_more_seeds_than_anybody_trains_are_refused() -> None:
         parse_seeds("99999999999999999999")
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1,1", "a", "1,-2", "1.5"])
+def test_a_seed_that_is_there_twice_is_named() -> None:
+    with pytest.raises(UsageError, match="--seeds 3,0,0 names 0 twice"):
+        parse_seeds("3,0,0")
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "a", "1,-2", "1.5"])
 def test_seeds_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--seeds takes"):
         parse_seeds(text)
