@@ -73,6 +73,13 @@ def _convert(name: str, given: Mapping[str, OptionValue]) -> msgspec.Struct:
     except msgspec.ValidationError as error:
         wanted, _, place = str(error).partition(" - at `$.")
         option = place.rstrip("`")
+        missing = "a value is missing, " if given.get(option) == "" else ""
         raise UsageError(
-            f"--method-option {option}={given.get(option)}: {wanted[:1].lower()}{wanted[1:]}"
+            f"--method-option {option}={given.get(option)}: {missing}{_in_words(wanted)}"
         ) from None
+
+
+def _in_words(wanted: str) -> str:
+    """Return what msgspec wanted, such as "Expected `float`, got `str`", in a user's words."""
+    text = wanted.partition(", got ")[0].replace("`float`", "a number")
+    return f"{text[:1].lower()}{text[1:]}".replace("`bool`", "true or false")
