@@ -10,8 +10,14 @@ from mate_edge.errors import UsageError
 T = TypeVar("T")
 
 
-def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
+def look_up(kind: str, name: str, table: Mapping[str, T], otherwise: str = "") -> T:
     """Return `table[name]`.
+
+    Args:
+        kind: of the name, in the message.
+        name: that is looked for.
+        table: of the valid ones.
+        otherwise: what else could have been given, to end the message's list.
 
     Raises:
         UsageError: no such name; the message lists the valid ones and the nearest.
@@ -24,7 +30,7 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
         near = get_close_matches(name, table, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UsageError(
-            f"unknown {kind} {name!r}: choose from {', '.join(table)}.{hint}"
+            f"unknown {kind} {name!r}: choose from {', '.join(table)}{otherwise}.{hint}"
         ) from None
 
 

@@ -438,6 +438,7 @@ def test_a_class_of_broken_files_and_one_broken_file_are_clear_errors(tmp_path: 
     ("name", "size", "says"),
     [
         ("digit", None, "Did you mean digits?"),
+        ("photos", None, "mit67, or name a folder of images, and there is none of this name here"),
         ("no/such/folder", None, "is no folder"),
         ("digits", 64, "has its own"),
     ],

@@ -63,7 +63,8 @@ def _load(name: str, size: int | None) -> Dataset:
         return folder.load(path.resolve(), size)
     if name not in DATASETS and len(path.parts) > 1:
         raise UsageError(f"--data {name} is no folder: check the path")
-    look_up("--data", name, dict.fromkeys(DATASETS))
+    folders = ", or name a folder of images, and there is none of this name here"
+    look_up("--data", name, dict.fromkeys(DATASETS), folders)
     if name in LAYOUTS:
         return LAYOUTS[name].load(name, None, size)
     if size is not None:
