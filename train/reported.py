@@ -15,7 +15,8 @@ from mate_edge.decide.temperature import fit_temperature
 from mate_edge.decide.tune import MAX_DROPS, search_thresholds
 from mate_edge.errors import MateEdgeError, RunError
 from mate_edge.report.subject import ExitCost, NamedPolicy, Subject, Training
-from mate_edge.report.words import drop_goal, epochs_text, exits_text
+from mate_edge.report.text import epochs_text
+from mate_edge.report.words import drop_goal, exits_text
 from mate_edge.runs import Recipe, Run
 from mate_edge.train.data.again import load_again
 
@@ -149,7 +150,7 @@ def _about(run: Run) -> str:
     method = "MATE" if run.method == "mate" else run.method
     return (
         f"{run.arch} with {exits_text(run.exits)}, trained with {method} on "
-        f"{Path(run.data).name} for {run.recipe.epochs} epochs"
+        f"{Path(run.data).name} for {epochs_text(run.recipe.epochs)}"
     )
 
 
@@ -164,9 +165,7 @@ def _provenance(folder: Path, run: Run) -> tuple[tuple[str, str], ...]:
         "training images": "all" if run.train_images is None else f"{run.train_images:,}",
         "input": f"{pre.channels} x {pre.size} x {pre.size} pixels",
         "method": options_text(run.method, run.method_options),
-        "recipe": f"{recipe.epochs} epochs, batches of {recipe.batch_size}, {_fitting(recipe)}, "
-        f"RandAugment {recipe.randaugment}, label smoothing {recipe.label_smoothing:g}, MixUp "
-        f"{recipe.mixup:g}",
+        "recipe": _recipe_text(recipe),
         "seed": str(run.seed),
         "precision": run.precision,
         "trained": run.created,
@@ -178,14 +177,16 @@ def _provenance(folder: Path, run: Run) -> tuple[tuple[str, str], ...]:
     return tuple(pairs.items())
 
 
-def _fitting(recipe: Recipe) -> str:
-    """Say with which optimiser and rates: `SGD, momentum 0.9, learning rate 0.1, …`."""
+def _recipe_text(recipe: Recipe) -> str:
+    """Say how long, with which optimiser and rates, and with which variations."""
     drops = " and ".join(f"{100 * milestone:g} %" for milestone in recipe.milestones)
     schedule = f"/ 10 after {drops}" if recipe.schedule == "step" else recipe.schedule
     warm_up = f", {epochs_text(recipe.warm_up)} of warm-up" if recipe.warm_up else ""
     return (
-        f"{recipe.optimizer}, momentum {recipe.momentum:g}, learning rate {recipe.lr:g} {schedule}"
-        f"{warm_up}, weight decay {recipe.weight_decay:g}"
+        f"{epochs_text(recipe.epochs)}, batches of {recipe.batch_size}, {recipe.optimizer}, "
+        f"momentum {recipe.momentum:g}, learning rate {recipe.lr:g} {schedule}{warm_up}, weight "
+        f"decay {recipe.weight_decay:g}, RandAugment {recipe.randaugment}, label smoothing "
+        f"{recipe.label_smoothing:g}, MixUp {recipe.mixup:g}"
     )
 
 

@@ -36,6 +36,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
+def epochs_text(number: int) -> str:
+    """Return `1 epoch` or `3 epochs`."""
+    return f"{number} epoch{'s' if number != 1 else ''}"
+
+
 def count(number: float) -> str:
     """Format FLOPs, parameters or bytes with three digits: `12.4 M`."""
     for unit in ("", "k", "M"):
@@ -59,7 +64,8 @@ def print_results(folder: Path, run: Run) -> None:
     method = {"mate": "MATE (reconstructed from the published abstract)"}.get(
         run.method, run.method
     )
-    title = f"{run.arch} on {Path(run.data).name}, {method}, {run.recipe.epochs} epochs, top-1 %"
+    trained = f"{method}, {epochs_text(run.recipe.epochs)}"
+    title = f"{run.arch} on {Path(run.data).name}, {trained}, top-1 %"
     print_table(title, ["", "validation", "test"], rows)
     print(f"run: {folder}")
 

@@ -13,6 +13,7 @@ from mate_edge.report import drawing
 from mate_edge.report.drawing import INK, MUTED, Plot
 from mate_edge.report.figures import Figures
 from mate_edge.report.subject import Subject, Training
+from mate_edge.report.text import epochs_text
 from mate_edge.report.words import percent
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def training_curves(subject: Subject, found: Figures) -> list[Plot]:
         "training-loss",
         "Loss over the epochs",
         f"The loss falls from {training.loss[0]:.3g} to {training.loss[-1]:.3g} in "
-        f"{len(training.epochs)} epochs.",
+        f"{epochs_text(len(training.epochs))}.",
         figure,
     )
     return [accuracy, loss]

@@ -49,11 +49,6 @@ def exits_text(number: int) -> str:
     return f"{number} exit{'s' if number != 1 else ''}"
 
 
-def epochs_text(number: int) -> str:
-    """Return `1 epoch` or `3 epochs`."""
-    return f"{number} epoch{'s' if number != 1 else ''}"
-
-
 def listed(items: Sequence[str]) -> str:
     """Join items: `a, b and c`."""
     return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
