@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mate_edge.errors import UsageError
+from mate_edge.machine import cpu_count
 from mate_edge.runs import Recipe
 from mate_edge.train.data import load_dataset, loader
 from mate_edge.train.data.loader import TrainingImages, choose_workers, make_loader
@@ -105,6 +106,17 @@ def test_waiting_is_noted_and_much_of_it_is_said_once(
         said.count("of this epoch was spent waiting for images: give --workers 1 or more") == slow
     )
     assert (min(shares) > 0.2) == slow
+
+
+def test_more_workers_than_cpus_are_said_in_one_line(cli: Any, tmp_path: Path) -> None:
+    many = cpu_count() + 1
+    done = cli("train", "--data", "digits", "--epochs", "1", "--train-images", "128", "--workers",
+               many, "--out", "run", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = f"--workers {many} is more than the CPUs here, {cpu_count()}: that pays only where"
+    assert done.stderr.count(said) == 1
+    assert "Warning" not in done.stderr
+    assert "MATE (reconstructed from the published abstract), 1 epoch, top-1" in done.stdout
 
 
 def test_a_negative_number_of_workers_is_refused_before_anything_is_made(

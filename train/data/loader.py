@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -91,6 +93,8 @@ def make_loader(
     order = EpochOrder(len(dataset.train.labels), recipe.batch_size, seed)
     if workers is None:
         workers = choose_workers(dataset, recipe)
+    if workers > cpu_count():
+        _note_workers(workers)
     loader = DataLoader(
         TrainingImages(dataset, recipe, seed),
         recipe.batch_size // recipe.accumulate,
@@ -104,6 +108,17 @@ def make_loader(
         generator=torch.Generator(),  # else each new epoch draws from what dropout draws from
     )
     return loader, order
+
+
+def _note_workers(workers: int) -> None:
+    """Say that there are more workers than CPUs, once: torch warns in each loader that is made."""
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"--workers {workers} is more than the CPUs here, {cpu_count()}: that pays only where "
+            "images come over a network",
+            file=sys.stderr,
+        )
 
 
 def choose_workers(dataset: Dataset, recipe: Recipe) -> int:
