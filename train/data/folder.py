@@ -65,8 +65,21 @@ def load(root: Path, size: int) -> Dataset:
     if "val" in splits and "test" not in splits:
         splits["test"] = splits.pop("val")
         notes.append("val/ serves as the test split, since there is no test/")
+    train, split_notes = _split_off_missing(top, train, splits)
+    notes += split_notes
+    return from_files(classes, train, splits["test"], size, splits["val"]).noting(*notes)
+
+
+def _split_off_missing(
+    top: Path, train: FileImages, splits: dict[str, FileImages]
+) -> tuple[FileImages, list[str]]:
+    """Add the splits that are missing, of training images; return the others, and what was done.
+
+    Raises:
+        DataError: there are too few.
+    """
     wanted = [name for name in ("test", "val") if name not in splits]
-    images = len(train.labels)
+    images, notes = len(train.labels), []
     for name in wanted:
         chosen = split_off(train.labels)
         if not chosen.any():
@@ -77,7 +90,7 @@ def load(root: Path, size: int) -> Dataset:
             )
         splits[name], train = train.pick(chosen), train.pick(~chosen)
         notes.append(f"{chosen.sum()} of {len(chosen)} training images are split off as {name}")
-    return from_files(classes, train, splits["test"], size, splits["val"]).noting(*notes)
+    return train, notes
 
 
 def _class_folders(top: Path) -> tuple[str, ...]:
@@ -86,7 +99,7 @@ def _class_folders(top: Path) -> tuple[str, ...]:
 
 def as_numbers(classes: Sequence[str]) -> list[int]:
     """Return the classes' names as whole numbers, or nothing where one is none."""
-    return [int(name) for name in classes if all(n.isdecimal() for n in classes)]
+    return [int(name) for name in classes] if all(n.isdecimal() for n in classes) else []
 
 
 def _note_gaps(classes: tuple[str, ...]) -> list[str]:
