@@ -52,6 +52,7 @@ def _adamw(groups: Groups, recipe: Recipe) -> Optimizer:
 
 
 OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+"""By name, from groups of parameters and the recipe to the optimiser."""
 
 
 def make_optimizer(objective: Objective, recipe: Recipe) -> Any:
