@@ -36,7 +36,7 @@ from PIL import Image
 from untrained import make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.decide.policy import Confidence, Deepest
+from mate_edge.decide.policy import NEVER, Confidence, Deepest
 from mate_edge.runtime.bench.load import busy_processes
 from mate_edge.runtime.bench.rounds import Contender, Plan, Sample, run_rounds
 from mate_edge.runtime.engines import make_engine
@@ -124,7 +124,7 @@ def at_exit(predictor: Predictor, k: int) -> Confidence | Deepest:
     if k == len(temperatures):
         return Deepest(temperatures)
     early = len(temperatures) - 1
-    return Confidence((2.0,) * (k - 1) + (0.0,) * (early - k + 1), temperatures)
+    return Confidence((NEVER,) * (k - 1) + (0.0,) * (early - k + 1), temperatures)
 
 
 def measure(predictor: Predictor, frame: bytes, rounds: int) -> Rounds:

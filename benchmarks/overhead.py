@@ -25,7 +25,7 @@ from machine import describe, quantile
 from untrained import make_bundle
 
 from mate_edge.bundle import read_bundle
-from mate_edge.decide.policy import Confidence
+from mate_edge.decide.policy import NEVER, Confidence
 from mate_edge.images import Preprocessing
 from mate_edge.report.text import print_table
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -62,7 +62,7 @@ def measure(predictor: Predictor, leave: int, arguments: argparse.Namespace) -> 
     """Return the cells of a row: leaving at that exit."""
     manifest = predictor.manifest
     num_exits = len(manifest.exits)
-    thresholds = tuple(0.0 if k == leave else 1.1 for k in range(1, num_exits))
+    thresholds = tuple(0.0 if k == leave else NEVER for k in range(1, num_exits))
     temperatures = tuple(exit_.temperature for exit_ in manifest.exits)
     policy = Confidence(thresholds, temperatures)
     by_hand = write_loop(predictor, thresholds, temperatures)

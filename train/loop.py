@@ -15,7 +15,7 @@ import msgspec
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin
-from torch.optim import SGD
+from torch.optim import Optimizer
 from torch.utils import deterministic
 from torch.utils.data import DataLoader
 
@@ -191,7 +191,7 @@ def train(
 def _train_epoch(
     accelerator: Accelerator,
     objective: torch.nn.Module,
-    optimizer: SGD,
+    optimizer: Optimizer,
     loader: DataLoader[Any],
     sums: EpochSums,
     progress: TrainingProgress,

@@ -55,11 +55,8 @@ OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 """By name, from groups of parameters and the recipe to the optimiser."""
 
 
-def make_optimizer(objective: Objective, recipe: Recipe) -> Any:
-    """Return the optimiser of both; the method's own parameters get no weight decay.
-
-    It has no type, as accelerate's wrapper, which the loop makes of it, has none.
-    """
+def make_optimizer(objective: Objective, recipe: Recipe) -> Optimizer:
+    """Return the optimiser of both; the method's own parameters get no weight decay."""
     groups = [
         {"params": list(objective.network.parameters()), "weight_decay": recipe.weight_decay},
         {"params": list(objective.method.parameters()), "weight_decay": 0.0},
