@@ -1,7 +1,9 @@
 """Train on Fashion-MNIST, export, and classify PNG files of the test set.
 
     python benchmarks/fashion_mnist.py [--arch resnet8] [--exits 0.2,0.5] [--head pooled]
-        [--epochs 10] [--out FOLDER]
+        [--epochs 10] [--data cifar10] [--run FOLDER] [--out FOLDER]
+
+`--data` takes another set whose images have one size, `--run` a run of one that is trained already.
 
 Prints the speed of training, the accuracy of each exit on the test split, and whether the runtime
 gives the very predictions of training's evaluation (without early exits) and of the simulation
@@ -43,16 +45,18 @@ def main() -> None:
     parser.add_argument("--head", help="As in mate-edge train.")
     parser.add_argument("--train-images", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmark-fashion"))
     arguments = parser.parse_args()
     print(describe("torch", "torchvision", "accelerate", "onnxruntime", "numpy"))
 
-    folder = arguments.out / "run"
+    folder = arguments.run or arguments.out / "run"
     if folder.exists():
         run = read_finished_run(folder)
     else:
         options = Options(
-            data="fashion-mnist",
+            data=arguments.data,
             arch=arguments.arch,
             exits=arguments.exits,
             head=arguments.head,
@@ -152,7 +156,7 @@ def write_pictures(data: str, folder: Path) -> list[Path]:
     if not paths[-1].exists():
         pixels = dataset.test.plain(range(count), dataset.preprocessing)
         for path, picture in zip(paths, pixels, strict=True):
-            Image.fromarray(picture[..., 0]).save(path)
+            Image.fromarray(picture.squeeze()).save(path)
     return paths
 
 
