@@ -73,7 +73,7 @@ def _still_serves(server: Any) -> Any:
         ({"inputs": [FRAME], "parameters": {"max_ms": -1}}, 400, "positive number of ms"),
         ({"inputs": [FRAME], "parameters": {"policy": "ballanced"}}, 400, "Did you mean balanced"),
         ({"inputs": [FRAME], "parameters": {"policy": 7}}, 400, "between 0 and 1"),
-        ({"inputs": [FRAME], "parameters": {"policy": "exit-9"}}, 400, "between 1 and 3"),
+        ({"inputs": [FRAME], "parameters": {"policy": "exit-9"}}, 400, "from 1 to 3, not 9"),
         ({"inputs": [FRAME], "parameters": {"policy": "/etc/a.json"}}, 400, "unknown policy"),
         ({"inputs": [FRAME], "parameters": {"policy": "../" * 90}}, 400, "unknown policy"),
         ({"inputs": [FRAME], "outputs": [{"name": "logits"}]}, 400, "choose from probabilities"),
