@@ -3,8 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# test processes of one thread each; two more than two cores, since a test often waits
-TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist loadgroup
+# test processes of one thread each; one more than two cores, since a test often waits
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadgroup
 
 .PHONY: demo test test-all lint site install clean
 

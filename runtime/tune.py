@@ -203,11 +203,11 @@ def tune(
             f"on the half held back it is {drop:.2f} points below the last exit, more than "
             f"{goal.max_drop:g}: a search is no promise, --max-risk gives one"
         )
-    before, unusable = kept_point(opened, name), name in stored_names(opened)
+    before, was_there = kept_point(opened, name), name in stored_names(opened)
     stored = keep_point(found, out, say)
     if before is not None and stored == name:
         say(f"{name} replaces the one tuned for {before.goal} on {before.created[:10]}")
-    elif unusable and stored == name:
+    elif was_there and stored == name:
         say(f"{name} replaces one that was damaged or of another version of mate-edge")
     return found, stored
 

@@ -8,6 +8,7 @@ import msgspec
 
 from mate_edge import __version__
 from mate_edge.bundle import Guarantee, Manifest, OperatingPoint
+from mate_edge.decide.drift import FINE
 
 SCHEMA = 1
 
@@ -50,6 +51,10 @@ class TunedPoint(msgspec.Struct, frozen=True, kw_only=True):
     mean_ms: float | None = None
     created: str
     version: str = __version__
+
+    def __post_init__(self) -> None:
+        if self.confidences and (len(self.confidences) != FINE or min(self.confidences) < 0):
+            raise ValueError(f"confidences must be {FINE} counts, or none")
 
 
 def bound(guarantee: Guarantee) -> str:

@@ -289,10 +289,12 @@ def test_a_stored_point_that_is_damaged_is_named_and_replaced(
 ) -> None:
     tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")
     (stored,) = (tmp_path / "state").rglob("mine.json")
-    stored.write_text('{"schema": 1')
-    done = cli("run", "--bundle", bundle_folder, "--policy", "mine", pictures)
-    assert done.returncode == 2
-    assert "mine is stored on this device, but is damaged" in done.stderr
+    whole = json.loads(stored.read_text())
+    for damaged in ('{"schema": 1', json.dumps(whole | {"confidences": [1, 2]})):
+        stored.write_text(damaged)
+        done = cli("run", "--bundle", bundle_folder, "--policy", "mine", pictures)
+        assert done.returncode == 2
+        assert "mine is stored on this device, but is damaged" in done.stderr
     again = cli("tune", bundle_folder, "--max-drop", "1", "--name", "mine")
     assert "mine replaces one that was damaged or of another version" in again.stderr
     assert cli("run", "--bundle", bundle_folder, "--policy", "mine", pictures).returncode == 0
