@@ -63,16 +63,13 @@ class Experiment:
     classes: int | None = None
 
 
-def fashion(
-    arch: str, images: int | None, epochs: int, head: str | None = None, precision: str = "fp32"
-) -> Options:
+def fashion(arch: str, images: int | None, epochs: int, head: str | None = None) -> Options:
     return Options(
         data="fashion-mnist",
         arch=arch,
         head=head,
         train_images=images,
         epochs=epochs,
-        precision=precision,
         validate_every=10,
     )
 
@@ -96,8 +93,8 @@ EXPERIMENTS = {
     "fashion-5000": Experiment(ALL, 5, fashion("resnet8", 5000, 40)),
     "tiny-20": Experiment(ALL, 3, tiny("resnet8", 40), classes=TINY_20),
     "fashion-20000": Experiment(ALL, 5, fashion("resnet8", 20000, 8)),
-    "fashion-5000-resnet20": Experiment(FEW, 3, fashion("resnet20", 5000, 40, precision="bf16")),
-    "fashion-20000-resnet20": Experiment(FEW, 3, fashion("resnet20", 20000, 8, precision="bf16")),
+    "fashion-5000-resnet20": Experiment(FEW, 3, fashion("resnet20", 5000, 40)),
+    "fashion-20000-resnet20": Experiment(FEW, 3, fashion("resnet20", 20000, 8)),
     "tiny-50": Experiment("ce,byot,mate", 3, tiny("resnet20", 30, precision="bf16"), classes=50),
     "fashion-full": Experiment("ce,mate", 3, fashion("resnet8", None, 10)),
     "cifar10-5000": Experiment(
