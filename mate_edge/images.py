@@ -42,6 +42,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
+"""Orientations that swap width and height."""
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +51,11 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
 
     The shorter side is scaled to `resize` pixels (bilinear with antialiasing, as Pillow does), the
     centre `size` x `size` is cut out, and each channel becomes `(value / 255 - mean) / std`.
+
+    Attributes:
+        reducing_gap: a JPEG file is decoded at a half, a quarter or an eighth of its size, where
+            its shorter side stays this many times `resize` (as in Pillow's `thumbnail`); None
+            decodes all of it.
     """
 
     channels: Literal[1, 3]
@@ -56,6 +63,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    reducing_gap: float | None = None
 
     def __post_init__(self) -> None:
         if not (len(self.mean) == len(self.std) == self.channels):
@@ -64,6 +72,12 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"size {self.size} and resize {self.resize} do not fit together")
         if not all(0 < value < float("inf") for value in self.std):
             raise ValueError("std must be positive")
+        if self.reducing_gap is not None and not 1 <= self.reducing_gap < float("inf"):
+            raise ValueError(f"reducing_gap must be 1 or more, not {self.reducing_gap}")
+
+    def reduction(self, side: float, kept: int) -> float:
+        """Return by how much an image may be reduced whose `side` is to be scaled to `kept`."""
+        return 1.0 if self.reducing_gap is None else side / (kept * self.reducing_gap)
 
 
 def read_image(path: str | Path) -> bytes:
@@ -81,7 +95,11 @@ def read_image(path: str | Path) -> bytes:
         raise ImageError(f"cannot read {path}: {reason.strerror}") from None
 
 
-def decode(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+def decode(
+    source: str | Path | bytes,
+    name: str | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Image.Image:
     """Decode an image file to an upright 8-bit picture of mode L or RGB.
 
     EXIF rotation is applied; 16-bit gray is cut to its upper 8 bits; palettes, CMYK and the like
@@ -90,30 +108,63 @@ def decode(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     Args:
         source: a path, or the encoded bytes.
         name: what errors call it; the path when None.
+        preprocessing: what the picture is decoded for, see its `reducing_gap`; None decodes all.
 
     Raises:
         ImageError: missing, empty, truncated, not an image, or larger than `MAX_PIXELS`.
     """
-    if isinstance(source, bytes):
-        name, data = name or "the image", source
-    else:
-        name, data = name or str(source), read_image(source)
+    name = name or ("the image" if isinstance(source, bytes) else str(source))
+    with open_image(source, name) as image:
+        reduction = 1.0
+        if preprocessing is not None:
+            reduction = preprocessing.reduction(min(image.size), preprocessing.resize)
+        return standardize(image, name, reduction)
+
+
+def open_image(source: str | Path | bytes, name: str) -> Image.Image:
+    """Read an image file's header; `standardize` decodes the rest.
+
+    Args:
+        source: a path, or the encoded bytes.
+        name: what errors call it.
+
+    Raises:
+        ImageError: missing, empty, not an image, or more than twice `MAX_PIXELS`.
+    """
+    data = source if isinstance(source, bytes) else read_image(source)
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{name} {TOO_LARGE}") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image in a known format") from None
     except Exception as reason:  # Pillow's decoders raise a dozen types on malformed data
         raise ImageError(f"{name} is damaged: {reason}") from None
-    with image:
-        return standardize(image, name)
 
 
-def standardize(image: Image.Image, name: str = "the image") -> Image.Image:
+def upright_size(image: Image.Image, name: str = "the image") -> tuple[int, int]:
+    """Return width and height as `standardize` without a reduction leaves them.
+
+    Raises:
+        ImageError: its EXIF data is damaged.
+    """
+    try:
+        sideways = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+    except Exception as reason:  # as in `decode`
+        raise ImageError(f"{name} is damaged: {reason}") from None
+    return image.size[::-1] if sideways else image.size
+
+
+def standardize(image: Image.Image, name: str = "the image", reduction: float = 1.0) -> Image.Image:
     """Bring a PIL image of any mode to an upright 8-bit one of mode L or RGB; see `decode`.
+
+    Args:
+        image: not changed, but for what is not decoded yet.
+        name: what errors call it.
+        reduction: a JPEG file that is not decoded yet may be decoded so many times smaller, or
+            less: by a power of two, 8 at most.
 
     Raises:
         ImageError: truncated, of 32 bits a pixel, empty, or larger than `MAX_PIXELS`.
@@ -123,6 +174,8 @@ def standardize(image: Image.Image, name: str = "the image") -> Image.Image:
     if not image.width * image.height:
         raise ImageError(f"{name} has no pixels: it is {image.width}x{image.height}")
     try:
+        if reduction >= 2:
+            image.draft(None, (image.width / reduction, image.height / reduction))  # type: ignore[arg-type]
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
         picture = _to_8_bits(image, name)

@@ -77,14 +77,16 @@ def read_frame(frame: Frame) -> tuple[Frame, str | None]:
     return frame, None
 
 
-def to_image(frame: Frame, name: str | None, color: str) -> Image.Image:
+def to_image(
+    frame: Frame, name: str | None, color: str, preprocessing: Preprocessing
+) -> Image.Image:
     """Decode or wrap what `read_frame` returned.
 
     Raises:
         ImageError: it is no image, or it lies in device memory.
     """
     if isinstance(frame, bytes):
-        return decode(frame, name)
+        return decode(frame, name, preprocessing)
     if isinstance(frame, Image.Image):
         return standardize(frame)
     if isinstance(frame, np.ndarray):

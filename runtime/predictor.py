@@ -238,7 +238,7 @@ class Predictor:
             else:
                 pixels = ready_pixels(frame, color, pre)
                 if pixels is None:
-                    image = to_image(frame, name, color)
+                    image = to_image(frame, name, color, pre)
                     decoded = self.clock()
                     pixels = crop(image, pre, name or "the image")
                 self.engine.load(normalize(pixels[None], pre))
@@ -273,7 +273,7 @@ class Predictor:
             images: list[NDArray[np.uint8] | Image] = []
             for frame, name in encoded:
                 plain = ready_pixels(frame, "rgb", pre)
-                images.append(to_image(frame, name, "rgb") if plain is None else plain)
+                images.append(to_image(frame, name, "rgb", pre) if plain is None else plain)
             decoded = self.clock()
             pixels = [
                 image if isinstance(image, np.ndarray) else crop(image, pre, name or "the image")

@@ -156,7 +156,8 @@ class _Labelled:
     def pictures(self, indices: Sequence[int]) -> Pixels:
         """Return images as the network sees them, uint8 [n, size, size, channels]."""
         pre = self.bundle.manifest.preprocessing
-        return np.stack([crop(decode(self.paths[i]), pre, str(self.paths[i])) for i in indices])
+        paths = [self.paths[i] for i in indices]
+        return np.stack([crop(decode(path, preprocessing=pre), pre, str(path)) for path in paths])
 
 
 def _run_images(

@@ -16,4 +16,4 @@ def load_decoders(preprocessing: Preprocessing) -> None:
     for kind in KINDS:
         buffer = io.BytesIO()
         Image.new("RGB", (64, 64)).save(buffer, kind)
-        crop(decode(buffer.getvalue()), preprocessing, kind)
+        crop(decode(buffer.getvalue(), kind, preprocessing), preprocessing, kind)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mate_edge.decide.drift import FINE, Drift
 from mate_edge.decide.policy import Policy
 from mate_edge.errors import ImageError
-from mate_edge.images import crop, decode, from_array, normalize
+from mate_edge.images import Preprocessing, crop, decode, from_array, normalize
 from mate_edge.runtime.metrics import Metrics
 from mate_edge.runtime.points import DEEPEST, kept_point, kept_points
 from mate_edge.runtime.policy import choose_policy
@@ -268,13 +268,13 @@ class Model:
         if isinstance(data, np.ndarray) and data.dtype == np.float32:
             return data
         pre = self.manifest.preprocessing
-        return normalize(np.stack([crop(image, pre) for image in _pictures(data)]), pre)
+        return normalize(np.stack([crop(image, pre) for image in _pictures(data, pre)]), pre)
 
 
-def _pictures(data: NDArray[np.uint8] | list[bytes]) -> Iterator[Any]:
+def _pictures(data: NDArray[np.uint8] | list[bytes], pre: Preprocessing) -> Iterator[Any]:
     for number, one in enumerate(data, start=1):
         if isinstance(one, bytes):
-            yield decode(one, f"image {number} of {len(data)}")
+            yield decode(one, f"image {number} of {len(data)}", pre)
         else:
             yield from_array(one)
 

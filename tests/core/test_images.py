@@ -9,6 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -238,6 +239,82 @@ def test_a_file_without_end_is_refused_at_once(tmp_path: Path) -> None:
         decode(tmp_path / "huge.png")
 
 
+# a JPEG file larger than needed is decoded smaller
+
+
+def waves(width: int, height: int) -> Image.Image:
+    """A smooth picture, in which no two corners look alike."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    planes = [np.sin(3 * x + 5 * y), np.cos(7 * x * y), x * x - y]
+    values = np.stack([127 + 100 * plane for plane in planes], axis=-1)
+    return Image.fromarray(values.astype(np.uint8))
+
+
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    gap=st.floats(1, 4),
+    orientation=st.integers(1, 8),
+)
+def test_decoding_leaves_reducing_gap_times_the_pixels_that_are_needed(
+    width: int, height: int, gap: float, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(waves(width, height), "JPEG", quality=95, exif=exif)
+    wanted = msgspec.structs.replace(RGB, reducing_gap=gap)
+    whole, reduced = decode(data), decode(data, preprocessing=wanted)
+    by = next(by for by in (8, 4, 2, 1) if by == 1 or min(width, height) >= by * gap * 10)
+    assert reduced.size == tuple(-(-side // by) for side in whole.size)
+    if by == 1:
+        assert np.array_equal(reduced, whole)
+
+
+@given(width=st.integers(16, 60), height=st.integers(16, 60), by=st.sampled_from([2, 4, 8]))
+def test_a_reduced_picture_looks_alike(width: int, height: int, by: int) -> None:
+    shorter = min(width, height)
+    wanted = Preprocessing(
+        channels=3, size=shorter, resize=shorter, mean=(0,) * 3, std=(1,) * 3, reducing_gap=1.0
+    )
+    data = encode(waves(width * by, height * by), "JPEG", quality=95, subsampling=0)
+    reduced = decode(data, preprocessing=wanted)
+    assert reduced.size == (width, height)
+    difference = crop(reduced, wanted).astype(int) - crop(decode(data), wanted)
+    assert np.abs(difference).mean() < 3
+
+
+def test_only_jpeg_files_are_reduced_and_only_where_the_preprocessing_says_so() -> None:
+    wanted = msgspec.structs.replace(RGB, reducing_gap=2.0)
+    large = waves(200, 160)
+    files = {kind: encode(large, kind) for kind in ("JPEG", "PNG", "MPO", "WEBP")}
+    sizes = {kind: decode(data, preprocessing=wanted).size for kind, data in files.items()}
+    assert sizes == {"JPEG": (25, 20), "PNG": (200, 160), "MPO": (25, 20), "WEBP": (200, 160)}
+    assert decode(files["JPEG"], preprocessing=RGB).size == (200, 160), "an older bundle's"
+    for mode in ("L", "CMYK"):
+        data = encode(large.convert(mode), "JPEG", quality=95, progressive=True)
+        whole, reduced = (crop(decode(data, preprocessing=pre), RGB) for pre in (None, wanted))
+        assert np.abs(reduced.astype(int) - whole).mean() < 4
+
+
+def test_a_picture_in_memory_stays_as_it_is() -> None:
+    opened = Image.open(io.BytesIO(encode(waves(200, 160), "JPEG")))
+    assert standardize(opened).size == opened.size == (200, 160)
+    array = np.asarray(opened)
+    assert from_array(array).size == (200, 160)
+
+
+def test_a_truncated_or_too_large_jpeg_is_refused_however_small_it_is_wanted() -> None:
+    wanted = msgspec.structs.replace(RGB, reducing_gap=2.0)
+    data = encode(waves(400, 300), "JPEG")
+    for cut in (len(data) // 3, len(data) // 2):
+        with pytest.raises(ImageError, match="damaged"):
+            decode(data[:cut], preprocessing=wanted)
+    start = data.index(b"\xff\xc0") + 5  # the frame header's height and width
+    bomb = data[:start] + struct.pack(">HH", 10_000, 10_000) + data[start + 4 :]
+    with pytest.raises(ImageError, match="has more than"):
+        decode(bomb, preprocessing=wanted)
+
+
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
 def test_a_long_thin_image_does_not_fill_the_memory(size: tuple[int, int]) -> None:
     large = Preprocessing(channels=3, size=224, resize=256, mean=(0, 0, 0), std=(1, 1, 1))
@@ -247,7 +324,15 @@ def test_a_long_thin_image_does_not_fill_the_memory(size: tuple[int, int]) -> No
 
 @pytest.mark.parametrize(
     "change",
-    [{"mean": (0.1,)}, {"std": (0.0, 1.0, 1.0)}, {"size": 0}, {"size": 20, "resize": 10}],
+    [
+        {"mean": (0.1,)},
+        {"std": (0.0, 1.0, 1.0)},
+        {"size": 0},
+        {"size": 20, "resize": 10},
+        {"reducing_gap": 0.5},
+        {"reducing_gap": float("inf")},
+        {"reducing_gap": float("nan")},
+    ],
 )
 def test_preprocessing_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
     fields = {name: getattr(RGB, name) for name in RGB.__struct_fields__}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -22,7 +23,7 @@ from mate_edge.bundle import read_bundle
 from mate_edge.decide.policy import Confidence, Deepest
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import EngineError, ImageError, UsageError
-from mate_edge.images import normalize
+from mate_edge.images import crop, decode, normalize
 from mate_edge.runtime.deadline import LatencyTable
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.predictor import Predictor
@@ -187,6 +188,22 @@ def test_every_kind_of_frame_gives_the_same_answer(
              np.asfortranarray(frames[0]), colored]  # fmt: skip
     answers = {predictor.predict(kind, policy="deepest").confidence for kind in kinds}
     assert max(answers) - min(answers) < 1e-6
+
+
+def test_a_large_jpeg_is_decoded_as_the_bundle_says_alone_and_in_a_batch(
+    predictor: Predictor, frames: list[np.ndarray]
+) -> None:
+    pre = predictor.bundle.manifest.preprocessing
+    assert pre.reducing_gap == 2.0
+    buffer = io.BytesIO()
+    Image.fromarray(frames[0][..., 0]).resize((500, 400)).save(buffer, "JPEG", quality=30)
+    data = buffer.getvalue()
+    whole, reduced = crop(decode(data), pre), crop(decode(data, preprocessing=pre), pre)
+    assert not np.array_equal(whole, reduced)
+    expected = predictor.predict(reduced, policy="deepest").probabilities
+    [batched] = predictor.predict_batch([data], policy="deepest")
+    for found in (predictor.predict(data, policy="deepest"), batched):
+        np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
 
 
 def test_a_batch_may_be_an_array_or_whatever_yields_images(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torchvision.transforms.functional as TF
@@ -235,6 +236,26 @@ def test_an_epoch_is_a_permutation_that_its_number_decides() -> None:
 def test_samples_are_spread_evenly() -> None:
     assert spread(10, 4).tolist() == [0, 3, 6, 9]
     assert spread(3, 64).tolist() == [0, 1, 2]
+
+
+def test_a_large_photograph_is_decoded_as_small_as_the_part_that_is_trained_on_allows(
+    tmp_path: Path,
+) -> None:
+    y, x = np.mgrid[0:1:1200j, 0:1:1600j]
+    planes = [200 * x, 200 * y, 100 * (x + y)]
+    whole = Preprocessing(channels=3, size=32, resize=36, mean=(0,) * 3, std=(1,) * 3)
+    reduced = msgspec.structs.replace(whole, reducing_gap=2.0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright it is 1200 x 1600
+    Image.fromarray(np.stack(planes, -1).astype(np.uint8)).save(tmp_path / "0.jpg", exif=exif)
+    images = FileImages((tmp_path / "0.jpg",), np.zeros(1, np.int64))
+    for epoch in range(20):
+        pair = [
+            images.augmented([0], preprocessing, flip=True, seed=0, epoch=epoch).astype(int)
+            for preprocessing in (whole, reduced)
+        ]
+        assert np.abs(pair[0] - pair[1]).max() <= 6, "the same part, at the same place"
+    assert np.abs(images.plain([0], whole).astype(int) - images.plain([0], reduced)).max() <= 4
 
 
 # evaluation sees what torchvision's transforms would show

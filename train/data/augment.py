@@ -7,7 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
-from mate_edge.images import Preprocessing
+from mate_edge.images import Preprocessing, standardize, upright_size
 
 Pixels = NDArray[np.uint8]
 PADDING = 4
@@ -40,31 +40,53 @@ def flip_some(pixels: Pixels, random: NDArray[np.float64]) -> Pixels:
 
 
 def crop_resized(
-    image: Image.Image, preprocessing: Preprocessing, random: np.random.Generator
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    random: np.random.Generator,
+    name: str = "the image",
 ) -> Pixels:
     """Cut a random part of 8 to 100 % of the area, aspect 3:4 to 4:3, and scale it to size.
 
     Szegedy et al., arXiv:1409.4842; the limits are torchvision's `RandomResizedCrop`'s.
 
+    Args:
+        image: decoded, or opened: then it is decoded as small as the part allows.
+        preprocessing: whose size and channels the part gets.
+        random: what chooses the part.
+        name: what errors call the image.
+
     Returns:
         uint8 [size, size, channels].
+
+    Raises:
+        ImageError: as `standardize`.
     """
+    width, height = upright_size(image, name)
+    left, top, w, h = _choose_part(width, height, random)
+    size = preprocessing.size
+    image = standardize(image, name, preprocessing.reduction(min(w, h), size))
+    across, down = image.width / width, image.height / height
     mode = "RGB" if preprocessing.channels == 3 else "L"
     image = image if image.mode == mode else image.convert(mode)
-    width, height = image.size
+    box = (
+        round(left * across),
+        round(top * down),
+        round((left + w) * across),
+        round((top + h) * down),
+    )
+    cut = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(cut).reshape(size, size, preprocessing.channels)
+
+
+def _choose_part(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return left, top, width and height of the part."""
     for _ in range(10):
         area = width * height * random.uniform(0.08, 1.0)
         aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
-            break
-        w = h = 0
-    if w:
-        left, top = random.integers(width - w + 1), random.integers(height - h + 1)
-    else:  # as torchvision does: the centre, of the nearest aspect
-        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - w) // 2, (height - h) // 2
-    size = (preprocessing.size, preprocessing.size)
-    box = (left, top, left + w, top + h)
-    cut = image.crop(box).resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(cut).reshape(*size, preprocessing.channels)
+            left, top = random.integers(width - w + 1), random.integers(height - h + 1)
+            return int(left), int(top), w, h
+    # as torchvision does: the centre, of the nearest aspect
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (width - w) // 2, (height - h) // 2, w, h

@@ -13,7 +13,13 @@ from mate_edge.errors import DataError, UsageError
 from mate_edge.images import Preprocessing
 from mate_edge.names import some
 from mate_edge.runs import Recipe
-from mate_edge.train.data.images import FileImages, Images, MemoryImages, Moved
+from mate_edge.train.data.images import (
+    REDUCING_GAP,
+    FileImages,
+    Images,
+    MemoryImages,
+    Moved,
+)
 from mate_edge.train.data.splits import choose_some, split_off
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -127,7 +133,12 @@ def from_arrays(
     _, size, _, channels = train.pixels.shape
     mean, std = channel_statistics(train.pixels)
     preprocessing = Preprocessing(
-        channels=3 if channels == 3 else 1, size=size, resize=size, mean=mean, std=std
+        channels=3 if channels == 3 else 1,
+        size=size,
+        resize=size,
+        mean=mean,
+        std=std,
+        reducing_gap=REDUCING_GAP,
     )
     return Dataset(classes, preprocessing, train, val, test, flip, arch, recipe)
 
@@ -173,6 +184,7 @@ def from_files(
         resize=round(size * 256 / 224),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        reducing_gap=REDUCING_GAP,
     )
     recipe = Recipe(epochs=200, batch_size=32, weight_decay=1e-4, milestones=(0.5, 0.75))
     return Dataset(classes, preprocessing, train, val, test, True, ARCH, recipe)

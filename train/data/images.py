@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.errors import ImageError
-from mate_edge.images import Preprocessing, crop, decode
+from mate_edge.images import Preprocessing, crop, decode, open_image
 from mate_edge.train.data.augment import crop_resized, crop_shifted, flip_some
+
+REDUCING_GAP = 2.0
+"""Of every new run, see `Preprocessing`: Pillow's `thumbnail` has it, too."""
 
 Pixels = NDArray[np.uint8]
 Moved = tuple[Path, Path]
@@ -155,14 +158,15 @@ class FileImages:
         """
         pixels = []
         for i in indices:
-            random = np.random.default_rng([seed, epoch, i])
-            one = crop_resized(decode(self.paths[i]), preprocessing, random)[None]
+            random, name = np.random.default_rng([seed, epoch, i]), str(self.paths[i])
+            with open_image(self.paths[i], name) as image:
+                one = crop_resized(image, preprocessing, random, name)[None]
             pixels.append(flip_some(one, random.random(1)) if flip else one)
         return np.concatenate(pixels)
 
     @staticmethod
     def _plain(path: Path, preprocessing: Preprocessing) -> Pixels:
-        return crop(decode(path), preprocessing, str(path))
+        return crop(decode(path, preprocessing=preprocessing), preprocessing, str(path))
 
     def in_memory(self, size: int) -> MemoryImages:
         """Decode all files now, as RGB, scaled and cut to `size` pixels.
@@ -171,7 +175,14 @@ class FileImages:
             ImageError: some cannot be read; the message counts them and names the first.
         """
         failures: list[str] = []
-        scaled = Preprocessing(channels=3, size=size, resize=size, mean=(0,) * 3, std=(1,) * 3)
+        scaled = Preprocessing(
+            channels=3,
+            size=size,
+            resize=size,
+            mean=(0,) * 3,
+            std=(1,) * 3,
+            reducing_gap=REDUCING_GAP,
+        )
         pixels = np.empty((len(self.paths), size, size, 3), np.uint8)
 
         def load(i: int) -> None:
