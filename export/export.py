@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mate_edge import bundle, files
 from mate_edge.bundle import Build, Exit, Manifest, OperatingPoint, Segment
 from mate_edge.decide.simulate import simulate
-from mate_edge.decide.temperature import fit_temperature
+from mate_edge.decide.temperature import fit_temperatures
 from mate_edge.decide.tune import FEW_SAMPLES, MAX_DROPS, search_thresholds
 from mate_edge.errors import UsageError
 from mate_edge.export.check import check_logits, check_models, check_remembered
@@ -126,10 +126,7 @@ def export_run(
                 models, kind, precision, data, outputs, max_drop, say
             )
             _check_operators(models, kind)
-        temperatures = tuple(
-            fit_temperature(measured.val_logits[:, k], measured.val_labels)
-            for k in range(len(keep))
-        )
+        temperatures = fit_temperatures(measured.val_logits, measured.val_labels)
         manifest = Manifest(
             name=out.name.removesuffix(files.BUNDLE_SUFFIX),
             target=target,

@@ -94,7 +94,7 @@ def some_images(images: Images, most: int, preprocessing: Preprocessing) -> NDAr
     return normalize(images.plain(chosen, preprocessing), preprocessing)
 
 
-def compute_logits(
+def chain_logits(
     chains: Sequence[Chain], images: Images, preprocessing: Preprocessing
 ) -> list[Logits]:
     """Run a split through each chain of segments.
@@ -168,7 +168,7 @@ def lower_and_measure(
     lowered = lower(models, conversion, calibration)
     say(f"comparing fp32 and {precision} on {len(labels)} validation images")
     chain = Chain(lowered.segments, conversion.as_written)
-    before, after = compute_logits([Chain(models.segments), chain], data.val, preprocessing)
+    before, after = chain_logits([Chain(models.segments), chain], data.val, preprocessing)
     was, now = check_drop(before, after, labels, precision, max_drop, target.precisions)
     few = _golden_images(outputs)
     return lowered, Measured(

@@ -56,3 +56,9 @@ class EngineError(MateEdgeError):
 
 class EngineNotBuilt(EngineError):  # noqa: N818 - the state of the engine, named as users see it
     """An engine that must be built on this device first."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what somebody else's exception says, or else its kind."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mate_edge.errors import ImageError, UsageError
+from mate_edge.errors import ImageError, UsageError, first_line
 from mate_edge.images import Preprocessing, decode, from_array, read_image, standardize
 from mate_edge.runtime.cuda.arrays import DLPACK_CPU
 from mate_edge.runtime.deadline import check_max_ms
@@ -72,7 +72,7 @@ def read_frame(frame: Frame) -> tuple[Frame, str | None]:
             return np.from_dlpack(other), None
         except (BufferError, RuntimeError, TypeError, ValueError) as reason:
             raise ImageError(
-                f"a {type(frame).__name__} that numpy cannot take: {str(reason).splitlines()[0]}"
+                f"a {type(frame).__name__} that numpy cannot take: {first_line(reason)}"
             ) from None
     return frame, None
 

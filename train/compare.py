@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from mate_edge import files
 from mate_edge.decide.curves import area_under_accuracy, label_loss, overthinking
-from mate_edge.decide.temperature import fit_temperature
+from mate_edge.decide.temperature import fit_temperatures
 from mate_edge.errors import RunError, TrainingStopped, UsageError
 from mate_edge.names import look_up
 from mate_edge.report import comparison
@@ -350,10 +350,7 @@ def summarize(folder: Path, run: Run) -> Row:
         "options": " ".join(f"{name}={value}" for name, value in run.method_options.items()),
         "head": run.head,
     }
-    fitted = [
-        fit_temperature(outputs["val_logits"][:, k], outputs["val_labels"])
-        for k in range(run.exits)
-    ]
+    fitted = fit_temperatures(outputs["val_logits"], outputs["val_labels"])
     for split in ("test", "val"):
         logits, labels = outputs[f"{split}_logits"], outputs[f"{split}_labels"]
         losses = [label_loss(logits[:, k], labels, t) for k, t in enumerate(fitted)]

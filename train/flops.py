@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mate_edge.errors import UsageError
+from mate_edge.errors import UsageError, first_line
 
 with warnings.catch_warnings():  # fvcore uses a decorator of torch that is deprecated
     warnings.simplefilter("ignore", FutureWarning)
@@ -34,7 +34,7 @@ def count_flops(
     try:
         return _count(module, inputs)
     except Exception as error:  # fvcore traces, which runs the module's own code
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UsageError(
             f"the FLOPs of {name} cannot be counted ({reason}): torch.jit.trace must be able to "
             "follow it, so give plain modules that are not scripted"

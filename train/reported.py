@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mate_edge import files, runs
-from mate_edge.decide.temperature import fit_temperature
+from mate_edge.decide.temperature import fit_temperatures
 from mate_edge.decide.tune import MAX_DROPS, search_thresholds
 from mate_edge.errors import MateEdgeError, RunError
 from mate_edge.report.subject import ExitCost, NamedPolicy, Subject, Training
@@ -43,7 +43,7 @@ def gather_run(
     """
     outputs = _outputs(folder, run)
     val_logits, val_labels = outputs["val_logits"], outputs["val_labels"]
-    temperatures = tuple(fit_temperature(val_logits[:, k], val_labels) for k in range(run.exits))
+    temperatures = fit_temperatures(val_logits, val_labels)
     flops = tuple(cost.cumulative_flops for cost in costs)
     points = {
         name: NamedPolicy(

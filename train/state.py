@@ -18,7 +18,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from mate_edge import files
-from mate_edge.errors import RunError, UsageError
+from mate_edge.errors import RunError, UsageError, first_line
 from mate_edge.train.network import MultiExitNet
 
 STATE = "state"
@@ -76,7 +76,7 @@ def save_state(accelerator: Accelerator, folder: Path, position: Position) -> No
             try:
                 part()
             except (OSError, UsageError, RuntimeError, SafetensorError) as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
         if reasons := [found for found in gather_object([reason]) if found]:  # waits for all
             if accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -125,8 +125,7 @@ def _check_random(path: Path) -> None:
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"{path} cannot be loaded ({(str(error) or type(error).__name__).splitlines()[0]}): "
-        "remove it to train from the beginning"
+        f"{path} cannot be loaded ({first_line(error)}): remove it to train from the beginning"
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from mate_edge import files
-from mate_edge.errors import UsageError
+from mate_edge.errors import UsageError, first_line
 from mate_edge.names import some
 from mate_edge.train.backbones import TORCHVISION, make_parts
 from mate_edge.train.backbones.imagenet import first_convolution
@@ -105,7 +105,7 @@ def imagenet_weights(arch: str) -> Weights:
         with _tensors_only():
             network = get_model(arch, weights=chosen)  # and renames tensors where that is needed
     except Exception as error:  # torch, pickle and zipfile raise a dozen types on damage
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if cached.is_file() and not isinstance(error, OSError):
             raise UsageError(
                 f"{cached} is damaged, or holds more than tensors ({reason}): remove it, and it "

@@ -22,7 +22,7 @@ from mate_edge.decide.risk import (
 )
 from mate_edge.decide.rounds import draw_exits, ended_shares
 from mate_edge.decide.simulate import Outcome, simulate
-from mate_edge.decide.temperature import fit_temperature
+from mate_edge.decide.temperature import fit_temperatures
 from mate_edge.decide.tune import Flags, Labels, Loss, Search, losses, lost_on_the_way
 from mate_edge.errors import UsageError
 
@@ -93,9 +93,7 @@ class Calibration:
         self._certify = certify
         deepest = None if rounds is None else self._met_by(None)
         self.deepest = None if deepest is None else deepest[certify]
-        self.temperatures = tuple(
-            fit_temperature(logits[search, k], labels[search]) for k in range(logits.shape[1])
-        )
+        self.temperatures = fit_temperatures(logits[search], labels[search])
         self.search = Search(
             logits[search],
             labels[search],

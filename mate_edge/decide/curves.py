@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mate_edge.decide.policy import NEVER, Confidence, Logits, log_softmax, softmax
 from mate_edge.decide.simulate import simulate
-from mate_edge.decide.temperature import fit_temperature
+from mate_edge.decide.temperature import fit_temperatures
 
 BINS = 15
 BUDGETS = 25
@@ -85,8 +85,7 @@ def evaluate_outputs(
     Temperatures and thresholds are chosen on the validation split, everything else is counted on
     the test split.
     """
-    num_exits = val_logits.shape[1]
-    temperatures = tuple(fit_temperature(val_logits[:, k], val_labels) for k in range(num_exits))
+    temperatures = fit_temperatures(val_logits, val_labels)
     correct = test_logits.argmax(axis=-1) == test_labels[:, None]
     accuracies = tuple(float(share) for share in correct.mean(axis=0))
     exits = []

@@ -36,3 +36,8 @@ def fit_temperature(logits: Logits, labels: NDArray[np.int64]) -> float:
         else:
             low = inverse
     return float(1 / (low * high) ** 0.5)
+
+
+def fit_temperatures(logits: Logits, labels: NDArray[np.int64]) -> tuple[float, ...]:
+    """Return each exit's T, see `fit_temperature`, from logits, float32 [n, K, C]."""
+    return tuple(fit_temperature(logits[:, k], labels) for k in range(logits.shape[1]))

@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle, Segment
-from mate_edge.errors import EngineError
+from mate_edge.errors import EngineError, first_line
 from mate_edge.runtime.engines.engine import Engine, cpu_threads
 
 _shared_pool_made = False
@@ -105,7 +105,7 @@ class OnnxRuntimeEngine(Engine):
         return self._single[k]
 
     def _failure(self, k: int, error: Exception) -> EngineError:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         return EngineError(f"segment {k} of {self.bundle.folder} failed: {reason}")
 
     def keep(self, rows: NDArray[np.intp]) -> None:
@@ -284,4 +284,4 @@ def make_session(
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exception types share no base class
-        raise EngineError(f"onnxruntime cannot load {what}: {str(error).splitlines()[0]}") from None
+        raise EngineError(f"onnxruntime cannot load {what}: {first_line(error)}") from None

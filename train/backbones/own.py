@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mate_edge.errors import UsageError
+from mate_edge.errors import UsageError, first_line
 from mate_edge.names import some
 from mate_edge.train.backbones.parts import Parts, output_shapes
 
@@ -106,7 +106,7 @@ def check_training(
             labels = labels[:, None].expand(-1, logits.shape[1])
             cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # the user's code may raise anything
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             if "inplace operation" in reason:
                 reason = (
                     "a module overwrites what another one needs for its gradient, as a stage does "
@@ -117,7 +117,7 @@ def check_training(
             with torch.no_grad():
                 answers = tried.eval()(images[:1])  # a split may end with a batch of one
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UsageError(f"{arch} cannot take a single image: {reason}") from error
         if answers.shape != (1, logits.shape[1], classes):
             raise UsageError(

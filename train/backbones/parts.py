@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mate_edge.errors import UsageError
+from mate_edge.errors import UsageError, first_line
 
 
 class Classifier(nn.Sequential):
@@ -61,7 +61,7 @@ def output_shapes(
         try:
             features = module.eval()(features)
         except Exception as error:  # whatever the module raises, the input is what did not fit
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise UsageError(
                 f"{arch} cannot take {channels}x{size}x{size} images: stage {number} fails on "
                 f"features {given} ({reason}): give a larger --size, or another --arch"

@@ -13,7 +13,7 @@ from sys import stderr
 
 from platformdirs import user_cache_path
 
-from mate_edge.errors import DataError
+from mate_edge.errors import DataError, first_line
 
 
 def data_folder() -> Path:
@@ -32,7 +32,7 @@ def download(name: str, fetch: Callable[[], object], otherwise: str) -> None:
         with redirect_stdout(stderr):
             fetch()
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(
             f"{name} was not found and could not be downloaded ({reason}): {otherwise}"
         ) from None

@@ -20,7 +20,8 @@ from mate_edge.train.losses.terms import divergence, label_loss
 class Beed(Method):
     """sum_k (2 - a^(K-k)) CE(z_k, y) + a^(K-k) T^2 KL(softmax(t / T) || softmax(z_k / T)).
 
-    The teacher is t = sg(sum_k b^k z_k / sum_k b^k).
+    Of logits z [B, K, C] and labels y [B]; CE and KL are means over the batch. The teacher
+    [B, C] is t = sg(sum_k b^k z_k / sum_k b^k), where sg stops the gradient.
 
     Raises:
         UsageError: so many exits that a label loss would not weigh more than nothing.

@@ -19,7 +19,8 @@ from mate_edge.train.losses.terms import label_loss, soft_cross_entropy
 class Byot(Method):
     """CE(z_K, y) + sum_{k<K} (1 - a) CE(z_k, y) + a T^2 CE(softmax(sg(z_K) / T), softmax(z_k / T)).
 
-    The last exit learns from labels alone: there a is zero in the paper.
+    Of logits z [B, K, C] and labels y [B]; each CE is a mean over the batch, and sg stops the
+    gradient. The last exit learns from labels alone: there a is zero in the paper.
     """
 
     class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from mate_edge.train.losses.terms import label_loss
 
 
 class CrossEntropy(Method):
-    """sum_k CE(z_k, y)."""
+    """sum_k CE(z_k, y), of logits z [B, K, C] and labels y [B]; CE is a mean over the batch."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `Method.forward`."""

@@ -20,9 +20,10 @@ from mate_edge.train.losses.terms import label_loss, soft_cross_entropy
 class Dbt(Method):
     """s times (1 - c) sum_k CE_k + c T^2 sum_{k<K} CE(softmax(sg(z_K) / T), softmax(z_k / T)).
 
-    T starts at 1 and grows by a twentieth after each batch (with gradient accumulation, each part
-    of a step) in which the softened last exit's mean confidence, mean_b max softmax(z_K / T), was
-    above one half.
+    Of logits z [B, K, C] and labels y [B]; each CE is a mean over the batch, and sg stops the
+    gradient. T starts at 1 and grows by a twentieth after each batch (with gradient accumulation,
+    each part of a step) in which the softened last exit's mean confidence,
+    mean_b max softmax(z_K / T), was above one half.
     """
 
     class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,11 @@ from mate_edge.train.losses.terms import divergence, label_loss
 
 
 class Eed(Method):
-    """sum_k CE(z_k, y) + alpha sum_k T^2 KL(softmax(t / T) || softmax(z_k / T)), t = sg(mean z)."""
+    """sum_k CE(z_k, y) + alpha sum_k T^2 KL(softmax(t / T) || softmax(z_k / T)).
+
+    Of logits z [B, K, C] and labels y [B]; CE and KL are means over the batch. The teacher
+    [B, C] is t = sg(mean_k z_k), where sg stops the gradient.
+    """
 
     class Options(msgspec.Struct, frozen=True, kw_only=True):
         """The settings of the form with the divergence.

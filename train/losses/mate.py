@@ -27,7 +27,8 @@ from mate_edge.train.losses.terms import label_loss, ramp
 class Mate(Method):
     """Distil all exits into K ensemble teachers, and each teacher into all exits.
 
-    With logits z [B, K, C], A = softmax(W) over rows, and sg the stop-gradient::
+    With logits z [B, K, C], labels y [B], A = softmax(W) over the rows of W [K, K], and sg the
+    stop-gradient::
 
         t_i  = sum_k A_ik z_k                                           teacher i
         lam  = beta on the diagonal, (1 - beta) / (K - 1) elsewhere     student j <- teacher i

@@ -23,8 +23,10 @@ from mate_edge.train.losses.terms import divergence, label_loss, ramp
 class Okddip(Method):
     """sum_k CE(z_k, y) + r(e) sum_k T^2 KL(softmax(t_k / T) || softmax(z_k / T)).
 
-    Teacher k of a sample is t_k = sum_j a_kj z_j with a_k = softmax_j(L z_k . E z_j), L and E
-    trained. The teachers are not detached: the gradient flows into the exits through them too.
+    Of logits z [B, K, C] and labels y [B]; CE and KL are means over the batch. Teacher k of a
+    sample is t_k = sum_j a_kj z_j, [C], with a_k = softmax_j(L z_k . E z_j), [K], and L and E
+    [width, C] trained. The teachers are not detached: the gradient flows into the exits through
+    them too.
     """
 
     class Options(msgspec.Struct, frozen=True, kw_only=True):
