@@ -29,7 +29,7 @@ from peers import trained_case
 from untrained import make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.decide.policy import softmax
+from mate_edge.decide.softmax import softmax
 from mate_edge.machine import cpu_count
 from mate_edge.runs import read_finished_run
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine

@@ -41,7 +41,8 @@ from turns import take_turns
 from untrained import make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.decide.policy import Confidence, softmax
+from mate_edge.decide.policy import Confidence
+from mate_edge.decide.softmax import softmax
 from mate_edge.images import normalize
 from mate_edge.report.text import print_table
 from mate_edge.runtime.engines import make_engine

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from mate_edge import files
 from mate_edge.decide.calibrate import Calibrated, Calibration
-from mate_edge.decide.policy import THRESHOLDS, Logits, Patience, Policy
+from mate_edge.decide.policy import THRESHOLDS, Patience, Policy
 from mate_edge.decide.simulate import Outcome, simulate
+from mate_edge.decide.softmax import Logits
 from mate_edge.decide.tune import losses
 from mate_edge.errors import UsageError
 from mate_edge.report.text import count, percent, print_table

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mate_edge.decide.policy import Logits, Policy
+from mate_edge.decide.policy import Policy
 from mate_edge.decide.simulate import simulate
+from mate_edge.decide.softmax import Logits
 from mate_edge.names import look_up
 from mate_edge.report.verification import Comparison, PointFigures
 from mate_edge.runtime.engines import ON_CPU

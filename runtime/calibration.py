@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
-from mate_edge.decide.policy import Logits
+from mate_edge.decide.softmax import Logits
 from mate_edge.errors import BundleError
 
 

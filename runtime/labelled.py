@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
-from mate_edge.decide.policy import Deepest, Logits
+from mate_edge.decide.policy import Deepest
+from mate_edge.decide.softmax import Logits
 from mate_edge.errors import DataError, ImageError
 from mate_edge.images import read_image
 from mate_edge.runtime.build_command import build_if_needed

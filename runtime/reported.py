@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mate_edge import files
 from mate_edge.bundle import Bundle, OperatingPoint
-from mate_edge.decide.policy import Logits
+from mate_edge.decide.softmax import Logits
 from mate_edge.decide.tune import MAX_DROPS
 from mate_edge.errors import EngineError
 from mate_edge.images import crop, decode

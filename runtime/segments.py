@@ -7,16 +7,9 @@ from math import isfinite
 
 import numpy as np
 
-from mate_edge.decide.policy import (
-    Confidence,
-    Deepest,
-    FixedExit,
-    Logits,
-    Policy,
-    decide,
-    is_clear,
-    largest,
-)
+from mate_edge.decide.glance import is_clear
+from mate_edge.decide.policy import Confidence, Deepest, FixedExit, Policy, decide
+from mate_edge.decide.softmax import Logits, largest
 from mate_edge.errors import EngineError
 from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, time_left
 from mate_edge.runtime.engines.engine import Engine

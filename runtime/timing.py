@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import Deepest, Logits, Policy
+from mate_edge.decide.policy import Deepest, Policy
+from mate_edge.decide.softmax import Logits
 from mate_edge.errors import UsageError
 from mate_edge.images import normalize
 from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, samples_needed

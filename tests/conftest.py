@@ -33,7 +33,7 @@ from mate_edge.bundle import (
     read_bundle,
 )
 from mate_edge.cli import main
-from mate_edge.decide.policy import softmax
+from mate_edge.decide.softmax import softmax
 from mate_edge.errors import EngineNotBuilt
 from mate_edge.files import arrays_to_bytes, write_json
 from mate_edge.images import normalize

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Guarantee
-from mate_edge.decide.policy import Logits, Thresholds
+from mate_edge.decide.policy import Thresholds
 from mate_edge.decide.risk import (
     check_levels,
     conformal_risk_control,
@@ -22,6 +22,7 @@ from mate_edge.decide.risk import (
 )
 from mate_edge.decide.rounds import draw_exits, ended_shares
 from mate_edge.decide.simulate import Outcome, simulate
+from mate_edge.decide.softmax import Logits
 from mate_edge.decide.temperature import fit_temperatures
 from mate_edge.decide.tune import Flags, Labels, Loss, Search, losses, lost_on_the_way
 from mate_edge.errors import UsageError

@@ -6,8 +6,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import NEVER, Confidence, Logits, log_softmax, softmax
+from mate_edge.decide.policy import NEVER, Confidence
 from mate_edge.decide.simulate import simulate
+from mate_edge.decide.softmax import Logits, log_softmax, softmax
 from mate_edge.decide.temperature import fit_temperatures
 
 BINS = 15

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import exp
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -12,19 +11,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mate_edge.decide.glance import Glance, soften
+from mate_edge.decide.softmax import Logits, largest, log_softmax, softmax
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
 
-Logits = NDArray[np.float32]
 NEVER = 2.0
 """A threshold that no score reaches."""
 COLDEST, HOTTEST = 1e-3, 1e3
 """The bounds of a temperature: far beyond them float32 knows neither logits nor classes apart."""
-FEW_CLASSES = 32
-"""Up to here plain floats are faster than numpy."""
-LARGE = 50.0
-ROUNDING = 2.0**-24
-"""Of float32, relative."""
 
 
 class Policy(Protocol):
@@ -78,38 +73,6 @@ def _kinds(answer: object) -> str:
     return f"a {type(answer).__name__}"
 
 
-def softmax(logits: Logits, temperature: float = 1.0) -> Logits:
-    """Soften logits and turn them into probabilities over the last axis, float32."""
-    scaled: Logits = logits / float(temperature)
-    if scaled.size == scaled.shape[-1]:  # of one sample: the same sums, in half the time
-        flat = scaled.ravel()
-        flat -= flat[flat.argmax()]
-        np.exp(flat, out=flat)
-        flat /= np.add.reduce(flat)
-        return scaled
-    scaled -= scaled.max(axis=-1, keepdims=True)
-    np.exp(scaled, out=scaled)
-    scaled /= scaled.sum(axis=-1, keepdims=True)
-    return scaled
-
-
-def largest(probabilities: Logits) -> Logits:
-    """Return the largest probability of each sample, [n] of [n, C]."""
-    if len(probabilities) == 1:  # one call of 0.2 us instead of one of 1.3 us
-        index = int(probabilities.argmax())
-        return probabilities[0, index : index + 1]
-    found: Logits = probabilities.max(axis=-1)
-    return found
-
-
-def log_softmax(logits: Logits, temperature: float = 1.0) -> Logits:
-    """Return the logarithm of `softmax`, float32, without rounding small ones to zero first."""
-    scaled: Logits = logits / np.float32(temperature)
-    scaled -= scaled.max(axis=-1, keepdims=True)
-    scaled -= np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
-    return scaled
-
-
 def plain_floats(name: str, values: object) -> tuple[float, ...]:
     """Return numbers as a tuple of Python's own.
 
@@ -143,49 +106,6 @@ def check_number(name: str, number: object, most: int) -> None:
     whole = isinstance(number, Integral) and not isinstance(number, bool)
     if not (whole and 1 <= number <= most):  # type: ignore[operator]
         raise UsageError(f"{name} must be a whole number from 1 to {most}, not {number!r:.80}")
-
-
-Glance = tuple[bool, float, float, list[float]]
-"""What plain floats see of one sample, where they are sure to decide as `Policy.decide` does.
-
-Whether it leaves; its confidence; how far float32 may be from that at most; and the probabilities
-in proportion to the largest. Right after a segment numpy's code is out of the cache, and `decide`
-takes 20 us where a glance takes 5. Floats round differently from float32: a policy's `glance`, of
-logits [1, C] of exit k, is None where only `decide` can tell.
-"""
-
-
-def _soften(logits: Logits, temperature: float) -> tuple[float, float, list[float]] | None:
-    """Return the largest probability of [1, C], float32's error in it, and all in proportion to it.
-
-    The error is first order: a scaled logit s is off by |s| roundings, and so is the largest one
-    that is taken off; their difference, of 2 |s|, once more; a sum of C by C, exp and division by a
-    few. The sum holds all that twice.
-
-    None for more than `FEW_CLASSES`, where floats are slower, for logits that float32 rounds too
-    much, and for those that are no finite numbers.
-    """
-    (values,) = logits.tolist()
-    if len(values) > FEW_CLASSES:
-        return None
-    top = max(values)
-    farthest = max(top, -min(values)) / temperature
-    if not farthest < LARGE:
-        return None
-    weights = [exp((value - top) / temperature) for value in values]
-    confidence = 1 / sum(weights)
-    if not confidence > 0:  # one of them is no number
-        return None
-    doubt = confidence * ROUNDING * (8 * farthest + len(values) + 12)
-    return confidence, doubt, weights
-
-
-def is_clear(glance: Glance) -> bool:
-    """Say whether the likeliest class is sure to be the one that float32 finds."""
-    _, confidence, doubt, relative = glance
-    if confidence > 0.5 + doubt:
-        return True
-    return (1 - sorted(relative)[-2]) * confidence > 2 * doubt
 
 
 class _Tempered(ABC):
@@ -254,7 +174,7 @@ class Confidence(Thresholds):
 
     def glance(self, logits: Logits, k: int) -> Glance | None:
         """See `Glance`; None also close to the threshold."""
-        seen = _soften(logits, self.temperatures[k - 1])
+        seen = soften(logits, self.temperatures[k - 1])
         if seen is None:
             return None
         confidence, doubt, _ = seen
@@ -349,7 +269,7 @@ class _AtDepth(_Tempered):
 
     def glance(self, logits: Logits, k: int) -> Glance | None:
         """See `Glance`."""
-        seen = _soften(logits, self.temperatures[k - 1])
+        seen = soften(logits, self.temperatures[k - 1])
         return None if seen is None else (k >= self.depth, *seen)
 
 

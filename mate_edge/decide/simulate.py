@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import Logits, Policy, decide
+from mate_edge.decide.policy import Policy, decide
+from mate_edge.decide.softmax import Logits
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import Logits, softmax
+from mate_edge.decide.softmax import Logits, softmax
 
 LOWEST, HIGHEST = 0.05, 20.0
 

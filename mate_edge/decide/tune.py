@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import NEVER, THRESHOLDS, Logits, Thresholds
+from mate_edge.decide.policy import NEVER, THRESHOLDS, Thresholds
+from mate_edge.decide.softmax import Logits
 
 FEW_SAMPLES = 200
 """Fewer are said to be few: half of their differences are chance, or more."""

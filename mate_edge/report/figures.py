@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.decide.curves import Bin, budget_policies, calibration_error, reliability
-from mate_edge.decide.policy import Policy, softmax
+from mate_edge.decide.policy import Policy
 from mate_edge.decide.simulate import Outcome, simulate
+from mate_edge.decide.softmax import softmax
 from mate_edge.report.subject import Deadline, Subject
 
 MOST_CLASSES = 100

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mate_edge.decide.policy import softmax
 from mate_edge.decide.simulate import simulate
+from mate_edge.decide.softmax import softmax
 from mate_edge.report.subject import Pixels, Subject
 
 MOST = 12

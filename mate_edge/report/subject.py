@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import Logits, Policy
+from mate_edge.decide.policy import Policy
+from mate_edge.decide.softmax import Logits
 
 Pixels = NDArray[np.uint8]
 

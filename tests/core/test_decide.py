@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mate_edge.decide.policy import Confidence, Deepest, make_policy, softmax
+from mate_edge.decide.policy import Confidence, Deepest, make_policy
 from mate_edge.decide.simulate import Outcome, simulate
+from mate_edge.decide.softmax import softmax
 from mate_edge.decide.temperature import HIGHEST, fit_temperature
 from mate_edge.decide.tune import search_thresholds
 from mate_edge.errors import UsageError

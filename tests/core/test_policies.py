@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mate_edge.decide.glance import LARGE, Glance, is_clear
 from mate_edge.decide.policy import (
     COLDEST,
     HOTTEST,
-    LARGE,
     NEVER,
     POLICIES,
     THRESHOLDS,
@@ -23,16 +23,14 @@ from mate_edge.decide.policy import (
     Deepest,
     Entropy,
     FixedExit,
-    Glance,
     Margin,
     Patience,
     Policy,
     RunningEnsemble,
-    is_clear,
     make_policy,
-    softmax,
 )
 from mate_edge.decide.simulate import simulate
+from mate_edge.decide.softmax import softmax
 from mate_edge.errors import UsageError
 
 ONES = (1.0, 1.0, 1.0)
