@@ -27,7 +27,7 @@ from mate_edge.report.comparison import (
     result_table,
 )
 from mate_edge.runs import read_outputs, read_run
-from mate_edge.train import start
+from mate_edge.train import new
 from mate_edge.train.compare import (
     parse_methods,
     parse_seeds,
@@ -350,7 +350,7 @@ def test_runs_that_differ_in_more_than_the_method_are_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_comparison(tmp_path, parse_methods("ce"), (0,), QUICK)
-    monkeypatch.setattr(start, "DEFAULT_HEAD", "linear")  # as another version's may be
+    monkeypatch.setattr(new, "DEFAULT_HEAD", "linear")  # as another version's may be
     with pytest.raises(UsageError, match="head is pooled there and linear here"):
         run_comparison(tmp_path, parse_methods("ce"), (0, 1), QUICK)
     assert not (tmp_path / "ce-seed1").exists(), "it was not trained"

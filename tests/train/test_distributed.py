@@ -33,7 +33,8 @@ import torch
 from accelerate import PartialState
 from mate_edge.train.loop import make_accelerator, train
 from mate_edge.train.options import Options
-from mate_edge.train.start import new_run, old_run
+from mate_edge.train.new import new_run
+from mate_edge.train.start import old_run
 
 out, here = Path(sys.argv[1]), PartialState(cpu=True)
 options = Options(data="digits", epochs=2, seed=1, batch_size=64)

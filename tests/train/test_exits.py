@@ -18,8 +18,9 @@ from mate_edge.runs import read_run
 from mate_edge.train.backbones import make_parts
 from mate_edge.train.exits import choose_cuts, cut, split_blocks
 from mate_edge.train.network import build_network, load_network, network_of
+from mate_edge.train.new import new_run
 from mate_edge.train.options import Options
-from mate_edge.train.start import new_run, old_run, run_training
+from mate_edge.train.start import old_run, run_training
 
 
 def convolution(stride: int = 1) -> nn.Conv2d:

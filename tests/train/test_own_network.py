@@ -27,8 +27,9 @@ from mate_edge.train.ending import Ending
 from mate_edge.train.evaluate import cumulative_flops
 from mate_edge.train.loop import make_accelerator, train
 from mate_edge.train.network import build_network, load_network
+from mate_edge.train.new import new_run
 from mate_edge.train.options import Options
-from mate_edge.train.start import new_run, run_training
+from mate_edge.train.start import run_training
 
 NETS = """
 import torch

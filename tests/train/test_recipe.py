@@ -29,6 +29,7 @@ from mate_edge.runs import Recipe, read_run
 from mate_edge.train.data import cifar, fashion_mnist, load_dataset
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import build_network
+from mate_edge.train.new import new_run
 from mate_edge.train.options import Options, choose_recipe
 from mate_edge.train.recipe import (
     FINE_TUNING,
@@ -38,7 +39,7 @@ from mate_edge.train.recipe import (
     parse_milestones,
 )
 from mate_edge.train.reported import gather_run
-from mate_edge.train.start import new_run, old_run, run_training
+from mate_edge.train.start import old_run, run_training
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 OLD = {"optimizer", "schedule", "warm_up"}

@@ -23,8 +23,9 @@ from mate_edge.train import loop
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.loader import TrainingImages
 from mate_edge.train.data.regularize import RandAugment, mix_up, smooth
+from mate_edge.train.new import new_run
 from mate_edge.train.options import Options
-from mate_edge.train.start import new_run, old_run, run_training
+from mate_edge.train.start import old_run, run_training
 from mate_edge.train.state import save_state
 
 # label smoothing

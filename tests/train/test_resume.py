@@ -22,8 +22,9 @@ from mate_edge.errors import RunError, TrainingStopped, UsageError
 from mate_edge.runs import read_run
 from mate_edge.train import ending
 from mate_edge.train.loop import make_accelerator
+from mate_edge.train.new import new_run
 from mate_edge.train.options import Options
-from mate_edge.train.start import new_run, old_run, run_training
+from mate_edge.train.start import old_run, run_training
 from mate_edge.train.state import Position, load_state, save_state
 
 

@@ -30,9 +30,10 @@ from mate_edge.train.evaluate import compute_logits, exit_accuracy, is_chance
 from mate_edge.train.loop import make_accelerator
 from mate_edge.train.losses import make_method
 from mate_edge.train.network import build_network, load_network
+from mate_edge.train.new import new_run
 from mate_edge.train.options import Options
 from mate_edge.train.recipe import Objective, learning_rate
-from mate_edge.train.start import new_run, run_training
+from mate_edge.train.start import run_training
 from mate_edge.train.sums import Diverged
 
 

@@ -23,13 +23,14 @@ from torch import nn
 from mate_edge.errors import DataError, ImageError, RunError, UsageError
 from mate_edge.images import normalize
 from mate_edge.runs import read_run
-from mate_edge.train import start, state
+from mate_edge.train import new, state
 from mate_edge.train.data import load_dataset
 from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
 from mate_edge.train.data.images import FileImages
 from mate_edge.train.network import build_network, load_network
+from mate_edge.train.new import new_run
 from mate_edge.train.options import Options
-from mate_edge.train.start import new_run, old_run, run_training
+from mate_edge.train.start import old_run, run_training
 from mate_edge.train.weights import imagenet_weights, import_parts, read_weights
 
 CLASSES = ("ant", "bee", "cat")
@@ -127,7 +128,7 @@ def test_an_imported_network_that_is_no_better_than_chance_is_said_to_be(
 ) -> None:
     torch.save(fine_tuned().state_dict(), "mine.pth")
     for accuracy, told in ((0.3, True), (0.9, False)):
-        monkeypatch.setattr(start, "_last_exit_accuracy", lambda *given, a=accuracy: a)
+        monkeypatch.setattr(new, "exit_accuracy", lambda *given, a=accuracy: ((a,), a))
         new_run(options(), None)
         assert ("no better than chance among 3 classes" in capsys.readouterr().err) == told
 
