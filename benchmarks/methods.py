@@ -70,13 +70,14 @@ def fashion(arch: str, images: int | None, epochs: int, head: str | None = None)
         head=head,
         train_images=images,
         epochs=epochs,
+        precision="fp32",
         validate_every=10,
     )
 
 
-def tiny(arch: str, epochs: int, head: str | None = None, precision: str = "fp32") -> Options:
+def tiny(arch: str, epochs: int, head: str | None = None) -> Options:
     return Options(
-        arch=arch, head=head, size=32, epochs=epochs, precision=precision, validate_every=10
+        arch=arch, head=head, size=32, epochs=epochs, precision="fp32", validate_every=10
     )
 
 
@@ -95,7 +96,7 @@ EXPERIMENTS = {
     "fashion-20000": Experiment(ALL, 5, fashion("resnet8", 20000, 8)),
     "fashion-5000-resnet20": Experiment(FEW, 3, fashion("resnet20", 5000, 40)),
     "fashion-20000-resnet20": Experiment(FEW, 3, fashion("resnet20", 20000, 8)),
-    "tiny-50": Experiment("ce,byot,mate", 3, tiny("resnet20", 30, precision="bf16"), classes=50),
+    "tiny-50": Experiment("ce,byot,mate", 3, tiny("resnet20", 15), classes=50),  # tiny-20's steps
     "fashion-full": Experiment("ce,mate", 3, fashion("resnet8", None, 10)),
     "cifar10-5000": Experiment(
         ALL, 3, dataclasses.replace(fashion("resnet8", 5000, 40), data="cifar10")
