@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -268,6 +269,17 @@ def test_a_training_on_some_images_resumes_on_the_same_ones(quick: Options) -> N
         old_run(Options(train_images=200), folder)
     other = dataclasses.replace(options, seed=7)
     assert new_run(other, None)[1].images_sha256 == run.images_sha256
+
+
+def test_a_run_from_before_files_were_reduced_goes_on_as_it_began(quick: Options) -> None:
+    folder, run, _ = new_run(quick, None)
+    assert run.preprocessing.reducing_gap == 2.0
+    fields = json.loads((folder / "run.json").read_bytes())
+    del fields["preprocessing"]["reducing_gap"]
+    (folder / "run.json").write_text(json.dumps(fields))
+    _, earlier, dataset = old_run(Options(), folder)
+    assert earlier.preprocessing == dataset.preprocessing != run.preprocessing
+    assert dataset.preprocessing.reducing_gap is None
 
 
 def test_images_that_changed_since_are_noticed(tmp_path: Path, quick: Options) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+
+import msgspec
 
 from mate_edge.runs import Run
 from mate_edge.train.data import OF_ONE_SIZE, load_dataset
@@ -30,6 +33,9 @@ def load_again(run: Run, moved: Path | None = None) -> Dataset | None:
         dataset = use_statistics(dataset, run.preprocessing.mean, run.preprocessing.std)
     if dataset.preprocessing.resize != dataset.preprocessing.size:
         dataset = use_resize(dataset, run.preprocessing.resize)
+    gap = run.preprocessing.reducing_gap  # runs that began before there was one have none
+    preprocessing = msgspec.structs.replace(dataset.preprocessing, reducing_gap=gap)
+    dataset = dataclasses.replace(dataset, preprocessing=preprocessing)
     same = (dataset.classes, dataset.preprocessing) == (run.classes, run.preprocessing)
     lay = None if moved is None else (moved.resolve(), Path(run.data))
     return dataset if same and dataset.fingerprint(lay) == run.images_sha256 else None
