@@ -25,11 +25,22 @@ def find_python() -> str | None:
     return None
 
 
+FEWER = ("predictor", "run_command", "tune_command", "outputs", "verify")
+"""Of the runtime's tests those that are the usual way through it."""
+
+
 @pytest.mark.skipif(
     sys.version_info[:2] == (3, 10), reason="the whole suite runs on Python 3.10 already"
 )
+@pytest.mark.parametrize(
+    "files",
+    [
+        [f"test_{name}.py" for name in FEWER],
+        pytest.param([""], id="all", marks=pytest.mark.slow),
+    ],
+)
 def test_the_core_passes_its_tests_without_torch_on_python_3_10(
-    built: Path, bundle_folder: Path, tmp_path: Path
+    files: list[str], built: Path, bundle_folder: Path, tmp_path: Path
 ) -> None:
     python = find_python()
     if python is None:
@@ -43,7 +54,7 @@ def test_the_core_passes_its_tests_without_torch_on_python_3_10(
          "-p", "no:cacheprovider", "--hypothesis-profile", "few examples",
          # long, and the same on any Python
          "-k", "not thousand and not call_that_fails and not joint_guarantees and not drift",
-         CHECKOUT / "tests" / "core", CHECKOUT / "tests" / "runtime"],
+         CHECKOUT / "tests" / "core", *(CHECKOUT / "tests" / "runtime" / file for file in files)],
         cwd=tmp_path,
         env={**os.environ, "MATE_EDGE_TEST_BUNDLE": str(bundle_folder)},
         capture_output=True,

@@ -309,7 +309,7 @@ CAPTURE = ("cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantia
     ("machine", "frame"),
     [
         ("cuda-bindings", Frame(width=32, height=32, color="rgb")),
-        ("cuda-bindings on a Jetson", None),
+        pytest.param("cuda-bindings on a Jetson", None, marks=pytest.mark.slow),
         ("pycuda", None),
     ],
 )

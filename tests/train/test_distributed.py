@@ -249,6 +249,7 @@ Path(f"temperature{here.process_index}").write_text(f"{float(method.temperature)
 """
 
 
+@pytest.mark.slow
 def test_dbt_follows_the_confidence_of_all_processes(tmp_path: Path) -> None:
     (tmp_path / "confident.py").write_text(CONFIDENT)
     process = launch("confident.py", cwd=tmp_path)
@@ -282,6 +283,7 @@ def test_accelerate_launches_two_processes_that_reach_the_weights_of_one(
     assert_close_weights(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_halved_is_a_clear_error(tmp_path: Path) -> None:
     process = launch(*TRAIN[:-1], "33", "--out", "run", cwd=tmp_path)
     _, said = process.communicate(timeout=100)

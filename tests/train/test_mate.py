@@ -181,8 +181,8 @@ def test_without_label_loss_teachers_become_what_their_listeners_are(attention: 
 
 def descend(mate: Mate, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Follow the gradient alone: with gamma = 0 it is not that of the loss's value."""
-    optimizer = torch.optim.Adam([mate.teacher_weights], lr=0.1)
-    for _ in range(1500):
+    optimizer = torch.optim.Adam([mate.teacher_weights], lr=0.5)
+    for _ in range(300):
         optimizer.zero_grad()
         mate(logits, labels).backward()
         optimizer.step()

@@ -114,7 +114,10 @@ def test_a_killed_training_resumes_to_bit_equal_weights(
     assert "resnet8 on digits" in again.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_in_mid_epoch_and_the_resume_is_bit_equal(
     number: signal.Signals, code: int, cli: Any, tmp_path: Path, whole: Path
 ) -> None:
