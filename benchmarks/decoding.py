@@ -4,8 +4,9 @@
 
 From encoded bytes to what the network sees, uint8 [size, size, 3]: all of the file decoded and
 then scaled, against `reducing_gap` 2, of every new run's, and 1, in turn. Without `--images` the
-photographs are scikit-learn's two samples, enlarged to each of `SIDES` with the grain that a
-camera adds (else they would compress to less than a photograph of that size does), quality 90.
+photographs are scikit-learn's two samples: cut to the first of `SIDES`, and enlarged to the others
+with the grain that a camera adds (else they would compress to less than a photograph of that size
+does), quality 90.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mate_edge.images import Preprocessing, crop, decode
 from mate_edge.report.text import print_table
 from mate_edge.runtime.sources.images import find_images
 
-SIDES = ((640, 427), (1280, 720), (1920, 1080), (4032, 3024))
+SIDES = ((640, 424), (1280, 720), (1920, 1080), (4032, 3024))
 GRAIN = 3.0
 """The standard deviation of the noise, in levels of 255."""
 GAPS = (None, 2.0, 1.0)
@@ -39,10 +40,11 @@ def samples(width: int, height: int) -> list[bytes]:
     files = []
     for number, pixels in enumerate(load_sample_images().images):
         image = Image.fromarray(pixels)
-        if image.size != (width, height):
+        if width > image.width:
             enlarged = image.resize((width, height), Image.Resampling.BICUBIC)
             noise = np.random.default_rng(number).normal(0, GRAIN, (height, width, 3))
             image = Image.fromarray((enlarged + noise).clip(0, 255).astype(np.uint8))
+        image = image.crop((0, 0, width, height))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=90)
         files.append(buffer.getvalue())

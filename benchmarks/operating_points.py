@@ -20,7 +20,7 @@ from machine import describe
 
 from mate_edge import files
 from mate_edge.decide.simulate import simulate
-from mate_edge.decide.temperature import fit_temperature
+from mate_edge.decide.temperature import fit_temperatures
 from mate_edge.decide.tune import MAX_DROPS, ROUNDING, Search, Taken
 from mate_edge.report.text import print_table
 from mate_edge.runs import read_finished_run, read_flops, read_outputs
@@ -43,7 +43,7 @@ def figures_of(folder: Path) -> list[dict[str, object]]:
     flops = read_flops(folder, run)
     logits, labels = outputs["val_logits"].astype(np.float32), outputs["val_labels"]
     tested, test_labels = outputs["test_logits"].astype(np.float32), outputs["test_labels"]
-    temperatures = tuple(fit_temperature(logits[:, k], labels) for k in range(len(flops)))
+    temperatures = fit_temperatures(logits, labels)
     search = Search(logits, labels, temperatures, flops)
     last = tested[:, -1].argmax(-1) == test_labels
     rows = []

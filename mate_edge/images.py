@@ -1,7 +1,7 @@
 """Decode and preprocess images: the one implementation, for evaluation and for the runtime.
 
 Training's evaluation and the runtime both call `decode`, `crop` and `normalize`, so the network
-sees the same numbers in both by construction.
+sees the same numbers of a file in both by construction.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 """Orientations that swap width and height."""
+REDUCIBLE = ("JPEG", "MPO")
+"""The formats whose decoder can leave out what is not needed; a camera's MPO begins with a JPEG."""
+_REDUCTIONS = (8, 4, 2)
+"""What it can divide width and height by; a side that is no multiple would be scaled askew."""
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,9 +57,9 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     centre `size` x `size` is cut out, and each channel becomes `(value / 255 - mean) / std`.
 
     Attributes:
-        reducing_gap: a JPEG file is decoded at a half, a quarter or an eighth of its size, where
-            its shorter side stays this many times `resize` (as in Pillow's `thumbnail`); None
-            decodes all of it.
+        reducing_gap: a JPEG file is decoded at an eighth, a quarter or a half of its size, the
+            first that divides both sides and leaves this many times `resize` of the shorter one
+            (as in Pillow's `thumbnail`); None decodes all of it.
     """
 
     channels: Literal[1, 3]
@@ -147,6 +151,10 @@ def open_image(source: str | Path | bytes, name: str) -> Image.Image:
 def upright_size(image: Image.Image, name: str = "the image") -> tuple[int, int]:
     """Return width and height as `standardize` without a reduction leaves them.
 
+    Args:
+        image: of a `REDUCIBLE` format, opened; or from `standardize`.
+        name: what errors call it.
+
     Raises:
         ImageError: its EXIF data is damaged.
     """
@@ -164,7 +172,10 @@ def standardize(image: Image.Image, name: str = "the image", reduction: float = 
         image: not changed, but for what is not decoded yet.
         name: what errors call it.
         reduction: a JPEG file that is not decoded yet may be decoded so many times smaller, or
-            less: by a power of two, 8 at most.
+            less: by 8, 4 or 2 where that divides both sides.
+
+    Returns:
+        An image that is upright for this function, too.
 
     Raises:
         ImageError: truncated, of 32 bits a pixel, empty, or larger than `MAX_PIXELS`.
@@ -174,12 +185,17 @@ def standardize(image: Image.Image, name: str = "the image", reduction: float = 
     if not image.width * image.height:
         raise ImageError(f"{name} has no pixels: it is {image.width}x{image.height}")
     try:
-        if reduction >= 2:
-            image.draft(None, (image.width / reduction, image.height / reduction))  # type: ignore[arg-type]
+        for by in _REDUCTIONS:
+            if by <= reduction and image.width % by == image.height % by == 0:
+                image.draft(None, (image.width // by, image.height // by))
+                break
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
         picture = _to_8_bits(image, name)
-        return picture if turn is None else picture.transpose(turn)
+        if turn is not None:
+            picture = picture.transpose(turn)
+            picture.info = {}  # which holds the orientation
+        return picture
     except ImageError:
         raise
     except Exception as reason:  # as in `decode`

@@ -32,6 +32,7 @@ from mate_edge.runs import OptionValue, Run, read_flops, read_outputs, read_run
 from mate_edge.train.data import DATASETS
 from mate_edge.train.evaluate import exit_accuracy
 from mate_edge.train.losses import METHODS, complete_options, make_method
+from mate_edge.train.new import DATA
 from mate_edge.train.options import Options, check_options
 from mate_edge.train.start import run_training
 from mate_edge.train.state import read_metrics
@@ -97,7 +98,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def default_folder(options: Options) -> Path:
     """Return the folder that a comparison with these options goes on in."""
-    parts = (Path(options.data or "cifar100").name, options.arch or "default")
+    parts = (Path(options.data or DATA).name, options.arch or "default")
     return COMPARISONS / re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 

@@ -17,11 +17,14 @@ from mate_edge.extras import extra
 def evaluate(
     source: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN or BUNDLE]", help="Default: the newest run."),
+        typer.Argument(
+            metavar="[RUN or BUNDLE]",
+            help="Default: the newest run, or with DIR alone the newest bundle.",
+        ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="With a bundle: labelled images, DIR/CLASS/*.jpg."),
+        typer.Argument(metavar="[DIR]", help="Labelled images, DIR/CLASS/*.jpg."),
     ] = None,
     max_ms: Annotated[
         float | None, typer.Option(help="With DIR: the deadline of each image, ms.")
@@ -39,7 +42,7 @@ def evaluate(
     Example: mate-edge evaluate
 
     Of a run: each exit, calibration and budgets, from the logits that training kept. Of a bundle:
-    each exit and policy on this device, as in mate-edge evaluate BUNDLE DIR, with
+    each exit and policy on this device, as in mate-edge evaluate [BUNDLE] DIR, with
     DIR/CLASS/*.jpg.
     """
     import msgspec

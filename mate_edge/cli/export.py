@@ -38,7 +38,7 @@ def export(
     ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the cuts.")] = False,
 ) -> None:
-    """Export a run: one engine file a segment, in a bundle.
+    """Export a run: one ONNX file a segment, in a bundle.
 
     Example: mate-edge export --target jetson --precision fp16
 

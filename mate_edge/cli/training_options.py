@@ -90,7 +90,9 @@ def training_options(
     size: Annotated[int | None, typer.Option(help="Input pixels, for sets in files.")] = None,
     resize: Annotated[
         int | None,
-        typer.Option(help="The shorter side before --size is cut out; default: 256 / 224 of it."),
+        typer.Option(
+            help="The shorter side before --size, 128 or more, is cut out; default: 256 / 224 of it."
+        ),
     ] = None,
     mean: Annotated[
         str | None,

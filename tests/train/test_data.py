@@ -7,12 +7,12 @@ import os
 import struct
 import subprocess
 import sys
+import zlib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torchvision.transforms.functional as TF
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mate_edge.errors import DataError, ImageError, UsageError
-from mate_edge.images import Preprocessing, crop, decode
+from mate_edge.images import Preprocessing, crop, decode, open_image
 from mate_edge.runs import Recipe
 from mate_edge.train.data import fashion_mnist, load_dataset
 from mate_edge.train.data.augment import PADDING, crop_resized, crop_shifted, flip_some
@@ -238,24 +238,47 @@ def test_samples_are_spread_evenly() -> None:
     assert spread(3, 64).tolist() == [0, 1, 2]
 
 
-def test_a_large_photograph_is_decoded_as_small_as_the_part_that_is_trained_on_allows(
-    tmp_path: Path,
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "MPO"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("size", [(640, 400), (637, 401)], ids=["divisible", "odd"])
+def test_a_part_of_a_file_is_that_of_the_upright_picture_however_small_it_is_decoded(
+    kind: str, orientation: int, size: tuple[int, int], tmp_path: Path
 ) -> None:
-    y, x = np.mgrid[0:1:1200j, 0:1:1600j]
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
     planes = [200 * x, 200 * y, 100 * (x + y)]
-    whole = Preprocessing(channels=3, size=32, resize=36, mean=(0,) * 3, std=(1,) * 3)
-    reduced = msgspec.structs.replace(whole, reducing_gap=2.0)
     exif = Image.Exif()
-    exif[0x0112] = 6  # upright it is 1200 x 1600
-    Image.fromarray(np.stack(planes, -1).astype(np.uint8)).save(tmp_path / "0.jpg", exif=exif)
-    images = FileImages((tmp_path / "0.jpg",), np.zeros(1, np.int64))
-    for epoch in range(20):
-        pair = [
-            images.augmented([0], preprocessing, flip=True, seed=0, epoch=epoch).astype(int)
-            for preprocessing in (whole, reduced)
-        ]
-        assert np.abs(pair[0] - pair[1]).max() <= 6, "the same part, at the same place"
-    assert np.abs(images.plain([0], whole).astype(int) - images.plain([0], reduced)).max() <= 4
+    exif[0x0112] = orientation
+    written = Image.fromarray(np.stack(planes, -1).astype(np.uint8))
+    more = {"save_all": True, "append_images": [written]} if kind == "MPO" else {}
+    path = tmp_path / "0.image"
+    written.save(path, kind, exif=exif, **more)
+    upright = Image.fromarray(np.asarray(decode(path)))
+    assert (upright.size == size) == (orientation != 6)
+    preprocessing = Preprocessing(
+        channels=3, size=24, resize=28, mean=(0,) * 3, std=(1,) * 3, reducing_gap=2.0
+    )
+    for seed in range(8):
+        with open_image(path, "it") as image:
+            found = crop_resized(image, preprocessing, np.random.default_rng(seed))
+        expected = crop_resized(upright, preprocessing, np.random.default_rng(seed))
+        assert np.abs(found.astype(int) - expected).max() <= 4
+    plain = FileImages((path,), np.zeros(1, np.int64)).plain([0], preprocessing)[0]
+    assert np.abs(plain.astype(int) - crop(upright, preprocessing)).max() <= 3
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_that_is_too_large_is_refused_before_it_is_decoded() -> None:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 9_500, 9_500, 8, 0, 0, 0, 0)
+    cut_off = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+    preprocessing = Preprocessing(channels=3, size=8, resize=8, mean=(0,) * 3, std=(1,) * 3)
+    image = open_image(cut_off, "huge")
+    with pytest.raises(ImageError, match="huge has more than"):
+        crop_resized(image, preprocessing, np.random.default_rng(0), "huge")
 
 
 # evaluation sees what torchvision's transforms would show

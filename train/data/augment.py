@@ -7,7 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
-from mate_edge.images import Preprocessing, standardize, upright_size
+from mate_edge.images import REDUCIBLE, Preprocessing, standardize, upright_size
 
 Pixels = NDArray[np.uint8]
 PADDING = 4
@@ -50,7 +50,7 @@ def crop_resized(
     Szegedy et al., arXiv:1409.4842; the limits are torchvision's `RandomResizedCrop`'s.
 
     Args:
-        image: decoded, or opened: then it is decoded as small as the part allows.
+        image: opened, and decoded as small as the part allows; or from `decode`.
         preprocessing: whose size and channels the part gets.
         random: what chooses the part.
         name: what errors call the image.
@@ -61,6 +61,8 @@ def crop_resized(
     Raises:
         ImageError: as `standardize`.
     """
+    if image.format not in REDUCIBLE:
+        image = standardize(image, name)
     width, height = upright_size(image, name)
     left, top, w, h = _choose_part(width, height, random)
     size = preprocessing.size
