@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -54,7 +55,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         UsageError: the disk is full, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     with write_errors(path):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UsageError(f"cannot write {path}: it is a pipe or a device; choose another name")
@@ -82,9 +83,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise UsageError(f"{path} exists already: remove it or choose another --out")
     make_folder(path.parent)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with write_errors(path):
-        temporary.mkdir()
+        temporary, held = _make_held(path)
     try:
         yield temporary
         with write_errors(path):
@@ -92,6 +92,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(held)
+
+
+def temporary_name(path: Path, suffix: str = ".tmp") -> Path:
+    """Return a name beside `path` that nobody else takes: containers share volumes, and pids."""
+    return path.with_name(f".{path.name}.{os.urandom(6).hex()}{suffix}")
+
+
+def _make_held(path: Path) -> tuple[Path, int]:
+    """Make a folder that is to become `path`; return it and a descriptor that locks it.
+
+    The lock says that somebody is at it, on this host or another container's, until it ends.
+    """
+    while True:
+        temporary = temporary_name(path)
+        temporary.mkdir()
+        held = os.open(temporary, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, held
+        os.close(held)  # somebody took it for a leftover, in the moment before it was locked
 
 
 @contextmanager
@@ -161,21 +184,15 @@ def check_replaces(path: Path, what: str, is_one: Callable[[bytes], bool]) -> No
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of earlier attempts at `path`."""
+    """Remove what killed processes left of earlier attempts at `path`: what nobody holds."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        process = leftover.name.rsplit(".", 2)[-2]
-        if process.isdigit() and (int(process) == os.getpid() or not _is_running(int(process))):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        with suppress(OSError):  # somebody holds it, it is gone, or nothing tells
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mate_edge.errors import UsageError
@@ -15,9 +17,46 @@ GPU_NODES = ("dev/nvidia[0-9]*", "dev/nvhost-gpu", "dev/nvgpu/igpu0")
 """What the driver makes: for a card (and Thor), for a Jetson up to JetPack 5, from JetPack 6 on."""
 
 
-def cpu_count() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cpu_count(root: Path = Path("/")) -> int:
+    """Return how many CPUs this process may use: by its affinity, and by its container's quota.
+
+    Args:
+        root: where to look for the quota.
+    """
+    allowed = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    return max(1, min((allowed, *map(math.ceil, _cpu_quotas(root)))))
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """Yield how many CPUs' time each control group of this process may take, as far as limited.
+
+    The groups are those of /proc/self/cgroup and all above them; a container sees its own at the
+    top. Version 2 has `cpu.max`, version 1 a file each for quota and period.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            yield from _quota_of(folder)
+            if folder == top:
+                break
+
+
+def _quota_of(group: Path) -> Iterator[float]:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # not there; `max`
+            quota, period = map(int, " ".join((group / n).read_text() for n in names).split())
+            if quota > 0 and period > 0:
+                yield quota / period
 
 
 def check_threads(threads: int | None) -> None:

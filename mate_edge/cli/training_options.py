@@ -91,7 +91,7 @@ def training_options(
     resize: Annotated[
         int | None,
         typer.Option(
-            help="The shorter side before --size, 128 or more, is cut out; default: 256 / 224 of it."
+            help="The shorter side before --size (128 or more) is cut; default: 256 / 224 of it."
         ),
     ] = None,
     mean: Annotated[

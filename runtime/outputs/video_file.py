@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mate_edge.errors import UsageError
 from mate_edge.extras import extra
-from mate_edge.files import write_errors
+from mate_edge.files import temporary_name, write_errors
 from mate_edge.runtime.outputs.answer import Answer, Output
 from mate_edge.runtime.sources.source import Source
 
@@ -57,7 +57,7 @@ class SavedVideo(Output):
         if not codecs:
             raise UsageError(f"this PyAV cannot encode {path.suffix} files: choose another suffix")
         self._path, self._source, self._codec = path, source, codecs[0]
-        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+        self._temporary = temporary_name(path, path.suffix)
         if path.is_dir():
             raise UsageError(f"cannot write {path}: it is a folder")
         with write_errors(path):

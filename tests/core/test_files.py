@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,16 +245,27 @@ def test_a_result_replaces_only_what_is_one(tmp_path: Path) -> None:
         files.check_replaces(tmp_path, "report", lambda head: True)
 
 
-def test_what_an_earlier_process_of_the_same_number_left_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / f".out.{os.getpid()}.tmp").mkdir()
-    with files.whole_folder(tmp_path / "out") as made:
-        (made / "file").touch()
-    assert os.listdir(tmp_path) == ["out"]
+def test_leftovers_of_a_running_writer_are_left_alone_also_in_another_container(
+    tmp_path: Path,
+) -> None:
+    with files.whole_folder(tmp_path / "out") as theirs:  # a lock knows no process numbers
+        with files.whole_folder(tmp_path / "out") as made:
+            assert made != theirs
+        assert theirs.exists()
+        shutil.rmtree(tmp_path / "out")
 
 
-def test_leftovers_of_a_running_writer_are_left_alone(tmp_path: Path) -> None:
-    theirs = tmp_path / f".out.{os.getppid()}.tmp"
-    theirs.mkdir()
-    with files.whole_folder(tmp_path / "out") as made:
-        assert made != theirs
-    assert theirs.exists()
+def test_two_writers_of_one_name_and_one_process_number_do_not_mix_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sync = tmp_path / "file", os.fsync
+
+    def another_writes_meanwhile(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        files.write_whole(path, b"the other's")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", another_writes_meanwhile)
+    files.write_whole(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["file"]
