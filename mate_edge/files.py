@@ -40,7 +40,7 @@ MANIFEST, RUN = "manifest.json", "run.json"
 WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.EFBIG, errno.EBUSY, errno.ESTALE),
+    *(errno.EFBIG, errno.EBUSY, errno.ESTALE, errno.EPIPE),
 )
 
 
@@ -136,6 +136,14 @@ def publish(temporary: Path, path: Path) -> None:
         _sync(entry)
     os.rename(temporary, path)
     _sync(path.parent)
+
+
+def resolved(path: str | Path) -> Path:
+    """Return the path without links; itself where they go in a circle, or nowhere."""
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError):  # the working folder is gone; a circle, until Python 3.13
+        return Path(path)
 
 
 def make_folder(path: Path) -> None:

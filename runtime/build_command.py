@@ -28,7 +28,7 @@ def build_bundle(
     max_batch: int | None,
     compute_capability: str | None,
     frame: str | None,
-    color: str,
+    color: str | None,
     force: bool,
     json: bool,
 ) -> None:
@@ -42,8 +42,10 @@ def build_bundle(
     from mate_edge.runtime.frames import parse_frame
     from mate_edge.runtime.plans import Frame
 
-    if color not in ("rgb", "bgr"):
+    if color not in (None, "rgb", "bgr"):
         raise UsageError(f"--color must be rgb or bgr, not {color!r}")
+    if color is not None and frame is None:
+        raise UsageError("--color goes with --frame")
     size = None
     if frame is not None:
         width, height = parse_frame(frame)

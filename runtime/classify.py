@@ -15,6 +15,7 @@ import msgspec
 from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.errors import ImageError, MateEdgeError, UsageError
 from mate_edge.extras import extra
+from mate_edge.files import resolved
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms, check_reachable, samples_needed
 from mate_edge.runtime.engines import choose_engine, make_engine
@@ -97,9 +98,7 @@ def classify(names: Sequence[str], bundle: Path | None, run: Run) -> int:
     sources = open_sources(names, run.wanted)
     stop = StopSignal()
     with ExitStack() as stack:
-        files = _open_files(run, names, sources)
-        for output in files:
-            stack.callback(output.close)  # again, where something fails before the end
+        files = _open_files(run, names, sources, stack)
         metrics = _serve_metrics(run.metrics_port, stack)
         opened = read_bundle(find_bundle(bundle))
         with stop:
@@ -140,31 +139,33 @@ def say(message: str) -> None:
     print(f"mate-edge: {message}", file=sys.stderr)
 
 
-def _open_files(run: Run, names: Sequence[str], sources: Sources) -> list[Output]:
-    """Open what is written beside stdout.
+def _open_files(run: Run, names: Sequence[str], sources: Sources, stack: ExitStack) -> list[Output]:
+    """Open what is written beside stdout; `stack` closes it, too, where something fails.
 
     Raises:
         UsageError: it cannot be written, or would overwrite what is read.
     """
     found: list[Output] = []
-    read = {Path(name).resolve() for name in (*names, *(one.name for one in sources.sources))}
+    read = {resolved(name) for name in (*names, *(one.name for one in sources.sources))}
     written: set[Path] = set()
     for path in (run.csv, run.save_video):
-        if path is not None and path.resolve() in read:
+        if path is not None and resolved(path) in read:
             raise UsageError(f"{path} is what is classified: write to another file")
-        if path is not None and path.resolve() in written:
+        if path is not None and resolved(path) in written:
             raise UsageError(f"--csv and --save-video are both {path}: name two files")
-        written |= {path.resolve()} if path is not None else set()
+        written |= {resolved(path)} if path is not None else set()
     if run.csv is not None:
         from mate_edge.runtime.outputs.csv_file import CsvFile
 
         found.append(CsvFile(run.csv, run.patience is not None))
+        stack.callback(found[-1].close)
     if run.save_video is not None:
         if len(sources.sources) != 1 or not sources.sources[0].has_frames:
             raise UsageError("--save-video goes with one video, camera or stream")
         from mate_edge.runtime.outputs.video_file import SavedVideo
 
         found.append(SavedVideo(run.save_video, sources.sources[0]))
+        stack.callback(found[-1].close)
     return found
 
 
@@ -348,9 +349,10 @@ class _Loop:
 def announce(predictor: Predictor, max_ms: float | None) -> None:
     """Name bundle and engine, and say what the deadline rests on."""
     print(f"{predictor.bundle.folder}: {predictor.engine.device}", file=sys.stderr)
-    table, measured = predictor.timing.latencies, predictor.timing.measured
-    if max_ms is None or table is None or measured is None:
+    measured = predictor.timing.measured
+    if max_ms is None or predictor.timing.latencies is None or measured is None:
         return
+    table = predictor.timing.table(predictor.policy)
     kind = "a high quantile" if table.exact else "the maximum"
     times = " ".join(f"{ms:.2f}" for ms in table.finish_ms)
     paced = "one after another" if measured.fps is None else f"{measured.fps:g} a second"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError, UsageError
@@ -78,10 +79,12 @@ def keep_fastest(
                 engines[name] = make(name)
                 for k in range(1, engines[name].num_segments + 1):
                     engines[name].open(k)
+                _run(engines[name], _noise(bundle), _reach(bundle))
             except EngineError as error:
                 if name == names[0]:
                     raise
-                engines.pop(name, None)
+                if name in engines:
+                    engines.pop(name).close()
                 say(f"{name} cannot run it: {error}")
         median_ms = _measure(bundle, engines)
         devices = {name: engine.device for name, engine in engines.items()}
@@ -103,8 +106,7 @@ def keep_fastest(
 
 def _measure(bundle: Bundle, engines: dict[str, Engine]) -> dict[str, float]:
     """Return each engine's median ms of an image, from interleaved rounds at batch 1."""
-    reach, shape = _reach(bundle), bundle.manifest.segments[0].input.shape
-    images = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
+    reach, images = _reach(bundle), _noise(bundle)
     times: dict[str, list[float]] = {name: [] for name in engines}
     began = time.monotonic()
     for turn in range(WARM_UP_ROUNDS + MOST_ROUNDS):
@@ -115,6 +117,11 @@ def _measure(bundle: Bundle, engines: dict[str, Engine]) -> dict[str, float]:
             if turn >= WARM_UP_ROUNDS:
                 times[name].append(ms)
     return {name: median(found) for name, found in times.items()}
+
+
+def _noise(bundle: Bundle) -> NDArray[np.float32]:
+    shape = (1, *bundle.manifest.segments[0].input.shape)
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def _run(engine: Engine, images: np.ndarray, reach: Sequence[float]) -> float:

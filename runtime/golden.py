@@ -18,10 +18,12 @@ class Golden:
     """n images with what they must give.
 
     Attributes:
+        images: uint8 [n, H, W, C].
         inputs: float32 [n, C, H, W], preprocessed.
         logits: float32 [n, K, classes], of the exported network.
     """
 
+    images: NDArray[np.uint8]
     inputs: NDArray[np.float32]
     logits: NDArray[np.float32]
 
@@ -68,7 +70,7 @@ def read_golden(bundle: Bundle) -> Golden:
         raise BundleError(f"{what}: {len(images)} images and {len(logits)} logits")
     if not np.isfinite(logits).all():
         raise BundleError(f"{what}: a logit is no number; export the bundle again")
-    return Golden(normalize(images, pre), logits)
+    return Golden(images, normalize(images, pre), logits)
 
 
 def run_reference(bundle: Bundle, golden: Golden) -> list[Reference]:

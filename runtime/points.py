@@ -42,38 +42,41 @@ def check_name(bundle: Bundle, name: str) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a file that `run --policy` would not take for one.
+    """Refuse a file that `run --policy` would not take for one, or that cannot be written.
 
     Raises:
         UsageError: with the name.
     """
     if out.suffix != ".json":
         raise UsageError(f"--out takes a file that ends in .json, not {out}")
+    files.make_folder(out.parent)
+    files.check_place(out)
     files.check_replaces(out, "operating point", lambda head: POINT.search(head) is not None)
 
 
 def keep_point(
     found: TunedPoint, out: Path | None, say: Callable[[str], object]
 ) -> str | Path | None:
-    """Store an operating point in the file `out`, then under its name on this device.
+    """Store an operating point under its name on this device, and in the file `out`.
 
-    A device state that cannot be written is only said: the figures are worth more than their name.
+    What cannot be written is only said: the figures are worth more than their record.
 
     Returns:
         What `run --policy` takes for it: the name, or else the file; None when there is neither.
-
-    Raises:
-        UsageError: `out` cannot be written.
     """
+    stored: str | Path | None = None
     if out is not None:
-        files.make_folder(out.parent)
-        files.write_json(out, found)
+        try:
+            files.write_json(out, found)
+            stored = out
+        except UsageError as error:
+            say(str(error))
     try:
         write_state(state_folder(found.bundle, POINTS), found.name, found)
+        stored = found.name
     except UsageError as error:
         say(f"{found.name} is not kept on this device: {error}")
-        return out
-    return found.name
+    return stored
 
 
 def all_points(bundle: Bundle) -> dict[str, OperatingPoint]:

@@ -142,11 +142,12 @@ class Predictor:
         """The policy in use."""
         return self.chosen.policy
 
-    def know_latencies(self, say: Say = warn) -> LatencyTable:
+    def know_latencies(self, say: Say = warn, keep: bool = True) -> LatencyTable:
         """Warm up, and take the latencies kept of this device, or measure and keep them.
 
         Args:
             say: told when they must be measured, which takes about a second.
+            keep: whether other processes shall rest on what is measured; no, beside other work.
 
         Returns:
             Their table, with what the decisions of the predictor's policy take.
@@ -155,7 +156,7 @@ class Predictor:
             UsageError: another thread is predicting with this object.
         """
         with self._alone():
-            return self.timing.know(self.policy, say)
+            return self.timing.know(self.policy, say, keep)
 
     def latencies_of(self, policy: Policy) -> Latencies:
         """Return what was measured, its rest longer by what the policy's decisions take.

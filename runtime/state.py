@@ -20,6 +20,8 @@ from mate_edge import files
 from mate_edge.errors import EngineError, UsageError
 
 VARIABLE = "MATE_EDGE_STATE"
+VERIFICATION = "verification"
+"""What the golden inputs said of the engines in a folder."""
 T = TypeVar("T")
 
 
@@ -57,6 +59,17 @@ def write_state(folder: Path, name: str, value: msgspec.Struct) -> None:
     with state_errors():
         files.make_folder(folder)
         files.write_json(folder / f"{name}.json", value)
+
+
+def remove_state(folder: Path, name: str) -> None:
+    """Forget `NAME.json`, if it is there.
+
+    Raises:
+        UsageError: it cannot be removed.
+    """
+    path = folder / f"{name}.json"
+    with state_errors(), files.write_errors(path):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ class Timing:
         twin._known, twin._tables = self._known, self._tables.copy()
         return twin
 
-    def know(self, policy: Policy, say: Say) -> LatencyTable:
+    def know(self, policy: Policy, say: Say, keep: bool = True) -> LatencyTable:
         """See `Predictor.know_latencies`; for any policy."""
         if self.latencies is None:
             with self._known.lock:
@@ -110,7 +110,7 @@ class Timing:
                 if measured is None:
                     say(f"{bundle.folder} was never measured on this device as it is now: "
                         "that is done first")  # fmt: skip
-                    measured = self._measure()
+                    measured = self._measure(keep)
                 self._known.measured = measured
             self.use(measured)
             if self.latencies is not None and self.latencies.spread > WIDE:
@@ -175,10 +175,10 @@ class Timing:
         """See `Predictor.measure`."""
         with self._known.lock:
             self.warm_up()
-            self._known.measured = measured = self._measure()
+            self._known.measured = measured = self._measure(keep=True)
         self.use(measured)
 
-    def _measure(self) -> Latencies:
+    def _measure(self, keep: bool) -> Latencies:
         deepest = self._deepest()
         segments: list[list[float]] = [[] for _ in range(self._engine.num_segments)]
         rest: list[float] = []
@@ -191,8 +191,9 @@ class Timing:
                 samples.append(ms)
             rest.append(prediction.elapsed_ms - sum(prediction.segment_ms))
         measured = record_latencies(self._engine, segments, rest)
-        with suppress(UsageError):
-            keep_latencies(measured)
+        if keep:
+            with suppress(UsageError):
+                keep_latencies(measured)
         return measured
 
     def _deepest(self) -> Policy:

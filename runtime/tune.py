@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import median
 
 import msgspec
 import numpy as np
@@ -186,7 +187,8 @@ def tune(
         costs = mean_ms(measured)
     if goal.max_ms is not None and measured is not None:
         table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
-        check_reachable(table, goal.max_ms, strict=False, say=say)
+        frame_ms = sum(median(ms) for ms in (measured.decode_ms, measured.preprocess_ms) if ms)
+        check_reachable(table, goal.max_ms, strict=False, say=say, frame_ms=frame_ms)
         rounds = np.asarray(exits_in_time(measured, goal.max_ms, careful=True), np.int64)
     calibrated = _reach(goal, Calibration(logits, labels, costs, kind, rounds))
     guarantee = calibrated.guarantee

@@ -26,12 +26,11 @@ from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.golden import Golden, Reference, read_golden, run_reference
 from mate_edge.runtime.policy import resolve_policy
-from mate_edge.runtime.state import read_state, state_folder, write_state
+from mate_edge.runtime.state import VERIFICATION, read_state, state_folder, write_state
 from mate_edge.times import Times
 
 Logits = NDArray[np.float32]
 
-STATE = "verification"
 PACKAGES = (
     "numpy",
     "onnxruntime",
@@ -87,7 +86,7 @@ def verify(
     ):
         found = verify_engine(whole, unsplit, golden, name)
         try:
-            write_state(state_folder(opened.id, whole.device_key), STATE, found)
+            write_state(state_folder(opened.id, whole.device_key), VERIFICATION, found)
         except UsageError as error:  # the verdict is worth more than its record
             say(f"the result is not kept: {error}")
     return found
@@ -95,7 +94,9 @@ def verify(
 
 def verified_before(engine: Engine) -> bool:
     """Say whether this bundle was accepted on this device, with the versions of now."""
-    found = read_state(state_folder(engine.bundle.id, engine.device_key), STATE, Verification)
+    found = read_state(
+        state_folder(engine.bundle.id, engine.device_key), VERIFICATION, Verification
+    )
     return (
         found is not None
         and found.accepted

@@ -24,8 +24,9 @@ def build(
         str | None, typer.Option(help="Preprocess frames of this size on the GPU: 1280x720.")
     ] = None,
     color: Annotated[
-        str, typer.Option(help="With --frame: rgb or bgr.", autocompletion=words("rgb", "bgr"))
-    ] = "rgb",
+        str | None,
+        typer.Option(help="With --frame: rgb or bgr; rgb.", autocompletion=words("rgb", "bgr")),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Build what is built already, too.")
     ] = False,

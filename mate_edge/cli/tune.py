@@ -88,6 +88,9 @@ def tune(
 
     check_threads(threads)
     if show or remove is not None:
+        chosen = (max_drop, max_risk, budget_flops, budget_ms, delta, loss, max_ms, name, out)
+        if mean_risk or any(one is not None for one in (*chosen, images, engine, threads)):
+            raise UsageError("--list and --remove tune nothing: --json alone goes with them")
         opened = read_bundle(find_bundle(bundle))
         if remove is not None:
             remove_point(opened, remove)

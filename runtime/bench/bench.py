@@ -31,6 +31,7 @@ from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import samples_needed
 from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines import Say, choose_engine
+from mate_edge.runtime.golden import read_golden
 from mate_edge.runtime.sources.images import find_images
 
 ALL = "all"
@@ -103,7 +104,7 @@ def _frames(bundle: Bundle, images: str | None) -> tuple[list[bytes], str]:
             decode(frame, str(path))
         return frames, f"of {images}"
     frames = []
-    for pixels in bundle.arrays(bundle.manifest.golden)["images"]:
+    for pixels in read_golden(bundle).images:
         buffer = io.BytesIO()
         Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
         frames.append(buffer.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,12 +30,14 @@ class Subject:
 
 def open_subject(name: str, bundle: Bundle, threads: int | None) -> Subject:
     """Open and warm up the bundle and its unsplit network in the engine called `name`."""
-    pair = [
-        Predictor(make_engine(name, one, threads, shared_pool=True), DEEPEST)
-        for one in (bundle, bundle.unsplit())
-    ]
-    for predictor in pair:
-        predictor.warm_up()
+    with ExitStack() as when_it_fails:
+        pair = [
+            when_it_fails.enter_context(
+                Predictor.warmed_up(make_engine(name, one, threads, shared_pool=True), DEEPEST)
+            )
+            for one in (bundle, bundle.unsplit())
+        ]
+        when_it_fails.pop_all()
     return Subject(name, *pair)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mate_edge.bundle import MANIFEST
 from mate_edge.errors import UsageError
-from mate_edge.files import BUNDLE_SUFFIX
+from mate_edge.files import BUNDLE_SUFFIX, resolved
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9]\d{0,17}")
@@ -56,7 +56,7 @@ class Catalog:
             versions[version] = folder
 
         for folder in self.bundles:
-            add(folder.resolve().name.removesuffix(BUNDLE_SUFFIX), 1, folder)
+            add(resolved(folder).name.removesuffix(BUNDLE_SUFFIX), 1, folder)
         if self.repository is not None:
             for folder in _folders(self.repository):
                 if folder.name.endswith(BUNDLE_SUFFIX):

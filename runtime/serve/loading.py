@@ -59,12 +59,27 @@ def is_on_gpu(folder: Path, engine: str | None) -> bool:
 
 
 def load_model(
-    folder: Path, name: str, version: str, options: Options, metrics: Metrics, say: Say
+    folder: Path,
+    name: str,
+    version: str,
+    options: Options,
+    metrics: Metrics,
+    say: Say,
+    beside: bool = False,
 ) -> Model:
     """Make a model that serves; takes seconds, and touches none that serves already.
 
     What was accepted by `mate-edge verify` on this device with these versions is not verified
     again.
+
+    Args:
+        folder: the bundle's.
+        name: the model's.
+        version: likewise.
+        options: how it runs.
+        metrics: where its predictions are counted.
+        say: told what is going on.
+        beside: others serve meanwhile: what is measured then is not kept for other processes.
 
     Raises:
         BundleError: damaged, or refused by its golden inputs.
@@ -80,7 +95,7 @@ def load_model(
         if not verified_before(predictor.engine):
             say(f"{name} version {version}: verifying with its golden inputs")
             _verify(folder, bundle, engine, options, say)
-        table = predictor.know_latencies(say)
+        table = predictor.know_latencies(say, keep=not beside)
         for policy in (*all_points(bundle), "patience-1"):  # or its first request measures it
             predictor.latencies_of(resolve_policy(bundle, policy))
         if options.max_ms is not None:

@@ -28,7 +28,7 @@ BYTES = "BYTES"
 DATATYPES = (*DTYPES, BYTES)
 """What a request may hold; answers have some more."""
 ANSWER_DTYPES: dict[str, str] = {"FP32": "<f4", "INT32": "<i4", "BOOL": "|b1"}
-MAX_AXES = 8
+MAX_AXES, LONGEST_AXIS = 8, 2**31
 
 
 class InputTensor(msgspec.Struct, frozen=True):
@@ -139,8 +139,9 @@ def _tensor(given: InputTensor, rest: memoryview) -> tuple[Tensor, memoryview]:
             f"input {name}: unknown datatype {_quoted(given.datatype)}: choose from "
             f"{', '.join(DATATYPES)}",
         )
-    if not 1 <= len(shape) <= MAX_AXES or min(shape) < 1:
-        raise Refusal(400, f"input {name}: no shape of an image: {list(shape[:MAX_AXES])}")
+    if not 1 <= len(shape) <= MAX_AXES or min(shape) < 1 or max(shape) > LONGEST_AXIS:
+        shown = [side if abs(side) <= LONGEST_AXIS else "too long" for side in shape[:MAX_AXES]]
+        raise Refusal(400, f"input {name}: no shape of an image: {shown}")
     size = given.parameters.get("binary_data_size")
     if size is None:
         if given.data is None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mate_edge.bundle import read_bundle
@@ -20,6 +21,7 @@ from mate_edge.errors import MateEdgeError, UsageError
 from mate_edge.names import look_up
 from mate_edge.runtime.engines import Say
 from mate_edge.runtime.metrics import Metrics
+from mate_edge.runtime.policy import choose_policy
 from mate_edge.runtime.serve.answer import Refusal, log
 from mate_edge.runtime.serve.catalog import Catalog, Versions
 from mate_edge.runtime.serve.loading import Options, load_model
@@ -168,10 +170,10 @@ class Repository:
             if (
                 serving is not None
                 and serving.model.version == str(number)
-                and serving.model.bundle.id == read_bundle(versions[number]).id
+                and self._is_same(serving.model, versions[number])
             ):
                 return None
-            return self._load(name, number, versions)
+            return self._load(name, number, versions, beside=bool(self._serving))
         except MateEdgeError as error:
             log.error("%s version %s cannot be loaded: %s", name, number, error)
             raise Refusal(
@@ -179,9 +181,16 @@ class Repository:
                 f"{name} version {number} cannot be loaded: {_without(error, versions[number])}",
             ) from None
 
-    def _load(self, name: str, number: int, versions: Versions) -> Model:
+    def _is_same(self, model: Model, folder: Path) -> bool:
+        """Say whether that bundle serves, with the operating point as it is stored now."""
+        bundle = read_bundle(folder)
+        if model.bundle.id != bundle.id:
+            return False
+        return choose_policy(bundle, self.options.policy).policy == model.predictors[0].policy
+
+    def _load(self, name: str, number: int, versions: Versions, beside: bool = False) -> Model:
         model = load_model(
-            versions[number], name, str(number), self.options, self.metrics, self._say
+            versions[number], name, str(number), self.options, self.metrics, self._say, beside
         )
         device = model.predictors[0].engine.device
         self._say(f"{name} version {number}: {device}, {self.options.workers} workers")

@@ -100,7 +100,10 @@ def serve(options: ServeOptions, say: Say) -> None:
         _run(app, listener, options.read_timeout_s, lambda: say(f"serving at {where}"))
         workers.stop()
         repository.close()
-    say("ended: all that was accepted is answered")
+    if workers.dropped:
+        say(f"ended: {workers.dropped} requests took too long and were not answered")
+    else:
+        say("ended: all that was accepted is answered")
 
 
 def read_token(path: Path | None) -> str | None:

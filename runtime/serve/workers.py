@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
@@ -31,7 +32,8 @@ def _do(
         result = work(worker)
     except BaseException as error:
         failed = error
-    loop.call_soon_threadsafe(_settle, done, result, failed)
+    with suppress(RuntimeError):  # the loop has ended, and nobody waits any longer
+        loop.call_soon_threadsafe(_settle, done, result, failed)
     del done, failed  # an error holds this frame, which must not hold the error and its request
 
 
@@ -56,6 +58,8 @@ class Workers:
         self.count, self.max_queue = count, max_queue
         self.accepted = 0
         """Jobs that wait or run."""
+        self.dropped = 0
+        """Jobs whose answer nobody waited for."""
         self._queue: SimpleQueue[Callable[[int], None] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"worker {number}", daemon=True)
@@ -95,6 +99,9 @@ class Workers:
         try:
             self._queue.put(partial(_do, work, done, loop))
             return await done
+        except asyncio.CancelledError:
+            self.dropped += 1
+            raise
         finally:
             self.accepted -= 1
             del done  # as in `_do`

@@ -279,9 +279,27 @@ def test_a_bundle_for_the_cpu_needs_no_build(cli: Any, bundle_folder: Path) -> N
     done = cli("build", bundle_folder)
     assert done.returncode == 0
     assert "nothing to build: onnxruntime" in done.stderr
-    refused = cli("build", bundle_folder, "--max-batch", "4")
-    assert refused.returncode == 2
-    assert "--target jetson" in refused.stderr
+    for options, says in (
+        (("--max-batch", "4"), "--target jetson"),
+        (("--color", "bgr"), "--color goes with --frame"),
+    ):
+        refused = cli("build", bundle_folder, *options)
+        assert refused.returncode == 2
+        assert says in refused.stderr
+
+
+def test_an_engine_that_is_built_anew_must_be_verified_anew(
+    install: Any, gpu_bundle: GpuBundle
+) -> None:
+    install()
+    bundle = gpu_bundle()
+    report = build_engines(bundle, say=lambda line: None, compiler=compile_to_fake)
+    record = report.engines[0].path.parent / "verification.json"
+    record.write_text("{}")
+    build_engines(bundle, say=lambda line: None, compiler=compile_to_fake)
+    assert record.exists(), "all were built already"
+    build_engines(bundle, say=lambda line: None, compiler=compile_to_fake, force=True)
+    assert not record.exists()
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,26 @@ def test_an_engine_that_cannot_run_the_bundle_is_left_out(bundle: Bundle) -> Non
         keep_fastest(bundle, NAMES[::-1], make, said.append)
 
 
+def test_an_engine_that_fails_when_it_runs_is_left_out_and_closed(bundle: Bundle) -> None:
+    closed: list[str] = []
+
+    class Failing(OnnxRuntimeEngine):
+        def run(self, k: int) -> np.ndarray:
+            raise EngineError("no memory")
+
+        def close(self) -> None:
+            closed.append("openvino")
+            super().close()
+
+    def make(name: str) -> Engine:
+        return (Failing if name == "openvino" else OnnxRuntimeEngine)(bundle, 1)
+
+    said: list[str] = []
+    assert keep_fastest(bundle, NAMES, make, said.append).engine == "onnxruntime"
+    assert said[0] == "openvino cannot run it: no memory"
+    assert closed == ["openvino"]
+
+
 def test_the_times_are_said_where_the_choice_cannot_be_kept(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +141,7 @@ def test_build_measures_what_is_installed(
     bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("openvino")
-    build_bundle(bundle.folder, None, None, None, "rgb", force=False, json=False)
+    build_bundle(bundle.folder, None, None, None, None, force=False, json=False)
     chosen = read_fastest(bundle)
     assert chosen in NAMES
     said = capsys.readouterr().err
@@ -162,7 +182,7 @@ def test_ctrl_c_while_an_engine_is_imported_ends_it_as_at_any_other_time(
 def test_build_and_bench_go_on_without_an_engine_that_cannot_be_imported(
     broken: str, bundle: Bundle, no_gpu: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build_bundle(bundle.folder, None, None, None, "rgb", force=False, json=False)
+    build_bundle(bundle.folder, None, None, None, None, force=False, json=False)
     assert read_fastest(bundle) == "onnxruntime"
     assert "openvino cannot run it: openvino is installed, but" in capsys.readouterr().err
     said: list[str] = []

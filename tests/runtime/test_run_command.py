@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import mate_edge
 from mate_edge.bundle import read_bundle
 from mate_edge.decide.simulate import simulate
+from mate_edge.runtime.classify import announce
 from mate_edge.runtime.latencies import keep_latencies
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.predictor import Predictor
@@ -205,3 +208,60 @@ def test_without_any_bundle_it_says_to_export_one(cli: Any, pictures: Path) -> N
     done = cli("run", "0.png", cwd=pictures)
     assert done.returncode == 2
     assert "mate-edge export" in done.stderr
+
+
+def test_links_in_a_circle_and_a_folder_that_is_gone_are_one_line_each(
+    cli: Any, bundle_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "l.jpg").symlink_to("l.jpg")
+    done = cli("run", "--bundle", bundle_folder, "l.jpg", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "l.jpg" in done.stderr
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = [sys.executable, "-c", "import os, sys; os.rmdir(os.getcwd()); "
+               "from mate_edge.cli import main; "
+               f"sys.argv = ['mate-edge', 'run', '--bundle', {str(bundle_folder)!r}, 'x.png']; "
+               "main()"]  # fmt: skip
+    ended = subprocess.run(command, cwd=gone, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_output_that_is_refused_leaves_no_other_behind(
+    cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    done = cli("run", "--bundle", bundle_folder, pictures, "--csv", "new.csv", "--save-video",
+                 "o.mp4", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2
+    assert "--save-video goes with one video" in done.stderr
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_who_stops_reading_the_csv_is_told_from_who_stops_reading_stdout(
+    bundle_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "rows")
+    command = [sys.executable, "-m", "mate_edge", "run", "--bundle", str(bundle_folder),
+               "--csv", str(tmp_path / "rows"), str(pictures)]  # fmt: skip
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    with open(tmp_path / "rows") as rows:
+        rows.read(1)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode in (0, 2), "0 when all rows were written before it closed"
+    if running.returncode:
+        assert "rows: Broken pipe" in said
+
+
+def test_what_a_deadline_rests_on_is_said_of_the_policy_in_use(
+    bundle_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mate_edge.load(bundle_folder, policy="patience-2") as predictor:
+        predictor.know_latencies(lambda line: None)
+        announce(predictor, 5.0)
+        table = predictor.timing.table(predictor.policy)
+        assert table is not predictor.timing.latencies
+        times = " ".join(f"{ms:.2f}" for ms in table.finish_ms)
+    assert f"of segments {times} ms" in capsys.readouterr().err

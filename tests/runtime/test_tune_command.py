@@ -239,6 +239,8 @@ def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
         (("--max-drop", "1", "--threads", "1"), "go with --budget-ms, --max-ms or --images"),
         (("--max-drop", "1", "--out", "/proc/nowhere/p.json"), "/proc/nowhere"),
         (("--max-drop", "1", "--threads", "0"), "--threads must lie between 1 and"),
+        (("--list", "--max-risk", "7"), "--list and --remove tune nothing: --json alone goes"),
+        (("--remove", "mine", "--engine", "onnxruntime"), "--list and --remove tune nothing"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(
@@ -327,6 +329,15 @@ def test_a_stored_name_that_means_something_by_now_is_passed_over(
     shutil.copy(stored, stored.with_name("unsplit.json"))
     assert "mine" in all_points(bundle)
     assert "unsplit" not in all_points(bundle)
+
+
+def test_what_was_found_is_kept_under_its_name_where_the_file_cannot_be_written(
+    cli: Any, bundle_folder: Path
+) -> None:
+    done = cli("tune", bundle_folder, "--max-drop", "1", "--name", "mine", "--out", "/proc/p.json")
+    assert done.returncode == 0
+    assert "cannot write /proc/p.json" in done.stderr
+    assert "stored: mate-edge run --policy mine" in done.stdout
 
 
 def test_what_was_found_is_printed_where_it_cannot_be_kept(

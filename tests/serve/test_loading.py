@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from pathlib import Path
@@ -15,17 +16,20 @@ from mate_edge.decide.drift import fine_bin
 from mate_edge.errors import ImageError
 from mate_edge.runtime import verify as verifying
 from mate_edge.runtime.calibration import read_calibration
+from mate_edge.runtime.latencies import read_latencies
 from mate_edge.runtime.metrics import Metrics
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.serve.answer import Refusal
+from mate_edge.runtime.serve.catalog import Catalog
 from mate_edge.runtime.serve.describe import statistics, summary
 from mate_edge.runtime.serve.loading import Options, choose_workers, load_model
+from mate_edge.runtime.serve.repository import Repository
 
 
-def load(folder: Path, options: Options) -> tuple[Any, list[str]]:
+def load(folder: Path, options: Options, beside: bool = False) -> tuple[Any, list[str]]:
     said: list[str] = []
     return load_model(
-        folder, "digits", "1", options, Metrics(), lambda line: said.append(line)
+        folder, "digits", "1", options, Metrics(), lambda line: said.append(line), beside
     ), said
 
 
@@ -95,6 +99,43 @@ def test_a_point_that_is_tuned_again_is_what_it_is_now(
             assert typed("tune", bundle_folder, *options, cwd=tmp_path).returncode == 0
             found.append(model._policy("mine"))
     assert found[0] != found[1] == resolve_policy(model.bundle, "mine")
+
+
+def test_loading_again_takes_the_default_point_as_it_is_tuned_now(
+    typed: Any, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+
+    def tune(drop: str) -> None:
+        options = ("--max-drop", drop, "--name", "mine")
+        assert typed("tune", bundle_folder, *options, cwd=tmp_path).returncode == 0
+
+    tune("50")
+    catalog = Catalog((bundle_folder,), None)
+    options = Options(workers=1, policy="mine")
+    repository = Repository(catalog, options, Metrics(), lambda line: None)
+    repository.load_all()
+    (first,) = repository.loaded()
+    asyncio.run(repository.load(first.name, None))
+    assert repository.loaded() == [first], "nothing has changed"
+    tune("0")
+    asyncio.run(repository.load(first.name, None))
+    (second,) = repository.loaded()
+    assert second.predictors[0].policy == resolve_policy(second.bundle, "mine")
+    assert second.predictors[0].policy != first.predictors[0].policy
+    repository.close()
+
+
+def test_what_is_measured_beside_others_is_not_kept_for_other_processes(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    for beside in (True, False):
+        model, said = load(bundle_folder, Options(workers=1), beside)
+        assert any("was never measured" in line for line in said)
+        kept = read_latencies(model.bundle, model.predictors[0].engine)
+        model.close()
+        assert (kept is None) == beside
 
 
 def test_requests_that_fail_are_counted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import threading
 import weakref
 
 import pytest
@@ -57,3 +58,22 @@ def test_a_job_nobody_waits_for_is_left_out(workers: Workers) -> None:
     asyncio.run(give_up())
     workers.stop()
     assert done == []
+
+
+def test_a_job_that_outlives_the_server_ends_quietly_and_is_counted(
+    workers: Workers, recwarn: pytest.WarningsRecorder
+) -> None:
+    may_end = threading.Event()
+
+    async def give_up() -> None:
+        waiting = asyncio.ensure_future(workers.submit(lambda worker: may_end.wait(10)))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(give_up())  # and its loop is closed
+    may_end.set()
+    workers.stop()
+    assert workers.dropped == 1
+    assert not recwarn.list, "a thread that dies of an exception is a warning"
