@@ -26,7 +26,7 @@ class Summary:
         self.num_exits = predictor.engine.num_segments
         self.max_ms = max_ms
         self.exits: Counter[int] = Counter()
-        self.failures = self.misses = self.by_deadline = self.frames = 0
+        self.failures = self.misses = self.by_deadline = self.frames = self.steadied = 0
         self.total_ms = 0.0
         self._clock, self._began = clock, clock()
 
@@ -40,6 +40,7 @@ class Summary:
         prediction = answer.prediction
         self.exits[prediction.exit] += 1
         self.frames += answer.shot.number is not None
+        self.steadied += answer.label != prediction.label
         self.misses += prediction.deadline_missed
         self.by_deadline += prediction.halted_by == "deadline"
         self.total_ms += prediction.elapsed_ms
@@ -72,6 +73,11 @@ class Summary:
         lines.append(
             standing(self.predictor.chosen, self.max_ms, device, self.count, self.by_deadline)
         )
+        if self.steadied:
+            lines.append(
+                f"{self.steadied} of the labels are the steady ones of --patience-frames, not the "
+                "policy's answers: what is said of these does not hold for them"
+            )
         lines += self._drift()
         if self.failures:
             lines.append(f"{self.failures} could not be read")
