@@ -13,7 +13,7 @@ from mate_edge.errors import UsageError
 MOST_THREADS = 64
 """Beyond this and beyond the CPUs, threads are started for minutes and only wait for each other."""
 NO_GPU = {"", "-1", "NoDevFiles"}
-GPU_NODES = ("dev/nvidia[0-9]*", "dev/nvhost-gpu", "dev/nvgpu/igpu0")
+GPU_NODES = ("dev/nvidia[0-9]*", "dev/nvhost-gpu", "dev/nvgpu/igpu0/ctrl")
 """What the driver makes: for a card (and Thor), for a Jetson up to JetPack 5, from JetPack 6 on."""
 
 

@@ -30,7 +30,7 @@ from mate_edge.runtime.plans import (
     device_platform,
     segment_name,
 )
-from mate_edge.runtime.state import VERIFICATION, remove_state
+from mate_edge.runtime.state import forget_engines
 from mate_edge.runtime.tensorrt_library import KINDS, Library, import_library
 
 Compile = Callable[[Library, bytes, str, int, tuple[int, int], Progress], bytes]
@@ -207,8 +207,7 @@ def _build(
 
         data = compiler(library, model, what, job.recipe.max_batch, capability, show)
         size = plans.write(job.name, sha256, job.recipe, data).bytes
-        # which was of the engine before it
-        remove_state(plans.folder, VERIFICATION)
+        forget_engines(plans.folder)
         seconds = time.perf_counter() - began
         say(f"{job.what}: built in {seconds:.1f} s, {size / 2**20:.1f} MiB")
     return Built(job.what, plans.platform.device_key, plans.path(job.name), size, seconds)

@@ -36,6 +36,8 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
         version: of it.
         cuda: what the driver supports; empty for `tensorrt_rtx`, which does not depend on it.
         gpu: its name; empty for `tensorrt_rtx`.
+        multiprocessors: of it; 0 for `tensorrt_rtx`. Every Orin has the same name, and an engine's
+            kernels were chosen for so many.
         compute_capability: such as `8.7`.
     """
 
@@ -43,6 +45,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     cuda: str
     gpu: str
+    multiprocessors: int
     compute_capability: str
 
     @property
@@ -50,7 +53,8 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
         """The name of the folder of the device state."""
         kind = "sm" + self.compute_capability.replace(".", "")
         cuda = f"cuda{self.cuda}" if self.cuda else ""
-        return "-".join(filter(None, (self.library, self.version, cuda, self.gpu, kind)))
+        many = f"{self.multiprocessors}mp" if self.multiprocessors else ""
+        return "-".join(filter(None, (self.library, self.version, cuda, self.gpu, many, kind)))
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,21 +104,26 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def device_platform(library: Library, device: Device) -> Platform:
     """Return the platform of this machine's GPU."""
-    return _platform(library, device.compute_capability, device.driver_version, device.name)
+    if library.kind.ahead_of_time:
+        return ahead_platform(library, device.compute_capability)
+    return Platform(
+        library=library.name,
+        version=library.version,
+        cuda=device.driver_version,
+        gpu=device.name,
+        multiprocessors=device.multiprocessors,
+        compute_capability=".".join(map(str, device.compute_capability)),
+    )
 
 
 def ahead_platform(library: Library, capability: tuple[int, int]) -> Platform:
     """Return the platform of any GPU of a compute capability, for a library that allows it."""
-    return _platform(library, capability, "", "")
-
-
-def _platform(library: Library, capability: tuple[int, int], cuda: str, gpu: str) -> Platform:
-    ahead = library.kind.ahead_of_time
     return Platform(
         library=library.name,
         version=library.version,
-        cuda="" if ahead else cuda,
-        gpu="" if ahead else gpu,
+        cuda="",
+        gpu="",
+        multiprocessors=0,
         compute_capability=".".join(map(str, capability)),
     )
 

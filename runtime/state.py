@@ -22,6 +22,8 @@ from mate_edge.errors import EngineError, UsageError
 VARIABLE = "MATE_EDGE_STATE"
 VERIFICATION = "verification"
 """What the golden inputs said of the engines in a folder."""
+OF_ENGINES = (VERIFICATION, "bench", "latencies-*")
+"""What was measured with the engines in a folder, and is void when they are built anew."""
 T = TypeVar("T")
 
 
@@ -61,15 +63,16 @@ def write_state(folder: Path, name: str, value: msgspec.Struct) -> None:
         files.write_json(folder / f"{name}.json", value)
 
 
-def remove_state(folder: Path, name: str) -> None:
-    """Forget `NAME.json`, if it is there.
+def forget_engines(folder: Path) -> None:
+    """Remove what was measured with engines that are built anew.
 
     Raises:
         UsageError: it cannot be removed.
     """
-    path = folder / f"{name}.json"
-    with state_errors(), files.write_errors(path):
-        path.unlink(missing_ok=True)
+    for name in OF_ENGINES:
+        for path in folder.glob(f"{name}.json"):
+            with state_errors(), files.write_errors(path):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

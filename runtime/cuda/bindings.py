@@ -43,6 +43,7 @@ class Bindings:
         return Device(
             name=found.name.split(b"\0")[0].decode("utf-8", "replace"),
             compute_capability=(int(found.major), int(found.minor)),
+            multiprocessors=int(found.multiProcessorCount),
             memory_bytes=int(found.totalGlobalMem),
             integrated=bool(found.integrated),
             driver_version=version_text(self._call("cudaDriverGetVersion")),

@@ -21,6 +21,7 @@ class Device:
     Attributes:
         name: as its maker calls it.
         compute_capability: major and minor.
+        multiprocessors: how many may be used now: a Jetson's power mode turns some off.
         memory_bytes: in all.
         integrated: it shares its memory with the CPU, as on a Jetson.
         driver_version: the CUDA version that the driver supports, such as `12.6`.
@@ -29,6 +30,7 @@ class Device:
 
     name: str
     compute_capability: tuple[int, int]
+    multiprocessors: int
     memory_bytes: int
     integrated: bool
     driver_version: str
@@ -125,8 +127,10 @@ LOST = (
 ADVICE = {
     "cudaErrorMemoryAllocation": "close other programs that use the GPU, or build with a smaller "
     "--max-batch",
-    "cudaErrorNoDevice": "there is no NVIDIA GPU that this process may use; CUDA_VISIBLE_DEVICES "
-    "may hide it",
+    "cudaErrorNoDevice": "there is no NVIDIA GPU that this process may use: CUDA_VISIBLE_DEVICES "
+    "may hide it, or the user may not open it (mate-edge doctor)",
+    "cudaErrorNotSupported": "on a Jetson the user may lack the groups video and render: type "
+    "mate-edge doctor",
     "cudaErrorDevicesUnavailable": "another process has the GPU for itself: end it",
     "cudaErrorSystemDriverMismatch": "the driver was upgraded under this system: reboot",
     "cudaErrorIllegalAddress": LOST,

@@ -46,6 +46,7 @@ class PyCuda:
             return Device(
                 name=self._device.name(),
                 compute_capability=self._device.compute_capability(),
+                multiprocessors=self._device.get_attribute(attribute.MULTIPROCESSOR_COUNT),
                 memory_bytes=self._device.total_memory(),
                 integrated=bool(self._device.get_attribute(attribute.INTEGRATED)),
                 driver_version=version_text(self._api.get_driver_version()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from mate_edge.machine import cpu_count
@@ -35,9 +36,9 @@ def cpu_name(machine: Machine) -> str:
     """Return the CPU's model, or the architecture when nothing tells."""
     info = machine.text("proc/cpuinfo") or ""
     match = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
-    if match is None:
+    if match is None or machine.architecture == "aarch64":  # "ARMv8 Processor" there, all alike
         listed = machine.output("lscpu") or ""
-        match = re.search(r"^Model name:\s*(.+)$", listed, re.MULTILINE)
+        match = re.search(r"^Model name:\s*(.+)$", listed, re.MULTILINE) or match
     return match[1].strip() if match else machine.architecture
 
 
@@ -70,6 +71,11 @@ def probe_gpu(machine: Machine) -> Finding:
     """Name the GPU; say why CUDA cannot use one that is there."""
     if machine.jetson is not None:
         found = f"{machine.jetson.gpu}, integrated"
+        if machine.has_gpu and (closed := _closed_nodes(machine)):
+            fix = (
+                "`sudo usermod -aG video,render $USER`, log in again; in a container `--group-add`"
+            )
+            return Finding("GPU", f"{found}, but this user may not open {closed}", fix)
         if machine.has_gpu:
             return Finding("GPU", found)
         fix = "start the container with `--runtime nvidia`, or unset CUDA_VISIBLE_DEVICES"
@@ -88,6 +94,15 @@ def probe_gpu(machine: Machine) -> Finding:
         fix = "install NVIDIA's driver, on Ubuntu with `sudo ubuntu-drivers install`, and restart"
         return Finding("GPU", "an NVIDIA GPU without NVIDIA's driver", fix)
     return Finding("GPU", "none of NVIDIA's: the CPU runs everything")
+
+
+def _closed_nodes(machine: Machine) -> str:
+    """Return which of a Jetson's device files this user may not read and write."""
+    nodes = (
+        machine.root / name for name in ("dev/nvmap", "dev/nvgpu/igpu0/ctrl", "dev/nvhost-gpu")
+    )
+    closed = [n for n in nodes if n.exists() and not os.access(n, os.R_OK | os.W_OK)]
+    return ", ".join(f"/{node.relative_to(machine.root)}" for node in closed)
 
 
 def _on_pci_bus(machine: Machine) -> bool:
@@ -185,7 +200,7 @@ def power_mode(machine: Machine) -> str | None:
     """Return a Jetson's power mode, or elsewhere the CPU's frequency governor; None: unknown."""
     if machine.jetson is None:
         return machine.text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    match = re.search(r"NV Power Mode:\s*(\S+)", machine.output("nvpmodel", "-q") or "")
+    match = re.search(r"NV Power Mode:\s*(\S+)", machine.ran("nvpmodel", "-q").text)
     return match[1] if match else None
 
 

@@ -49,6 +49,8 @@ SOCS = {
     "tegra264": ("Thor", (11, 0)),
 }
 """The GPU's name and compute capability by the device tree's `compatible`."""
+CLOCKED = {"gv11b": "tegra194", "ga10b": "tegra234", "gb10b": "tegra264"}
+"""The same by the name of the GPU's clock, which a container sees without the device tree."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +184,19 @@ class Machine:
     def jetson(self) -> Jetson | None:
         """Which Jetson it is, if any."""
         compatible = self.text("proc/device-tree/compatible") or ""
-        soc = re.search(r"tegra\d+", compatible)
-        if soc is None and self.text("etc/nv_tegra_release") is None:
+        found = re.search(r"tegra\d+", compatible)
+        soc = found[0] if found else self._soc_by_clock()
+        kernel = self.text("proc/sys/kernel/osrelease") or ""
+        told = soc is not None or kernel.endswith("-tegra")
+        if not told and self.text("etc/nv_tegra_release") is None:
             return None
-        gpu, capability = SOCS.get(soc[0] if soc else "", ("an unknown Tegra", None))
+        gpu, capability = SOCS.get(soc or "", ("an unknown Tegra", None))
         model = self.text("proc/device-tree/model") or "a Jetson of an unknown model"
         return Jetson(model, gpu, capability, self._l4t())
+
+    def _soc_by_clock(self) -> str | None:
+        clocks = [path.name for path in (self.root / "sys/class/devfreq").glob("*")]
+        return next((soc for name, soc in CLOCKED.items() for c in clocks if name in c), None)
 
     def _l4t(self) -> tuple[int, int, int] | None:
         release = self.text("etc/nv_tegra_release") or ""

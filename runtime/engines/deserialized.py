@@ -81,8 +81,13 @@ class SharedEngines:
                 found = self._alive[name] = self._deserialize(name, what, ports)
             return found
 
-    def context(self, engine: Deserialized) -> Any:
-        """Return a context without memory of its own, or None when the library refuses."""
+    def context(self, engine: Deserialized, fixed: bool) -> Any:
+        """Return a context without memory of its own, or None when the library refuses.
+
+        Args:
+            engine: from `get`.
+            fixed: it serves one batch size, and is recorded as a graph.
+        """
         trt = self.library.module
         how = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         with self.lock:
@@ -90,9 +95,9 @@ class SharedEngines:
                 return engine.engine.create_execution_context(how)
             config = engine.engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(how)
-            # lazily, a graph would keep the slower kernels of before they are compiled
-            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            config.dynamic_shapes_kernel_specialization_strategy = eager
+            if fixed:  # lazily, a graph would keep the slower kernels of before they are compiled
+                eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+                config.dynamic_shapes_kernel_specialization_strategy = eager
             return engine.engine.create_execution_context(config)
 
     def _deserialize(self, name: str, what: str, ports: Sequence[Port]) -> Deserialized:

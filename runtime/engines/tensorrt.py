@@ -187,7 +187,7 @@ class TensorRTEngine(Engine):
         if self._memory is None or k not in self._memory.parts:
             part = self._load_frames() if k == 0 else self._load_segment(k)
             self._make_room(int(part.engine.engine.device_memory_size_v2))
-            part.single = self._context(part)
+            part.single = self._context(part, fixed=True)
             if k > 0:
                 self._set_batch(part, part.single, 1)
             self._open_memory().parts[k] = part
@@ -250,9 +250,9 @@ class TensorRTEngine(Engine):
         if old:
             memory.held.free(old)
 
-    def _context(self, part: _Part) -> Any:
+    def _context(self, part: _Part, fixed: bool) -> Any:
         """Return a context of a part on the addresses of this engine."""
-        context = self._shared.context(part.engine)
+        context = self._shared.context(part.engine, fixed)
         if context is None:
             raise self._failure(part, "no context can be made")
         context.set_device_memory(*self._open_memory().scratch)
@@ -367,7 +367,7 @@ class TensorRTEngine(Engine):
     def _launch(self, memory: _Memory, part: _Part, n: int) -> None:
         """Run a part on what lies at its input, and wait until its results can be read."""
         if n > 1:
-            part.wide = part.wide or self._context(part)
+            part.wide = part.wide or self._context(part, fixed=False)
             self._set_batch(part, part.wide, n)
             self._enqueue(memory, part, part.wide, n)
         else:

@@ -80,6 +80,7 @@ class Runtime:
             name=self.gpu.name.encode() + b"\0" * 9,
             major=self.gpu.capability[0],
             minor=self.gpu.capability[1],
+            multiProcessorCount=self.gpu.multiprocessors,
             totalGlobalMem=self.gpu.memory_bytes,
             integrated=int(self.gpu.integrated),
         )

@@ -86,6 +86,7 @@ class FakeGpu:
     def __init__(self, integrated: bool = False, memory_bytes: int = 1 << 30) -> None:
         self.integrated, self.memory_bytes = integrated, memory_bytes
         self.name, self.capability = ("Orin", (8, 7)) if integrated else ("RTX A2000", (8, 6))
+        self.multiprocessors = 16
         self.driver, self.runtime = 12060, 12060
         self.lock = threading.RLock()
         self.regions: list[Region] = []

@@ -75,7 +75,10 @@ def make_driver(gpu: FakeGpu) -> ModuleType:
             return gpu.memory_bytes
 
         def get_attribute(self, attribute: str) -> int:
-            return {"INTEGRATED": int(gpu.integrated)}[attribute]
+            return {
+                "INTEGRATED": int(gpu.integrated),
+                "MULTIPROCESSOR_COUNT": gpu.multiprocessors,
+            }[attribute]
 
         def retain_primary_context(self) -> Context:
             return Context()
@@ -177,7 +180,9 @@ def make_driver(gpu: FakeGpu) -> ModuleType:
     module.init = lambda flags=0: None
     module.Device, module.Context, module.Stream, module.Event = Device, Context, Stream, PyEvent
     module.DeviceAllocation = DeviceAllocation
-    module.device_attribute = SimpleNamespace(INTEGRATED="INTEGRATED")
+    module.device_attribute = SimpleNamespace(
+        INTEGRATED="INTEGRATED", MULTIPROCESSOR_COUNT="MULTIPROCESSOR_COUNT"
+    )
     module.event_flags = SimpleNamespace(DISABLE_TIMING=2)
     module.host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
     module.get_driver_version = lambda: gpu.driver

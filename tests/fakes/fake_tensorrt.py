@@ -131,19 +131,20 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
             return IRuntimeConfig()
 
         def create_execution_context(self, strategy: Any = None) -> Any:
-            if name == "tensorrt_rtx":  # a graph would keep the kernels of before
-                eager = DynamicShapesKernelSpecializationStrategy.EAGER
-                assert strategy.dynamic_shapes_kernel_specialization_strategy is eager
+            eager = None
+            if name == "tensorrt_rtx":
+                kinds = DynamicShapesKernelSpecializationStrategy
+                eager = strategy.dynamic_shapes_kernel_specialization_strategy is kinds.EAGER
                 strategy = strategy.strategy
             assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
             if gpu.fails("create_execution_context"):
                 self.logger.log(ILogger.ERROR, "no context")
                 return None
-            return IExecutionContext(self)
+            return IExecutionContext(self, eager)
 
     class IExecutionContext:
-        def __init__(self, engine: ICudaEngine) -> None:
-            self.engine = engine
+        def __init__(self, engine: ICudaEngine, eager: bool | None) -> None:
+            self.engine, self.eager = engine, eager
             self.addresses: dict[str, int] = {}
             self.shapes = {
                 name: engine.get_tensor_shape(name)
@@ -196,6 +197,9 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
             if stream.captured is None:
                 gpu.launched.append(label)
                 self.has_run = True
+            elif self.eager is False:
+                logger.log(ILogger.ERROR, "a graph would keep the kernels of before")
+                return False
             elif not self.has_run:
                 logger.log(ILogger.ERROR, "the first launch cannot be captured")
                 return False

@@ -288,18 +288,20 @@ def test_a_bundle_for_the_cpu_needs_no_build(cli: Any, bundle_folder: Path) -> N
         assert says in refused.stderr
 
 
-def test_an_engine_that_is_built_anew_must_be_verified_anew(
+def test_an_engine_that_is_built_anew_must_be_verified_and_measured_anew(
     install: Any, gpu_bundle: GpuBundle
 ) -> None:
     install()
     bundle = gpu_bundle()
     report = build_engines(bundle, say=lambda line: None, compiler=compile_to_fake)
-    record = report.engines[0].path.parent / "verification.json"
-    record.write_text("{}")
+    folder = report.engines[0].path.parent
+    records = [folder / f"{name}.json" for name in ("verification", "bench", "latencies-1a")]
+    for record in records:
+        record.write_text("{}")
     build_engines(bundle, say=lambda line: None, compiler=compile_to_fake)
-    assert record.exists(), "all were built already"
+    assert all(record.exists() for record in records), "all were built already"
     build_engines(bundle, say=lambda line: None, compiler=compile_to_fake, force=True)
-    assert not record.exists()
+    assert not any(record.exists() for record in records)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ class Kind:
     python_version: tuple[int, int] = (3, 10)
     venv: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
 
     def machine(self, root: Path) -> Machine:
         for name, text in self.files.items():
@@ -57,9 +59,8 @@ class Kind:
     def run(self, command: Sequence[str]) -> Ran:
         line = " ".join(command)
         if " -c " not in line:
-            known = (text for part, text in self.prints.items() if part in line)
-            text = next(known, None)
-            return Ran(127) if text is None else Ran(0, text)
+            part = next((part for part in self.prints if part in line), None)
+            return Ran(127) if part is None else Ran(self.codes.get(part, 0), self.prints[part])
         if "onnxruntime" in line:
             return Ran(0, "1.23.2 CPUExecutionProvider\n")
         module = line.split("import ")[2].split(" as ")[0].split(",")[0].split(".")[0].split(";")[0]
@@ -253,6 +254,45 @@ def test_a_container_on_a_jetson_without_the_gpu_is_told_so(tmp_path: Path) -> N
     assert found["JetPack"].found == "6.2 (Jetson Linux 36.4.3)"
 
 
+def test_a_jetson_is_known_in_a_container_that_sees_no_device_tree(tmp_path: Path) -> None:
+    kind = orin_6_1()
+    for name in ("proc/device-tree/model", "proc/device-tree/compatible", "etc/nv_tegra_release"):
+        del kind.files[name]
+    kind.files["proc/sys/kernel/osrelease"] = "5.15.148-tegra\n"
+    found = found_on(kind, tmp_path / "by its kernel")
+    assert found["machine"].found == "a Jetson of an unknown model"
+    assert found["power mode"].found == "MAXN"
+    del kind.files["proc/sys/kernel/osrelease"]
+    for end in ("min", "max"):
+        kind.files[f"sys/class/devfreq/17000000.ga10b/{end}_freq"] = "1300500000\n"
+    found = found_on(kind, tmp_path / "by its clock")
+    assert (found["GPU"].found, found["compute capability"].found) == ("Orin, integrated", "8.7")
+
+
+def test_a_user_who_may_not_open_the_gpu_is_told_which_groups_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = orin_6_1()
+    kind.files["dev/nvmap"] = ""
+    monkeypatch.setattr(os, "access", lambda path, mode: "nvmap" not in str(path))
+    found = found_on(kind, tmp_path)["GPU"]
+    assert found.found == "Orin, integrated, but this user may not open /dev/nvmap"
+    assert "usermod -aG video,render" in str(found.fix)
+
+
+def test_the_power_mode_counts_though_nvpmodel_complains_of_rights(tmp_path: Path) -> None:
+    kind = orin_6_1()
+    kind.codes["nvpmodel -q"] = 13
+    assert found_on(kind, tmp_path)["power mode"].found == "MAXN"
+
+
+def test_an_arm_cpu_is_named_by_lscpu(tmp_path: Path) -> None:
+    kind = orin_6_1()
+    kind.files["proc/cpuinfo"] = "model name\t: ARMv8 Processor rev 1 (v8l)\n"
+    kind.prints["lscpu"] = "Architecture: aarch64\nModel name: Cortex-A78AE\n"
+    assert str(found_on(kind, tmp_path)["CPU"].found).startswith("Cortex-A78AE")
+
+
 def test_slow_power_modes_and_free_clocks_are_advice_not_a_lack(tmp_path: Path) -> None:
     kind = orin_6_1()
     kind.prints["nvpmodel -q"] = "NV Power Mode: 30W\n2\n"
@@ -362,7 +402,7 @@ def test_a_command_that_hangs_or_is_missing_is_no_error(monkeypatch: pytest.Monk
 
 def test_a_gpu_counts_only_when_cuda_may_use_it(tmp_path: Path) -> None:
     assert not has_nvidia_gpu(tmp_path, {})
-    for node in ("dev/nvidia0", "dev/nvhost-gpu", "dev/nvgpu/igpu0"):
+    for node in ("dev/nvidia0", "dev/nvhost-gpu", "dev/nvgpu/igpu0/ctrl"):
         root = tmp_path / node.replace("/", "-")
         (root / node).parent.mkdir(parents=True)
         (root / "dev/nvidiactl").touch()

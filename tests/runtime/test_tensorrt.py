@@ -598,11 +598,11 @@ def images_of(golden: Golden) -> Any:
 @pytest.mark.parametrize(
     "change",
     [{"bundle": "0" * 64}, {"version": "10.4.0"}, {"cuda": "12.8"}, {"gpu": "Xavier"},
-     {"compute_capability": "7.2"}, {"library": "tensorrt_rtx"}],
+     {"multiprocessors": 8}, {"compute_capability": "7.2"}, {"library": "tensorrt_rtx"}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_an_engine_of_another_key_is_never_loaded(
-    change: dict[str, str], install: Any, gpu_bundle: GpuBundle
+    change: dict[str, str | int], install: Any, gpu_bundle: GpuBundle
 ) -> None:
     install()
     bundle = gpu_bundle()

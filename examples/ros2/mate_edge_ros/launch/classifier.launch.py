@@ -17,7 +17,7 @@ ARGUMENTS = {
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Start the node; it is started again when the device fails it."""
+    """Start the node; it is started again 2 s after it ends, whatever the reason."""
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=text)
         for name, (_, default, text) in ARGUMENTS.items()
