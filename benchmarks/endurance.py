@@ -80,11 +80,14 @@ def main() -> None:
 
 def untrained(folder: Path) -> Path:
     """Make a bundle in a process of its own: torch would take 700 MB here, and hide any growth."""
-    program = f"from untrained import *; make_bundle(Path({str(folder)!r}), 'resnet8', 32, 10)"
+    program = (
+        "from untrained import *; "
+        f"print(make_bundle(Path({str(folder)!r}), 'resnet8', 32, 10), end='')"
+    )
     here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": here}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
-    return folder / "resnet8-32.mate"
+    command = [sys.executable, "-c", program]
+    return Path(subprocess.check_output(command, env=environment, text=True))
 
 
 def make_frames(size: int) -> list[Frame]:

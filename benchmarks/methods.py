@@ -30,7 +30,7 @@ from mate_edge.files import make_folder, unused, write_csv, write_whole
 from mate_edge.names import look_up
 from mate_edge.report.comparison import NOTE, Row, difference_table, loss_table, result_table
 from mate_edge.report.text import print_table
-from mate_edge.runs import read_run
+from mate_edge.runs import Run, read_run
 from mate_edge.train.compare import (
     Contender,
     parse_methods,
@@ -188,13 +188,29 @@ def set_aside(folder: Path, contender: Contender, seed: int) -> None:
             own.rename(unused(own.with_name(f"{own.name}-stale")))
 
 
+def is_of(run: Run, experiment: Experiment) -> bool:
+    """Say whether a run was trained as the experiment says today; what it does not say is free."""
+    options = experiment.options
+    found = {
+        "arch": run.arch,
+        "epochs": run.recipe.epochs,
+        "precision": run.precision,
+        "train_images": run.train_images,
+    }
+    return all(getattr(options, name) in (None, value) for name, value in found.items())
+
+
 def keep_rows(
     path: Path, contenders: Sequence[Contender], folder: Path, experiment: Experiment
 ) -> list[Row]:
     """Add what is finished in `folder` to the kept rows; return the contenders' own, in order."""
     machine = describe("torch", "torchvision", "accelerate", "numpy")
     own = {contender.label: contender for contender in contenders}
-    fresh = write_results(folder) if folder.is_dir() else []
+    fresh = [
+        row
+        for row in (write_results(folder) if folder.is_dir() else [])
+        if is_of(read_run(folder / f"{row['method']}-seed{row['seed']}"), experiment)
+    ]
     make_folder(path.parent)
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows = read_rows(path)
@@ -250,7 +266,9 @@ def main() -> None:
                 for contender in missing:
                     set_aside(folder, contender, seed)
                 run_comparison(folder, missing, [seed], options, say=print)
-        rows = keep_rows(path, contenders, folder, experiment)
+        # what is only shown is not written: the folder may be of another machine
+        shown_folder = arguments.out / "none" if arguments.show else folder
+        rows = keep_rows(path, contenders, shown_folder, experiment)
         if arguments.seeds:
             shown = parse_seeds(arguments.seeds)
             rows = [row for row in rows if int(row["seed"]) in shown]

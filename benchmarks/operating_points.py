@@ -81,7 +81,7 @@ def main() -> None:
             drops = np.array([row["below last"] for row in own], np.float64)
             flops = np.array([row["flops / last"] for row in own], np.float64)
             deviation = f" ± {drops.std(ddof=1):.2f}" if len(drops) > 1 else ""
-            late = int((drops > float(str(own[0]["allowed"]))).sum())
+            late = int((drops > float(str(own[0]["allowed"])) + 100 * ROUNDING).sum())
             cells.append(
                 [name, error, f"{drops.mean():.2f}{deviation}", f"{late} of {len(own)}",
                  f"{flops.mean():.3f}"]

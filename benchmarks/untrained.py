@@ -12,6 +12,7 @@ from mate_edge import files
 from mate_edge.export.export import export_run
 from mate_edge.images import Preprocessing, normalize
 from mate_edge.runs import Recipe, Results, Run, write_run
+from mate_edge.train.data.images import REDUCING_GAP
 from mate_edge.train.evaluate import cumulative_flops
 from mate_edge.train.heads import DEFAULT_HEAD
 from mate_edge.train.loop import provenance
@@ -33,6 +34,7 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
         resize=round(size * 256 / 224) if size > 64 else size,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
+        reducing_gap=REDUCING_GAP,
     )
     network = build_network(arch, DEFAULT_HEAD, 3, size, classes).eval()
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)

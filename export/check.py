@@ -74,6 +74,9 @@ def check_models(models: Models, network: MultiExitNet, images: NDArray[np.float
     chained = Chain(models.segments).logits(images)
     for k, logits in enumerate(expected):
         worst = max(worst, _compare_answers(f"exit {k + 1} of the chain", chained[:, k], logits))
+    alone, first = Chain(models.segments).logits(images[:1]), network(torch.from_numpy(images[:1]))
+    for k, logits in enumerate(first[0].numpy()):
+        worst = max(worst, _compare_answers(f"exit {k + 1} alone", alone[:, k], logits[None]))
     ((logits,),) = Chain([models.unsplit]).run(images)
     unsplit = network.unsplit()(torch.from_numpy(images)).numpy()
     return max(worst, _compare_answers(models.unsplit.name, logits, unsplit))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import shutil
 import subprocess
 from datetime import datetime, timezone
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin
@@ -122,6 +124,8 @@ def train(
     """
     check_recipe(run.recipe, len(dataset.train.labels), accelerator.num_processes)
     torch.manual_seed(run.seed)  # the same weights in all processes
+    random.seed(run.seed)  # a network of the user's own may draw from any
+    np.random.seed(run.seed % 2**32)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # nothing reads it, and filling costs 5 %
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -55,7 +55,8 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     """
     _check_names(options)
     _check_out(out)
-    data, method = options.data or DATA, options.method or METHOD
+    data = DATA if options.data is None else options.data
+    method = METHOD if options.method is None else options.method
     dataset = load_dataset(data, options.size, options.train_images)
     arch = options.arch or dataset.arch
     weights = find_weights(arch, options.weights, bool(options.pretrained))
@@ -119,11 +120,14 @@ def _check_names(options: Options) -> None:
     Raises:
         UsageError: with the names that there are.
     """
-    precision = options.precision or PRECISION
-    look_up("--method", options.method or METHOD, METHODS)
-    look_up("--head", options.head or DEFAULT_HEAD, HEADS)
-    look_up("--precision", precision, PRECISIONS)
-    check_precision(precision)
+    for option, name, table in (
+        ("--method", options.method, METHODS),
+        ("--head", options.head, HEADS),
+        ("--precision", options.precision, PRECISIONS),
+    ):
+        if name is not None:
+            look_up(option, name, table)
+    check_precision(options.precision or PRECISION)
     if options.arch is not None and ":" not in options.arch:
         look_up("--arch", options.arch, BACKBONES)
 

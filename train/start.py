@@ -24,6 +24,7 @@ from mate_edge.train.loop import make_accelerator, train
 from mate_edge.train.network import announce_import
 from mate_edge.train.new import new_run
 from mate_edge.train.options import Options, check_options
+from mate_edge.train.state import remove_state
 from mate_edge.train.sums import Diverged
 
 LONGEST_EVALUATION = timedelta(hours=3)
@@ -55,7 +56,7 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
         )
     if moved is not None:
         data = str(moved.resolve())
-        run = msgspec.structs.replace(run, data=data, images_sha256=dataset.fingerprint())
+        run = msgspec.structs.replace(run, data=data)
         write_run(folder, run)
     return folder, run, dataset
 
@@ -112,6 +113,7 @@ def run_training(
         elif dataset.note:
             print(dataset.note, file=sys.stderr)
         if run.finished:
+            remove_state(folder)  # of a process that was killed right at the end
             return folder, run
         try:
             accelerator = make_accelerator(run.precision, run.recipe.accumulate)

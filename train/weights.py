@@ -30,6 +30,8 @@ from mate_edge.train.backbones import TORCHVISION, make_parts
 from mate_edge.train.backbones.imagenet import first_convolution
 from mate_edge.train.backbones.parts import Classifier, Parts
 
+AVERAGED = "_ema"
+"""How the weights' running averages are called, beside the weights."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Under these names training scripts keep the state dict, beside optimiser and epoch."""
 
@@ -152,6 +154,13 @@ def read_weights(file: Path) -> Weights:
         found = _load_saved(file, data)
     for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            averaged = [name for name in found if str(name).endswith(AVERAGED)]
+            if averaged:
+                print(
+                    f"--weights {file}: {wrapper} is taken; the averaged weights in "
+                    f"{some(averaged)} are others: save these alone if they are meant",
+                    file=sys.stderr,
+                )
             found = found[wrapper]
     if not isinstance(found, Mapping) or not all(
         isinstance(name, str) and isinstance(t, Tensor) for name, t in found.items()
@@ -160,6 +169,8 @@ def read_weights(file: Path) -> Weights:
             f"--weights {file} holds no state dict: save it with "
             "torch.save(network.state_dict(), ...)"
         )
+    if odd := [name for name, tensor in found.items() if tensor.layout is not torch.strided]:
+        raise UsageError(f"--weights {file} holds sparse tensors: {some(odd)}")
     while prefix := next(
         (p for p in PREFIXES if found and all(n.startswith(p) for n in found)), ""
     ):

@@ -60,11 +60,12 @@ def class_accuracy(subject: Subject, found: Figures) -> list[Plot]:
         handles[::-1], labels[::-1], loc="outside upper left", ncols=found.num_exits,
         columnspacing=1.2, handlelength=0.9,
     )  # fmt: skip
+    shown = [c for c, figures in enumerate(found.classes) if figures.images]
     gains = {
-        c: found.classes[c].exit_accuracy[-1] - found.classes[c].exit_accuracy[0] for c in chosen
+        c: found.classes[c].exit_accuracy[-1] - found.classes[c].exit_accuracy[0] for c in shown
     }
-    hardest = min(chosen, key=lambda c: found.classes[c].exit_accuracy[-1])
-    most = max(chosen, key=lambda c: gains[c])
+    hardest = min(shown, key=lambda c: found.classes[c].exit_accuracy[-1])
+    most = max(shown, key=lambda c: gains[c])
     says = (
         f"The hardest class is {subject.classes[hardest]}: the last exit answers "
         f"{percent(found.classes[hardest].exit_accuracy[-1], 0)} of it rightly."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mate_edge.bundle import Manifest
@@ -20,14 +21,14 @@ def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]
     """Print a table; the first column is text, the others are figures."""
     table = Table(box=None, pad_edge=False)
     for number, header in enumerate(headers):
-        table.add_column(header, justify="right" if number else "left", no_wrap=True)
+        table.add_column(escape(header), justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console = Console()
     # a terminal that is too narrow breaks the lines itself; nothing is ever cut off
     console.width = max(console.width, Console(width=1000).measure(table).maximum)
     if title:
-        console.print(title, style="bold", highlight=False, soft_wrap=True)
+        console.print(escape(title), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
 
 

@@ -587,3 +587,10 @@ def test_a_set_that_is_neither_here_nor_to_be_had_says_where_to_put_it(
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", fail)
     with pytest.raises(DataError, match=f"no network.*{tmp_path}"):
         load_dataset(name)
+
+
+def test_the_statistics_of_many_images_are_those_of_all_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2100, 3, 3, 2), np.uint8)
+    mean, std = channel_statistics(pixels)
+    np.testing.assert_allclose(mean, (pixels / 255).mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(std, (pixels / 255).std((0, 1, 2)), atol=1e-4)

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +67,21 @@ def test_what_is_kept_is_not_trained_again(methods: ModuleType, setup: Any, tmp_
         assert methods.missing_of(kept, contenders, 0, other) == list(contenders)
 
 
+def run_of(epochs: int) -> Any:
+    recipe = SimpleNamespace(epochs=epochs)
+    return SimpleNamespace(arch="resnet8", recipe=recipe, precision="fp32", train_images=None)
+
+
+def test_a_run_of_an_experiment_that_was_changed_since_is_no_row_of_it(
+    methods: ModuleType, setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = {tmp_path / "ce-seed0": 1, tmp_path / "mate-seed0": 999}
+    monkeypatch.setattr(methods, "write_results", lambda folder: [row("ce", 0), row("mate", 0)])
+    monkeypatch.setattr(methods, "read_run", lambda folder: run_of(epochs[folder]))
+    shown = methods.keep_rows(tmp_path / "k.csv", parse_methods("ce,mate"), tmp_path, setup)
+    assert [r["method"] for r in shown] == ["ce"]
+
+
 def test_a_row_of_other_options_is_trained_again_and_replaced(
     methods: ModuleType, setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +90,7 @@ def test_a_row_of_other_options_is_trained_again_and_replaced(
     assert labels(methods.missing_of(kept, contenders, 0, setup)) == ["mate"]
     fresh = [row("mate", 0) | {"test_mean": 0.7}, row("ce", 0) | {"test_mean": 0.6}]
     monkeypatch.setattr(methods, "write_results", lambda folder: fresh)
+    monkeypatch.setattr(methods, "read_run", lambda folder: run_of(1))
     shown = methods.keep_rows(kept, contenders, tmp_path, setup)
     assert [(r["method"], float(r["test_mean"])) for r in shown] == [("ce", 0.5), ("mate", 0.7)]
     rows = methods.read_rows(kept)
@@ -108,5 +124,6 @@ def test_a_run_of_other_options_is_moved_aside_and_no_row_is_lost_to_another_pro
         return [row("mate", 0)]
 
     monkeypatch.setattr(methods, "write_results", slowly)
+    monkeypatch.setattr(methods, "read_run", lambda folder: run_of(1))
     methods.keep_rows(kept, [mate], tmp_path, setup)
     assert sorted(methods.read_rows(kept)) == [("ce", 1), ("mate", 0)]

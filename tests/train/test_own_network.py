@@ -126,6 +126,12 @@ def from_module(): return of_module
 class Choosing(nn.Module):
     def forward(self, x): return x.clamp(max=100) if x.abs().max() > 100 else x
 def choosing(): return [nn.Sequential(conv(1, 4), Choosing()), conv(4, 8)]
+def of_the_batch(): return [nn.Sequential(conv(1, 4), nn.BatchNorm2d(4, track_running_stats=False)),
+                            conv(4, 8)]
+class Extra(nn.Conv2d):
+    def get_extra_state(self): return {"notes": 1}
+    def set_extra_state(self, state): pass
+def extra(): return [nn.Sequential(Extra(1, 4, 3, 2, 1)), conv(4, 8)]
 class OfAConstant(nn.Module):
     def forward(self, x): return x.reshape(int(x.shape[0]), 4, 16, 16)
 def of_a_constant(): return [nn.Sequential(conv(1, 4), OfAConstant()), conv(4, 8)]
@@ -237,6 +243,8 @@ def test_a_stage_that_cannot_be_counted_fails_before_there_is_a_run(
         (":only_eval", "cannot be trained: 'no mask'"),
         (":of_two", "cannot be trained: Expected input batch_size"),
         (":viewing", r"cannot be trained: view size is not compatible.*Use \.reshape"),
+        (":of_the_batch", "answers otherwise to an image alone than to the same one in a batch"),
+        (":extra", r"stage 1 of .* keeps in 0._extra_state what is no tensor"),
         (":squeezing", r"gives logits \(10, 1\) for a single image, not \(1, 1, 10\)"),
     ],
 )

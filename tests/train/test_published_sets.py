@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -321,3 +322,16 @@ def test_a_set_in_files_that_is_not_to_be_had_says_where_to_put_it(
     monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
     with pytest.raises(DataError, match=f"no network.*{tmp_path}.*--data"):
         load_dataset(name)
+
+
+def test_a_set_is_the_same_wherever_its_folder_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_fine_grained("cub200", tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    found = []
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "here", tmp_path / "there", Path("there")):
+        monkeypatch.setenv("MATE_EDGE_DATA", str(place))
+        found.append(load_dataset("cub200").fingerprint())
+    assert len(set(found)) == 1

@@ -189,6 +189,8 @@ def test_milestones_are_the_users(quick: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"data": ""}, "unknown --data ''"),
+        ({"method": ""}, "unknown --method ''"),
         ({"optimizer": "adam"}, "unknown --optimizer 'adam'.*Did you mean adamw"),
         ({"schedule": "linear"}, "unknown --schedule 'linear': choose from step, cosine"),
         ({"momentum": 1.0}, "--momentum must be 0 or more and below 1"),
@@ -207,7 +209,7 @@ def test_a_recipe_that_cannot_work_is_a_clear_error(
     changes: dict[str, Any], says: str, quick: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        new_run(Options(**quick, **changes), None)
+        new_run(Options(**(quick | changes)), None)
     assert not Path("runs").exists()
 
 

@@ -535,3 +535,15 @@ def test_an_own_network_takes_weights_by_the_names_of_its_stages(home: Path) -> 
     images = validation(dataset)
     with torch.no_grad():
         assert torch.equal(last_exit(folder, images)[0], mine(images))
+
+
+def test_averaged_weights_beside_those_taken_are_named_and_sparse_ones_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {"a.weight": torch.ones(2, 2)}
+    torch.save({"model": tensors, "model_ema": tensors, "epoch": 3}, tmp_path / "a.pth")
+    read_weights(tmp_path / "a.pth")
+    assert "model is taken; the averaged weights in model_ema are others" in capsys.readouterr().err
+    torch.save({"a.weight": torch.eye(3).to_sparse()}, tmp_path / "b.pth")
+    with pytest.raises(UsageError, match=r"b\.pth holds sparse tensors: a\.weight"):
+        read_weights(tmp_path / "b.pth")

@@ -115,7 +115,8 @@ def check_training(
             raise UsageError(f"{arch} cannot be trained: {reason}") from error
         try:
             with torch.no_grad():
-                answers = tried.eval()(images[:1])  # a split may end with a batch of one
+                together = tried.eval()(images)[:1]
+                answers = tried(images[:1])  # a split may end with a batch of one
         except Exception as error:
             reason = first_line(error)
             raise UsageError(f"{arch} cannot take a single image: {reason}") from error
@@ -124,6 +125,12 @@ def check_training(
                 f"{arch} gives logits {tuple(answers.shape)} for a single image, not "
                 f"{(1, logits.shape[1], classes)}"
             )
+    if not torch.allclose(answers, together, rtol=1e-3, atol=1e-3):
+        raise UsageError(
+            f"{arch} answers otherwise to an image alone than to the same one in a batch, by "
+            f"{float((answers - together).abs().max()):.3g}, and a device gives it one by one: a "
+            "BatchNorm without running statistics does so"
+        )
     idle = [
         n for n, p in tried.named_parameters() if p.requires_grad and p.is_leaf and p.grad is None
     ]
@@ -139,7 +146,12 @@ def _check_sharing(arch: str, modules: Sequence[nn.Module]) -> None:
     places: dict[int, str] = {}
     for number, module in enumerate(modules, start=1):
         for name, tensor in module.state_dict().items():
-            if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+            if not isinstance(tensor, Tensor):
+                raise UsageError(
+                    f"stage {number} of {arch} keeps in {name} what is no tensor, and a run keeps "
+                    "tensors alone: leave get_extra_state out"
+                )
+            if tensor.numel() == 0:
                 continue
             place = f"stage {number} ({name})"
             first = places.setdefault(tensor.untyped_storage().data_ptr(), place)

@@ -59,7 +59,8 @@ def load(name: str) -> Dataset:
     """
     layout = LAYOUTS[name]
     folder = data_folder() / layout.folder
-    if not (folder / layout.test).is_file():
+    needed = (*layout.train, layout.test, layout.names)
+    if not all((folder / name).is_file() for name in needed):  # or it was being unpacked
 
         def fetch() -> None:
             from torchvision.datasets.utils import download_and_extract_archive
@@ -67,7 +68,7 @@ def load(name: str) -> Dataset:
             url = f"https://www.cs.toronto.edu/~kriz/{layout.archive}"
             download_and_extract_archive(url, str(data_folder()), md5=layout.md5)
 
-        download(name, fetch, f"unpack {layout.archive} so that {folder / layout.test} exists")
+        download(name, fetch, f"unpack {layout.archive} so that {folder} holds {', '.join(needed)}")
     try:
         classes = tuple((folder / layout.names).read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:

@@ -18,7 +18,6 @@ from mate_edge.train.data.images import (
     FileImages,
     Images,
     MemoryImages,
-    Moved,
 )
 from mate_edge.train.data.splits import choose_some, split_off
 
@@ -28,6 +27,8 @@ ARCH = "resnet18"
 LARGE = 128
 """From this size on (px), images stay on disk and are cut at random sizes in training."""
 
+AT_ONCE = 1000
+"""Images whose pixels are counted in one go."""
 IMBALANCE = 10
 """How many times the images of the smallest class the largest may have without a word."""
 
@@ -53,16 +54,12 @@ class Dataset:
     recipe: Recipe
     note: str = ""
 
-    def fingerprint(self, moved: Moved | None = None) -> str:
-        """Return the SHA-256 of the labels and images of all splits: what a resume must find.
-
-        Args:
-            moved: from where to where the names of files are to be changed first.
-        """
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the labels and images of all splits: what a resume must find."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
             digest.update(split.labels.tobytes())
-            digest.update(split.identity(moved))
+            digest.update(split.identity())
         return digest.hexdigest()
 
     def noting(self, *notes: str) -> Dataset:
@@ -196,7 +193,9 @@ def channel_statistics(
     """Return each channel's mean and standard deviation of pixels / 255, to four decimals."""
     mean, std = [], []
     for c in range(pixels.shape[-1]):
-        counts = np.bincount(pixels[..., c].ravel(), minlength=256)
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(pixels), AT_ONCE):  # bincount makes 8 bytes of each
+            counts += np.bincount(pixels[start : start + AT_ONCE, ..., c].ravel(), minlength=256)
         values = np.arange(256) / 255
         average = float(counts @ values / counts.sum())
         spread = float(counts @ (values - average) ** 2 / counts.sum()) ** 0.5

@@ -21,8 +21,6 @@ REDUCING_GAP = 2.0
 """Of every new run, see `Preprocessing`: Pillow's `thumbnail` has it, too."""
 
 Pixels = NDArray[np.uint8]
-Moved = tuple[Path, Path]
-"""The folder that images lie in, and the one that they lay in."""
 
 
 class Images(Protocol):
@@ -37,11 +35,10 @@ class Images(Protocol):
         """Return the images where `chosen`, bool [N], is true."""
         ...
 
-    def identity(self, moved: Moved | None = None) -> bytes:
+    def identity(self) -> bytes | memoryview:
         """Return bytes that change when the images do (for files: when their names do).
 
-        Args:
-            moved: the names are those of files that lay elsewhere.
+        The folder that holds all of them may be another one.
         """
         ...
 
@@ -73,9 +70,9 @@ class MemoryImages:
         """See `Images.pick`."""
         return MemoryImages(self.pixels[chosen], self.labels[chosen])
 
-    def identity(self, moved: Moved | None = None) -> bytes:
+    def identity(self) -> bytes | memoryview:
         """See `Images.identity`."""
-        return self.pixels.tobytes()
+        return np.ascontiguousarray(self.pixels).data
 
     def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
         """See `Images.plain`."""
@@ -123,13 +120,11 @@ class FileImages:
         paths = tuple(path for path, keep in zip(self.paths, chosen, strict=True) if keep)
         return FileImages(paths, self.labels[chosen])
 
-    def identity(self, moved: Moved | None = None) -> bytes:
+    def identity(self) -> bytes | memoryview:
         """See `Images.identity`."""
-        paths: Iterable[Path] = self.paths
-        if moved is not None:
-            now, then = moved
-            paths = (then / path.relative_to(now) for path in self.paths)
-        return b"\0".join(os.fsencode(path) for path in paths)
+        folders = {path.parent for path in self.paths}
+        top = os.path.commonpath(folders) if folders else ""
+        return b"\0".join(os.fsencode(os.path.relpath(path, top)) for path in self.paths)
 
     def plain(self, indices: Sequence[int], preprocessing: Preprocessing) -> Pixels:
         """See `Images.plain`.
