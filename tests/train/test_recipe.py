@@ -189,7 +189,7 @@ def test_milestones_are_the_users(quick: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"data": ""}, "unknown --data ''"),
+        ({"data": ""}, "has 0 class folders"),
         ({"method": ""}, "unknown --method ''"),
         ({"optimizer": "adam"}, "unknown --optimizer 'adam'.*Did you mean adamw"),
         ({"schedule": "linear"}, "unknown --schedule 'linear': choose from step, cosine"),
