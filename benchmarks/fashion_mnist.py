@@ -22,7 +22,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from machine import describe
+from machine import describe, mark_of
 from PIL import Image
 
 from mate_edge.decide.simulate import simulate
@@ -32,7 +32,7 @@ from mate_edge.runs import read_finished_run, read_outputs
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.train.data import load_dataset
-from mate_edge.train.options import Options
+from mate_edge.train.options import Options, check_options
 from mate_edge.train.start import run_training
 
 
@@ -52,20 +52,21 @@ def main() -> None:
     print(describe("torch", "torchvision", "accelerate", "onnxruntime", "numpy"))
 
     folder = arguments.run or arguments.out / "run"
-    if folder.exists():
-        run = read_finished_run(folder)
-    else:
-        options = Options(
-            data=arguments.data,
-            arch=arguments.arch,
-            exits=arguments.exits,
-            head=arguments.head,
-            train_images=arguments.train_images,
-            method=arguments.method,
-            epochs=arguments.epochs,
-            seed=arguments.seed,
-        )
-        _, run = run_training(options, folder, resume=False)
+    options = Options(
+        data=arguments.data,
+        arch=arguments.arch,
+        exits=arguments.exits,
+        head=arguments.head,
+        train_images=arguments.train_images,
+        method=arguments.method,
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+    )
+    if not folder.exists():
+        run_training(options, folder, resume=False)
+    run = read_finished_run(folder)
+    if arguments.run is None:
+        check_options(folder, run, options)
     print_results(folder, run)
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -75,10 +76,10 @@ def main() -> None:
         f"({min(speeds):.0f} to {max(speeds):.0f}), "
         f"{sum(float(row['seconds']) for row in rows) / 60:.1f} minutes in all"
     )
-    bundle = arguments.out / "fashion.mate"
+    bundle = arguments.out / f"{run.arch}-{mark_of(folder)}.mate"
     if not bundle.exists():
         export_run(folder, run, "cpu", None, None, bundle, lambda text: None)
-    found = compare(folder, bundle, arguments.out / "png")
+    found = compare(folder, bundle, arguments.out / "png" / Path(run.data).name)
     draw(rows, bundle, found, arguments.out / "curve.png")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from machine import describe, quantile
+from machine import describe, mark_of, quantile
 from untrained import make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
@@ -69,7 +69,7 @@ def main() -> None:
 
 def accuracy(folder: Path, out: Path) -> None:
     run = read_finished_run(folder)
-    path = out / f"{folder.name}-int8.mate"
+    path = out / f"{folder.name}-{mark_of(folder)}-int8.mate"
     if not path.exists():
         export_run(folder, run, "cpu", "int8", None, path, print, max_drop=100)
     bundle = read_bundle(path)

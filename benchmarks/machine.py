@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Sequence
@@ -37,3 +38,8 @@ def quantile(samples: Sequence[float], q: float) -> float:
     """Return the order statistic at q in [0, 1]."""
     ordered = sorted(samples)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def mark_of(run_folder: Path) -> str:
+    """Return what tells a run from another one of the same name, for the names of its bundles."""
+    return hashlib.sha256((run_folder / "run.json").read_bytes()).hexdigest()[:8]

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from machine import describe, mark_of
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.export.export import export_run
@@ -41,7 +41,7 @@ def main() -> None:
     run = read_finished_run(folder)
     bundles: dict[str, Bundle] = {}
     for precision in ("fp32", "fp16", "int8"):
-        out = arguments.out / f"{precision}.mate"
+        out = arguments.out / f"{precision}-{mark_of(folder)}.mate"
         if not out.exists():
             export_run(folder, run, TARGET, precision, None, out, print, max_drop=100)
         bundles[precision] = read_bundle(out)
