@@ -257,7 +257,37 @@ def read_outputs(folder: Path, run: Run) -> dict[str, NDArray[Any]]:
         `val_image_indices` int64 [m], which ones.
 
     Raises:
-        RunError: missing, altered or truncated.
+        RunError: missing, altered or truncated, or not what the run makes one expect.
     """
     name = "outputs.npz"
-    return files.bytes_to_arrays(read_file(folder, run, name), folder / name, RunError)
+    found = files.bytes_to_arrays(read_file(folder, run, name), folder / name, RunError)
+    for split in ("val", "test"):
+        logits, labels = found.get(f"{split}_logits"), found.get(f"{split}_labels")
+        if logits is not None and labels is not None and not len(labels):
+            raise RunError(f"{folder / name} has no {split} images: train again")
+        if not _fit(logits, labels, run):
+            raise RunError(f"{folder / name} does not fit run.json: train again")
+    images, indices = found.get("val_images"), found.get("val_image_indices")
+    pre, n = run.preprocessing, len(found["val_labels"])
+    if (
+        images is None
+        or indices is None
+        or images.shape != (len(indices), pre.size, pre.size, pre.channels)
+        or not len(indices) > 0
+        or not 0 <= indices.min() <= indices.max() < n
+    ):
+        raise RunError(f"{folder / name} does not fit run.json: train again")
+    return found
+
+
+def _fit(logits: NDArray[Any] | None, labels: NDArray[Any] | None, run: Run) -> bool:
+    """Say whether logits [n, K, C] and labels [n] can be of a run; with a NaN the least is none."""
+    if logits is None or labels is None:
+        return False
+    return (
+        labels.ndim == 1
+        and labels.dtype.kind == "i"
+        and logits.dtype.kind == "f"
+        and logits.shape == (len(labels), run.exits, len(run.classes))
+        and bool(0 <= labels.min() <= labels.max() < len(run.classes))
+    )

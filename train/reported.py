@@ -41,7 +41,7 @@ def gather_run(
     Raises:
         RunError: `outputs.npz` is missing, altered or does not fit the run.
     """
-    outputs = _outputs(folder, run)
+    outputs = runs.read_outputs(folder, run)
     val_logits, val_labels = outputs["val_logits"], outputs["val_labels"]
     temperatures = fit_temperatures(val_logits, val_labels)
     flops = tuple(cost.cumulative_flops for cost in costs)
@@ -78,18 +78,6 @@ def gather_run(
         no_pictures=no_pictures,
         provenance=_provenance(folder, run),
     )
-
-
-def _outputs(folder: Path, run: Run) -> dict[str, Any]:
-    found = runs.read_outputs(folder, run)
-    for split in ("val", "test"):
-        logits, labels = found.get(f"{split}_logits"), found.get(f"{split}_labels")
-        shape = (run.exits, len(run.classes))
-        if logits is None or labels is None or logits.shape != (len(labels), *shape):
-            raise RunError(f"{folder / 'outputs.npz'} does not fit run.json: train again")
-        if not len(labels):
-            raise RunError(f"{folder / 'outputs.npz'} has no {split} images: train again")
-    return found
 
 
 def read_training(folder: Path, num_exits: int) -> tuple[Training | None, str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mate_edge.runs import read_finished_run
+from mate_edge import files
+from mate_edge.errors import RunError
+from mate_edge.runs import read_finished_run, read_outputs
 
 
 @pytest.fixture
@@ -48,6 +51,33 @@ def test_altered_outputs_are_refused(cli: Any, own_run: Path) -> None:
     assert done.returncode == 2
     assert "SHA-256 differs" in done.stderr
     assert not (own_run / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("val_logits", lambda array: array[:, :1]),
+        ("test_logits", None),
+        ("test_labels", lambda array: array[:-1]),
+        ("val_labels", lambda array: array + 10),
+        ("val_images", None),
+        ("val_images", lambda array: array[:, :-1]),
+        ("val_image_indices", lambda array: array + 10**6),
+    ],
+)
+def test_outputs_that_do_not_fit_the_run_are_refused(
+    name: str, change: Callable[[Any], Any] | None, own_run: Path
+) -> None:
+    run = read_finished_run(own_run)
+    outputs: dict[str, Any] = read_outputs(own_run, run)
+    changed = outputs.pop(name)
+    if change is not None:
+        outputs[name] = change(changed)
+    data = files.arrays_to_bytes(outputs)
+    (own_run / "outputs.npz").write_bytes(data)
+    run.files["outputs.npz"] = files.sha256(data)
+    with pytest.raises(RunError, match=r"outputs\.npz does not fit run\.json: train again"):
+        read_outputs(own_run, run)
 
 
 def test_the_flops_of_training_are_those_of_the_profile(cli: Any, own_run: Path) -> None:
