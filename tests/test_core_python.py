@@ -25,7 +25,7 @@ def find_python() -> str | None:
     return None
 
 
-FEWER = ("predictor", "run_command", "tune_command", "outputs", "verify")
+FEWER = ("predictor", "run_command", "verify")
 """Of the runtime's tests those that are the usual way through it."""
 
 
