@@ -201,16 +201,18 @@ def is_of(run: Run, experiment: Experiment) -> bool:
 
 
 def keep_rows(
-    path: Path, contenders: Sequence[Contender], folder: Path, experiment: Experiment
+    path: Path, contenders: Sequence[Contender], folder: Path | None, experiment: Experiment
 ) -> list[Row]:
-    """Add what is finished in `folder` to the kept rows; return the contenders' own, in order."""
+    """Add what is finished in `folder`, if any, to the kept rows; return the contenders' own."""
     machine = describe("torch", "torchvision", "accelerate", "numpy")
     own = {contender.label: contender for contender in contenders}
-    fresh = [
-        row
-        for row in (write_results(folder) if folder.is_dir() else [])
-        if is_of(read_run(folder / f"{row['method']}-seed{row['seed']}"), experiment)
-    ]
+    fresh = []
+    if folder is not None and folder.is_dir():
+        fresh = [
+            row
+            for row in write_results(folder)
+            if is_of(read_run(folder / f"{row['method']}-seed{row['seed']}"), experiment)
+        ]
     make_folder(path.parent)
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows = read_rows(path)
@@ -267,8 +269,7 @@ def main() -> None:
                     set_aside(folder, contender, seed)
                 run_comparison(folder, missing, [seed], options, say=print)
         # what is only shown is not written: the folder may be of another machine
-        shown_folder = arguments.out / "none" if arguments.show else folder
-        rows = keep_rows(path, contenders, shown_folder, experiment)
+        rows = keep_rows(path, contenders, None if arguments.show else folder, experiment)
         if arguments.seeds:
             shown = parse_seeds(arguments.seeds)
             rows = [row for row in rows if int(row["seed"]) in shown]

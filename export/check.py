@@ -71,10 +71,11 @@ def check_models(models: Models, network: MultiExitNet, images: NDArray[np.float
             worst = max(worst, _compare(f"{model.name}, {tensor.name}", f, w.numpy()))
         worst = max(worst, _compare_answers(model.name, found[-1], wanted[-1].numpy()))
         expected.append(wanted[-1].numpy())
-    chained = Chain(models.segments).logits(images)
+    chain = Chain(models.segments)
+    chained = chain.logits(images)
     for k, logits in enumerate(expected):
         worst = max(worst, _compare_answers(f"exit {k + 1} of the chain", chained[:, k], logits))
-    alone, first = Chain(models.segments).logits(images[:1]), network(torch.from_numpy(images[:1]))
+    alone, first = chain.logits(images[:1]), network(torch.from_numpy(images[:1]))
     for k, logits in enumerate(first[0].numpy()):
         worst = max(worst, _compare_answers(f"exit {k + 1} alone", alone[:, k], logits[None]))
     ((logits,),) = Chain([models.unsplit]).run(images)
