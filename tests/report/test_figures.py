@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from mate_edge.report.class_plots import class_accuracy
 from mate_edge.report.content import make_content
 from mate_edge.report.figures import count_figures
 from mate_edge.report.gallery import MOST, choose_rows
@@ -143,3 +144,14 @@ def test_images_are_of_many_classes_and_of_the_kind_that_is_said(
     assert tiles["late"] == [34]
     assert set(tiles["disagree"]) == {32, 33, 34}
     assert {row.name: row.count for row in rows}["early"] == 33
+
+
+def test_the_hardest_class_is_looked_for_among_all_and_not_those_drawn(
+    make_subject: MakeSubject,
+) -> None:
+    classes = tuple(f"class {c}" for c in range(50))
+    right, wrong = [[(c, SURE), (c, SURE)] for c in range(50)], [(0, SURE), (0, SURE)]
+    right[25] = wrong
+    subject = make_subject(right, list(range(50)), (0.8,), classes)
+    (plot,) = class_accuracy(subject, count_figures(subject))
+    assert plot.says.startswith("The hardest class is class 25: ")

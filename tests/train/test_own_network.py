@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from mate_edge.errors import ExportError, RunError, UsageError
+from mate_edge.export.check import check_models
 from mate_edge.export.export import export_run
 from mate_edge.export.segments import export_models
 from mate_edge.files import write_json
@@ -128,6 +129,9 @@ class Choosing(nn.Module):
 def choosing(): return [nn.Sequential(conv(1, 4), Choosing()), conv(4, 8)]
 def of_the_batch(): return [nn.Sequential(conv(1, 4), nn.BatchNorm2d(4, track_running_stats=False)),
                             conv(4, 8)]
+class Doubling(nn.Module):
+    def forward(self, x): return x if x.shape[0] > 1 else 2 * x
+def doubling(): return [nn.Sequential(conv(1, 4), Doubling()), conv(4, 8)]
 class Extra(nn.Conv2d):
     def get_extra_state(self): return {"notes": 1}
     def set_extra_state(self, state): pass
@@ -298,6 +302,14 @@ def test_what_torch_cannot_export_is_one_line(
         export_models(network, (1, 32, 32), (18, 18), lambda line: None)
     assert len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_torch_computes_of_an_image_alone_is_compared_too(nets: Callable[[str], str]) -> None:
+    network = build_network(nets(":doubling"), "linear", 1, 32, 10).eval()
+    models = export_models(network, (1, 32, 32), (18, 20), lambda line: None)
+    images = torch.randn(4, 1, 32, 32).numpy()
+    with pytest.raises(ExportError, match="exit 1 alone"):
+        check_models(models, network, images)
 
 
 def write_edited(activation: str) -> None:
