@@ -45,28 +45,25 @@ settings.register_profile("few examples", deadline=None, max_examples=10)
 settings.load_profile("slow machine")
 
 CHECKOUT = Path(__file__).parents[1]
-LONGEST = ("test_core_python.py", "test_readme.py", "test_distributed.py", "test_compile.py")
+LONGEST = ("test_core_python.py", "test_readme.py", "test_distributed.py", "test_resume.py")
 """The files whose tests take long: started last, one process would work while others are idle."""
+SHARING = (
+    "report", "serve", "test_compare.py", "test_distributed.py", "test_lowered.py",
+    "test_packaging.py", "test_resume.py", "test_site.py",
+)  # fmt: skip
+"""The folders and files whose tests share what takes long to make: one process runs them all."""
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+MakeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
-def run_cli(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mate_edge", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-
-
+@pytest.hookimpl(tryfirst=True)  # xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest, and let one process run all that share what takes long to make."""
+    """Begin with the longest, and group those that share."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
-        if item.path.parent.name in ("report", "serve"):
-            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+        for name in {item.path.name, item.path.parent.name}.intersection(SHARING):
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +90,23 @@ def _own_device_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "state"))
 
 
+WARM = pytest.StashKey[Warm]()
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_configure_node(node: Any) -> None:
+    """Tell a test process where the one server of warm processes is."""
+    if WARM not in node.config.stash:
+        node.config.stash[WARM] = server = Warm()
+        node.config.add_cleanup(server.close)
+    node.workerinput["warm"] = str(node.config.stash[WARM].place)
+
+
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
+def warm(pytestconfig: pytest.Config) -> Iterator[Warm]:
     """Processes of `mate-edge` that need not import torch first; see `warm.py`."""
-    server = Warm()
+    place = getattr(pytestconfig, "workerinput", {}).get("warm")
+    server = Warm(place and Path(place))
     yield server
     server.close()
 
@@ -114,6 +124,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         command = ["mate-edge", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(os, "_exit", sys.exit)  # how `run` ends
         monkeypatch.chdir(cwd)
         with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
             main()
@@ -125,28 +136,36 @@ def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The working folder in which a user typed train and export, with nothing else.
-
-    The test processes share it: the first that needs it makes it.
-    """
+def make_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MakeOnce:
+    """Make a folder that all test processes share: the first that needs it fills it."""
     from filelock import FileLock  # not there where only the core is
 
     session = tmp_path_factory.getbasetemp()
     if worker_id != "master":
         session = session.parent
-    folder = session / "home"
-    with FileLock(session / "home.lock"):
-        if not folder.exists():
-            made = tmp_path_factory.mktemp("home")
-            for command in (
-                ["train", "--data", "digits", "--epochs", "3"],
-                ["export", "--target", "cpu"],
-            ):
-                done = run_cli(*command, cwd=made)
-                assert done.returncode == 0, done.stderr
-            made.rename(folder)
-    return folder
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = session / name
+        with FileLock(session / f"{name}.lock"):
+            if not folder.exists():
+                made = tmp_path_factory.mktemp(name)
+                fill(made)
+                made.rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def home(make_once: MakeOnce, cli: Cli) -> Path:
+    """The working folder in which a user typed train and export, with nothing else."""
+
+    def fill(folder: Path) -> None:
+        for line in ("train --data digits --epochs 3", "export --target cpu"):
+            done = cli(*line.split(), cwd=folder)
+            assert done.returncode == 0, done.stderr
+
+    return make_once("home", fill)
 
 
 @pytest.fixture(scope="session")
@@ -213,18 +232,18 @@ def pictures(golden: dict[str, np.ndarray], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(make_once: MakeOnce, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an sdist, and the wheel that was built from it."""
-    copy = tmp_path_factory.mktemp("copy") / "checkout"
-    unwanted = shutil.ignore_patterns(".*", "build", "*.egg-info", "runs", "bundles", "__pycache__")
-    shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=unwanted)
-    folder = tmp_path_factory.mktemp("dist")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copy)],
-        check=True,
-        capture_output=True,
-    )
-    return folder
+
+    def fill(folder: Path) -> None:
+        copy = tmp_path_factory.mktemp("copy") / "checkout"
+        unwanted = (".*", "build", "*.egg-info", "runs", "bundles", "__pycache__")
+        ignore = shutil.ignore_patterns(*unwanted)
+        shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=ignore)
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, copy]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return make_once("dist", fill)
 
 
 HALF_WIDTH = 4

@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,24 +34,33 @@ LIBRARIES = (
 """What takes long to import; those that are not installed are left out, as on a device."""
 
 
-class Warm:
-    """The server of one test session, and how to ask it; it ends with the session in any case."""
+STARTS_IN_S = 300
+"""How long a first command waits for the server's imports, on a slow machine with other load."""
 
-    def __init__(self) -> None:
-        self._place = tempfile.TemporaryDirectory(prefix="warm-")  # a socket's path must be short
-        self._socket = Path(self._place.name) / "socket"
-        self.folder = Path(self._place.name) / "bin"
-        self.folder.mkdir()
-        shim = self.folder / "mate-edge"
-        shim.write_text(
-            f'#!/bin/sh\nexec {sys.executable} -S -E {__file__} ask {self._socket} "$@"\n'
-        )
+
+class Warm:
+    """The server of one test session, and how to ask it; it ends with the session in any case.
+
+    Args:
+        place: of another process's server; None starts one.
+    """
+
+    def __init__(self, place: Path | None = None) -> None:
+        self._server: subprocess.Popen[bytes] | None = None
+        if place is None:
+            self.place = Path(tempfile.mkdtemp(prefix="warm-"))  # a socket's path must be short
+            self._start(self.place / "socket")
+        else:
+            self.place = place
+        self.folder = self.place / "bin"
+
+    def _start(self, socket: Path) -> None:
+        shim = self.place / "bin" / "mate-edge"
+        shim.parent.mkdir()
+        shim.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {__file__} ask {socket} "$@"\n')
         shim.chmod(0o755)
-        command = [sys.executable, __file__, "serve", str(self._socket)]
+        command = [sys.executable, __file__, "serve", str(socket)]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        while not self._socket.exists():
-            assert self._server.poll() is None, "the server of warm processes did not start"
-            time.sleep(0.02)
 
     def run(
         self, *arguments: str | Path, cwd: Path | None = None
@@ -61,19 +71,23 @@ class Warm:
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=STARTS_IN_S + 500,
         )
 
     def close(self) -> None:
-        """End the server."""
-        self._server.kill()
-        self._server.wait()
-        self._place.cleanup()
+        """End the server, if it is one's own."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            shutil.rmtree(self.place)
 
 
 def ask(path: str, arguments: list[str]) -> int:
     """Have the server run `arguments` here, with these streams; returns the exit code."""
     request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
+    until = time.monotonic() + STARTS_IN_S
+    while not os.path.exists(path) and time.monotonic() < until:
+        time.sleep(0.02)
     with socket.socket(socket.AF_UNIX) as asking:
         asking.connect(path)
         streams = array.array("i", [0, 1, 2])

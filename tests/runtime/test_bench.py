@@ -540,9 +540,9 @@ def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], says:
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(
-    arguments: list[str], says: str, cli: Any, bundle_folder: Path, tmp_path: Path
+    arguments: list[str], says: str, typed: Any, bundle_folder: Path, tmp_path: Path
 ) -> None:
-    done = cli("bench", bundle_folder, *arguments, cwd=tmp_path)
+    done = typed("bench", bundle_folder, *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert says in line

@@ -294,13 +294,13 @@ def test_a_folder_of_unreadable_images_only_is_an_error(
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(
-    arguments: list[str], says: str, cli: Any, bundle_folder: Path, labelled: Path
+    arguments: list[str], says: str, typed: Any, bundle_folder: Path, labelled: Path
 ) -> None:
     here = labelled.parent
     shutil.copytree(bundle_folder, here / "only.mate")
     (here / "run").mkdir()
     (here / "run" / "run.json").write_text("{}")
-    done = cli("evaluate", *arguments, cwd=here)
+    done = typed("evaluate", *arguments, cwd=here)
     assert done.returncode == 2
     assert done.stdout == ""
     line = done.stderr.splitlines()[-1]

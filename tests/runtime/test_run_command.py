@@ -171,14 +171,14 @@ def test_one_bad_image_among_many_is_reported_and_the_others_run(
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(
-    arguments: list[str], says: str, cli: Any, bundle_folder: Path, pictures: Path
+    arguments: list[str], says: str, typed: Any, bundle_folder: Path, pictures: Path
 ) -> None:
     (pictures / "empty").mkdir()
     (pictures / "trained").mkdir()
     (pictures / "trained" / "run.json").write_text("{}")
     (pictures / "bad.png").write_bytes(b"GIF89a nonsense")
     shutil.copytree(bundle_folder, pictures / "only.mate")
-    done = cli("run", *arguments, cwd=pictures)
+    done = typed("run", *arguments, cwd=pictures)
     assert done.returncode == 2
     assert done.stdout == ""
     *_, line = done.stderr.splitlines()

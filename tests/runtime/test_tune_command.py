@@ -244,10 +244,10 @@ def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(
-    arguments: tuple[str, ...], says: str, cli: Any, bundle_folder: Path
+    arguments: tuple[str, ...], says: str, typed: Any, bundle_folder: Path, tmp_path: Path
 ) -> None:
     given = (word.replace("BUNDLE", str(bundle_folder)) for word in arguments)
-    done = cli("tune", bundle_folder, *given)
+    done = typed("tune", bundle_folder, *given, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     line = done.stderr.splitlines()[-1]
     assert line.startswith("mate-edge: ")
