@@ -115,7 +115,7 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
         epsilon: the bound on the share of such answers.
         delta: the share is at most `epsilon` with probability `1 - delta` over the samples;
             None: only its mean over such samples is (conformal risk control).
-        n: samples that certified, none of which chose the thresholds.
+        n: samples that certified, none of which made the path that the thresholds are from.
         losses: how many of them had the loss.
         max_ms: the deadline that was certified together with the thresholds, and every longer one
             with it; None: a deadline voids the guarantee.

@@ -26,6 +26,11 @@ MOST_CREDIT = 2.0  # misses: a long quiet time must not pay for a burst of them
 SLOW_RATIO = 1.5
 LARGEST_RATIO = 2.0
 MEMORY = 0.9
+HICCUP = (1 - MEMORY) * (LARGEST_RATIO - 1)
+"""What one slow segment adds to the slow-down factor, at most."""
+
+FORGOTTEN = 50
+"""Rounds after which nothing is left of it: of two segments each, 0.9^100."""
 
 
 @dataclass(frozen=True)
@@ -237,18 +242,43 @@ def exits_in_time(measured: Latencies, max_ms: float, careful: bool = False) -> 
         careful: never bold, as the first rounds of a process: with the same slow-down factor no
             round then goes deeper here than there, which is what a guarantee must rest on.
     """
+    return _replay(measured, max_ms, range(measured.rounds), 1.0, careful)
+
+
+def ended_by_one(measured: Latencies, max_ms: float) -> int:
+    """Return how many rounds a deadline ends early because one segment was slow, at most.
+
+    That one, and those after it that the slow-down factor's memory ends: what m rounds tell of a
+    device that is slow now and then is what m over this number of independent rounds would.
+
+    Args:
+        measured: of this device.
+        max_ms: the deadline.
+    """
+    most = 0
+    for first in range(0, measured.rounds, FORGOTTEN):
+        part = range(first, min(first + FORGOTTEN, measured.rounds))
+        usual, after = (
+            _replay(measured, max_ms, part, factor, True) for factor in (1.0, 1 + HICCUP)
+        )
+        most = max(most, sum(k < other for k, other in zip(after, usual, strict=True)))
+    return 1 + most
+
+
+def _replay(
+    measured: Latencies, max_ms: float, rounds: range, factor: float, careful: bool
+) -> list[int]:
+    """Return the exits of some rounds, see `exits_in_time`, from a slow-down factor on."""
     table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
     slow_down, budget = SlowDown(), MissBudget()
-    none = (0.0,) * measured.rounds
-    outside = zip(
-        measured.rest_ms, measured.decode_ms or none, measured.preprocess_ms or none, strict=True
-    )
+    slow_down.factor = factor
+    before = (measured.rest_ms, measured.decode_ms, measured.preprocess_ms)
     exits = []
-    for parts, segments in zip(outside, zip(*measured.segments_ms, strict=True), strict=True):
-        elapsed_ms = sum(parts)
-        for k, ms in enumerate(segments, start=1):
-            elapsed_ms += ms
-            if not time_left(table, slow_down, budget, k, ms, elapsed_ms, max_ms):
+    for i in rounds:
+        elapsed_ms = sum(ms[i] for ms in before if ms)
+        for k, segment_ms in enumerate(measured.segments_ms, start=1):
+            elapsed_ms += segment_ms[i]
+            if not time_left(table, slow_down, budget, k, segment_ms[i], elapsed_ms, max_ms):
                 break
         if not careful:
             budget.settle(k > 1 and elapsed_ms > max_ms)

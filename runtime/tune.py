@@ -16,6 +16,7 @@ from mate_edge.decide.calibrate import Calibrated, Calibration
 from mate_edge.decide.drift import count_confidences
 from mate_edge.decide.policy import NEVER, THRESHOLDS
 from mate_edge.decide.risk import check_levels
+from mate_edge.decide.rounds import design_effect
 from mate_edge.decide.tune import FEW_SAMPLES, Loss
 from mate_edge.errors import UsageError
 from mate_edge.files import shown
@@ -27,6 +28,7 @@ from mate_edge.runtime.deadline import (
     LatencyTable,
     check_max_ms,
     check_reachable,
+    ended_by_one,
     exits_in_time,
 )
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
@@ -182,7 +184,7 @@ def tune(
             "DIR takes others"
         )
     costs: Sequence[float] = [exit_.cumulative_flops for exit_ in opened.manifest.exits]
-    rounds = None
+    rounds, effect = None, 1.0
     if goal.budget_ms is not None and measured is not None:
         costs = mean_ms(measured)
     if goal.max_ms is not None and measured is not None:
@@ -190,7 +192,10 @@ def tune(
         frame_ms = sum(median(ms) for ms in (measured.decode_ms, measured.preprocess_ms) if ms)
         check_reachable(table, goal.max_ms, strict=False, say=say, frame_ms=frame_ms)
         rounds = np.asarray(exits_in_time(measured, goal.max_ms, careful=True), np.int64)
-    calibrated = _reach(goal, Calibration(logits, labels, costs, kind, rounds))
+        effect = max(
+            ended_by_one(measured, goal.max_ms), design_effect(rounds, len(opened.manifest.exits))
+        )
+    calibrated = _reach(goal, Calibration(logits, labels, costs, kind, rounds, effect))
     guarantee = calibrated.guarantee
     if guarantee is not None and goal.max_ms is not None and measured is not None:
         guarantee = msgspec.structs.replace(

@@ -72,6 +72,7 @@ class Calibration:
             go. Each sample meets one, drawn by a fixed seed from the shares that were measured,
             and for a guarantee from bounds of them: so samples stay independent, and one sample's
             loss 0 or 1, as the binomial needs.
+        effect: how many of these rounds tell as much as one of independent rounds would.
 
     Raises:
         UsageError: fewer than two samples.
@@ -84,13 +85,14 @@ class Calibration:
         costs: Sequence[float],
         kind: str = "confidence",
         rounds: NDArray[np.int64] | None = None,
+        effect: float = 1.0,
     ) -> None:
         if len(labels) < 2:
             raise UsageError(f"thresholds need validation samples, here are {len(labels)}")
         search, certify = halve(len(labels))
         self._num_samples, self._num_exits = logits.shape[:2]
         self.logits, self.labels = logits[certify], labels[certify]
-        self.rounds = rounds
+        self.rounds, self.effect = rounds, effect
         self._certify = certify
         deepest = None if rounds is None else self._met_by(None)
         self.deepest = None if deepest is None else deepest[certify]
@@ -213,17 +215,21 @@ class Calibration:
     def _met_by(self, chance: float | None) -> NDArray[np.int64]:
         """Return how deep each sample of both halves may go; see `ended_shares`."""
         assert self.rounds is not None
-        return draw_exits(ended_shares(self.rounds, self._num_exits, chance), self._num_samples)
+        ended = ended_shares(self.rounds, self._num_exits, chance, self.effect)
+        return draw_exits(ended, self._num_samples)
 
     def _ended(self, deepest: NDArray[np.int64] | None) -> str:
         """Say what a deadline ends of the certification half, and what to do."""
         if deepest is None or self.rounds is None:
             return "; allow more risk"
         early = int((deepest < self.logits.shape[1]).sum())
-        late = int((self.rounds < self.logits.shape[1]).sum())
+        late, m = int((self.rounds < self.logits.shape[1]).sum()), len(self.rounds)
+        tell = ""
+        if self.effect > 1:  # slow rounds come together
+            tell = f", which tell as much as {m / self.effect:.3g} independent ones"
         return (
             f", and the deadline may end {early} before the last exit, as it did {late} of "
-            f"{len(self.rounds)} measured rounds; allow more risk or a longer deadline, or measure "
+            f"{m} measured rounds{tell}; allow more risk or a longer deadline, or measure "
             "more rounds: mate-edge bench --rounds N"
         )
 
