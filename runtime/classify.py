@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +20,8 @@ from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_max_ms, check_reachable, samples_needed
 from mate_edge.runtime.engines import choose_engine, make_engine
 from mate_edge.runtime.outputs.answer import Answer, Output, Steady, likeliest
-from mate_edge.runtime.outputs.lines import JsonLines, LiveLine, StdoutError, Table
+from mate_edge.runtime.outputs.lines import JsonLines, LiveLine, StdoutError, Table, print_answers
+from mate_edge.runtime.outputs.plain import plain
 from mate_edge.runtime.outputs.summary import Summary
 from mate_edge.runtime.policy import PolicyChoice
 from mate_edge.runtime.predictor import Predictor
@@ -113,18 +114,14 @@ def classify(names: Sequence[str], bundle: Path | None, run: Run) -> int:
             stack.callback(results.close)
             summary = Summary(predictor, run.max_ms)
             loop = _Loop(run, sources, predictor, files, summary, metrics)
-            code, failure = loop.go(results, notes)
-        code = code if stop.received is None else 128 + stop.received
-        for output in files:
-            try:
-                output.close()
-            except MateEdgeError as error:
-                failure = failure or error
-        if summary.count > 1 or (summary.count and run.max_ms is not None):
-            file = sys.stderr if run.json or loop.stdout_ended else sys.stdout
-            summary.print(file, sources.dropped, sources.remarks())
-    if failure is not None:
-        raise failure
+            loop.attempt(lambda: loop.go(results, notes))
+            for output in files:
+                loop.attempt(output.close)
+            if summary.count > 1 or (summary.count and run.max_ms is not None):
+                loop.sum_up()
+        code = loop.code if stop.received is None else 128 + stop.received
+    if loop.failure is not None:
+        raise loop.failure
     if code:
         return code
     if summary.count + summary.failures == 0:
@@ -136,7 +133,7 @@ def classify(names: Sequence[str], bundle: Path | None, run: Run) -> int:
 
 def say(message: str) -> None:
     """Print a line for the user beside the answers."""
-    print(f"mate-edge: {message}", file=sys.stderr)
+    print(f"mate-edge: {plain(message)}", file=sys.stderr)
 
 
 def _open_files(run: Run, names: Sequence[str], sources: Sources, stack: ExitStack) -> list[Output]:
@@ -272,7 +269,12 @@ def _answers(
 
 
 class _Loop:
-    """Hands each result to whoever wants it."""
+    """Hands each result to whoever wants it.
+
+    Attributes:
+        code: `BROKEN_PIPE` once nobody reads stdout any longer, else 0.
+        failure: what went wrong first.
+    """
 
     def __init__(
         self,
@@ -290,7 +292,9 @@ class _Loop:
         self.summary, self.metrics = summary, metrics
         self.model, self.dropped = predictor.manifest.name, 0
         self.live: LiveLine | None = None
-        self.rows_shown, self.stdout_ended = sys.stdout.isatty(), False
+        self.rows_shown, self.sum_on_stderr = sys.stdout.isatty(), run.json
+        self.code = 0
+        self.failure: MateEdgeError | None = None
         if sys.stderr.isatty():
             self.live = LiveLine(summary, lambda: sources.dropped)
         if metrics is not None:
@@ -300,10 +304,23 @@ class _Loop:
                 lambda: predictor.timing.slow_down.factor,
             )
 
-    def go(
-        self, results: Iterator[Result], notes: Sequence[str]
-    ) -> tuple[int, MateEdgeError | None]:
-        """Go on to the end; return `BROKEN_PIPE` or 0, and what ended it before."""
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do a part of the work; what ends it does not end the rest."""
+        try:
+            work()
+        except (BrokenPipeError, StdoutError) as error:
+            # what else is flushed must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.sum_on_stderr = True
+            if isinstance(error, StdoutError):
+                self.failure = self.failure or error
+            else:
+                self.code = BROKEN_PIPE
+        except MateEdgeError as error:
+            self.failure = self.failure or error
+
+    def go(self, results: Iterator[Result], notes: Sequence[str]) -> None:
+        """Go on to the end."""
         try:
             for result in results:
                 if self.live is not None and (self.rows_shown or isinstance(result, ImageError)):
@@ -318,17 +335,17 @@ class _Loop:
                     self._add(result)
                 if self.live is not None:
                     self.live.draw()
-        except (BrokenPipeError, StdoutError) as error:
-            # what else is flushed must not fail again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.stdout_ended = True
-            return (0, error) if isinstance(error, StdoutError) else (BROKEN_PIPE, None)
-        except MateEdgeError as error:
-            return 0, error
         finally:
             if self.live is not None:
                 self.live.clear()
-        return 0, None
+
+    def sum_up(self) -> None:
+        """Print the summary, on stderr where stdout is for others or takes no more."""
+        text = self.summary.text(self.sources.dropped, self.sources.remarks())
+        if not self.sum_on_stderr:
+            self.attempt(lambda: print_answers(text))
+        if self.sum_on_stderr:
+            print(text, file=sys.stderr)
 
     def _fail(self, error: ImageError) -> None:
         self.summary.failures += 1
@@ -348,7 +365,7 @@ class _Loop:
 
 def announce(predictor: Predictor, max_ms: float | None) -> None:
     """Name bundle and engine, and say what the deadline rests on."""
-    print(f"{predictor.bundle.folder}: {predictor.engine.device}", file=sys.stderr)
+    print(f"{plain(str(predictor.bundle.folder))}: {predictor.engine.device}", file=sys.stderr)
     measured = predictor.timing.measured
     if max_ms is None or predictor.timing.latencies is None or measured is None:
         return

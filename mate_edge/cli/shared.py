@@ -41,6 +41,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a class or file name may not fit the terminal's code
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if "--json" in sys.argv and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, whatever the terminal's code
     try:
         code = app(prog_name="mate-edge", standalone_mode=False)
         sys.stdout.flush()
@@ -83,7 +85,9 @@ def _complain(message: str) -> int:
 
 def say(message: str) -> None:
     """Print a line for the user beside the answers."""
-    print(f"mate-edge: {message}", file=sys.stderr, flush=True)
+    from mate_edge.runtime.outputs.plain import plain
+
+    print(f"mate-edge: {plain(message)}", file=sys.stderr, flush=True)
 
 
 def _version(asked: bool) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mate_edge.errors import UsageError
-from mate_edge.files import shown, write_errors
+from mate_edge.files import shown
 from mate_edge.runtime.outputs.answer import Answer, Output
 
 COLUMNS = (
@@ -38,7 +39,7 @@ class CsvFile(Output):
         self._path, self._patient = path, patient
         self._was_there = path.exists()
         self._is_file = path.is_file() or not self._was_there
-        with write_errors(path):
+        with _writing(path):
             if path.is_file() and not _may_be_replaced(path):
                 raise UsageError(
                     f"{path} is there and holds no answers of run: write to another file"
@@ -68,7 +69,7 @@ class CsvFile(Output):
         text = io.StringIO()
         csv.writer(text).writerow(row)
         data = text.getvalue().encode()
-        with write_errors(self._path):
+        with _writing(self._path):
             if not self._bytes:
                 self._cut()
                 data = HEADER + data
@@ -90,10 +91,19 @@ class CsvFile(Output):
 
     def close(self) -> None:
         """Close it, once or more; a file without rows that was not there before goes again."""
-        with write_errors(self._path):
+        with _writing(self._path):
             self._file.close()
         if not self._bytes and not self._was_there:
             self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn whatever keeps it from being written into a line: it may be a pipe or a socket, too."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _is_ours_alone(descriptor: int) -> bool:

@@ -12,6 +12,7 @@ import msgspec
 from mate_edge.errors import UsageError
 from mate_edge.files import shown
 from mate_edge.runtime.outputs.answer import Answer, Output
+from mate_edge.runtime.outputs.plain import plain
 from mate_edge.runtime.outputs.summary import Summary
 
 LONGEST_SOURCE = 48  # characters of a path that the table shows
@@ -22,8 +23,8 @@ class StdoutError(UsageError):
     """Nothing more can be printed."""
 
 
-def _print(text: str) -> None:
-    """Print answers at once.
+def print_answers(text: str) -> None:
+    """Print answers, or what sums them up, at once.
 
     Raises:
         StdoutError: stdout takes no more, as on a full disk.
@@ -35,11 +36,6 @@ def _print(text: str) -> None:
         raise
     except OSError as error:
         raise StdoutError(f"cannot write to stdout: {error.strerror}") from None
-
-
-def plain(text: str) -> str:
-    """Return a name on one line, without what a terminal would obey."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 class Table(Output):
@@ -64,7 +60,7 @@ class Table(Output):
         self.source = max(self.source, min(len(name), LONGEST_SOURCE))
         if not self.headed:
             self.headed = True
-            _print(
+            print_answers(
                 f"{'source':<{self.source}}  {'label':<{self.label}}  confidence  exit  "
                 f"{'halted by':<9}        ms"
             )
@@ -75,7 +71,7 @@ class Table(Output):
             for label, probability in answer.top
             if label != answer.label
         )
-        _print(
+        print_answers(
             f"{cut:<{self.source}}  {plain(answer.label):<{self.label}}  "
             f"{answer.confidence:>10.3f}  {prediction.exit:>4}  {prediction.halted_by:<9}  "
             f"{prediction.elapsed_ms:>8.2f}{missed}{others}"
@@ -131,7 +127,7 @@ class JsonLines(Output):
             top=tuple(_Likely(*one) for one in answer.top),
             **{name: getattr(answer.prediction, name) for name in OF_PREDICTION},
         )
-        _print(msgspec.json.encode(line).decode())
+        print_answers(msgspec.json.encode(line).decode())
 
     def close(self) -> None:
         """Nothing is left to print."""

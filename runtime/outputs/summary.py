@@ -9,6 +9,7 @@ from typing import TextIO
 
 from mate_edge.errors import BundleError
 from mate_edge.runtime.outputs.answer import Answer
+from mate_edge.runtime.outputs.plain import plain
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.standing import standing
 
@@ -52,8 +53,12 @@ class Summary:
             f"exit {k} {100 * self.exits[k] / count:.0f} %" for k in range(1, self.num_exits + 1)
         )
 
-    def print(self, file: TextIO, dropped: int = 0, remarks: Sequence[str] = ()) -> None:
-        """Print shares, mean time, misses, drops, what is guaranteed, drift, and the remarks."""
+    def print(self, file: TextIO) -> None:
+        """Print it, where no frame is dropped and nothing remarked."""
+        print(self.text(), file=file)
+
+    def text(self, dropped: int = 0, remarks: Sequence[str] = ()) -> str:
+        """Return shares, mean time, misses, drops, what is guaranteed, drift, and the remarks."""
         count = self.count
         what = ("frame" if self.frames == count else "image") + "s" * (count != 1)
         lines = [f"{count} {what}: {self.shares()}; mean {self.total_ms / max(count, 1):.2f} ms"]
@@ -82,7 +87,7 @@ class Summary:
         if self.failures:
             lines.append(f"{self.failures} could not be read")
         lines += remarks
-        print("\n".join(lines), file=file)
+        return "\n".join(plain(line) for line in lines)
 
     def _drift(self) -> list[str]:
         try:

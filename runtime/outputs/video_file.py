@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mate_edge.errors import UsageError
 from mate_edge.extras import extra
-from mate_edge.files import temporary_name, write_errors
+from mate_edge.files import check_replaces, temporary_name
 from mate_edge.runtime.outputs.answer import Answer, Output
 from mate_edge.runtime.sources.source import Source
 
@@ -30,22 +31,28 @@ CODECS = {
 }
 """The first that this FFmpeg has is taken."""
 FAST = {"libx264": {"preset": "veryfast"}, "libvpx": {"deadline": "realtime", "cpu-used": "8"}}
-TICKS = 90_000  # a second
+TICKS = 60_000
+"""A second; MPEG-4 counts no finer than 65,535."""
 USUAL_FPS = 30.0
+MARK = "answers drawn by mate-edge run"
+"""The comment in each saved video: a file without it is none, and stays."""
+ENDS_BYTES = 8192
+"""Every container has the comment in the first or the last so many."""
 
 
 class SavedVideo(Output):
     """Frames at their own times, with label, confidence, exit and ms.
 
     It is written beside its place and renamed when it is finished, however the run ends: there is a
-    playable file, or none. A process that is killed leaves none.
+    playable file, or none. A process that is killed leaves none. An older one is replaced.
 
     Args:
         path: of the video; the suffix chooses the container.
         source: whose frames come.
 
     Raises:
-        UsageError: another suffix, no PyAV, or a place that cannot be written.
+        UsageError: another suffix, no PyAV, a place that cannot be written, or one where something
+            else is.
     """
 
     def __init__(self, path: Path, source: Source) -> None:
@@ -58,36 +65,31 @@ class SavedVideo(Output):
             raise UsageError(f"this PyAV cannot encode {path.suffix} files: choose another suffix")
         self._path, self._source, self._codec = path, source, codecs[0]
         self._temporary = temporary_name(path, path.suffix)
-        if path.is_dir():
-            raise UsageError(f"cannot write {path}: it is a folder")
-        with write_errors(path):
-            self._temporary.touch()
+        check_replaces(path, "video of run", lambda head: MARK.encode() in _ends(path))
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
         self._last = -1
+        with self._writing():
+            self._temporary.touch()
 
     def add(self, answer: Answer) -> None:
         """Draw and encode a frame."""
         assert isinstance(answer.frame, np.ndarray)
         picture = draw(answer)
-        try:
-            with write_errors(self._path):
-                self._encode(picture, answer.shot.time_s or 0.0)
-        except UsageError:
-            self._discard()
-            raise
+        with self._writing():
+            self._encode(picture, answer.shot.time_s or 0.0)
 
     def _encode(self, picture: Image.Image, time_s: float) -> None:
         import av
 
         if self._container is None:
-            self._container = av.open(str(self._temporary), "w")
+            self._container = av.open(f"file:{self._temporary}", "w")
+            self._container.metadata["comment"] = MARK
             rate = Fraction(self._source.fps or USUAL_FPS).limit_denominator(1001)
             options = FAST.get(self._codec, {})
             added = self._container.add_stream(self._codec, rate=rate, options=options)
             self._stream = cast("VideoStream", added)
-            self._stream.width = picture.width - picture.width % 2
-            self._stream.height = picture.height - picture.height % 2
+            self._stream.width, self._stream.height = (max(2, n - n % 2) for n in picture.size)
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.time_base = Fraction(1, TICKS)
         assert self._stream is not None
@@ -105,12 +107,26 @@ class SavedVideo(Output):
             self._discard()
             return
         try:
-            with write_errors(self._path):
+            with self._writing():
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
                 os.replace(self._temporary, self._path)
         finally:
             self._discard()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what keeps it from being written into a line, and leave no part of it."""
+        from av.error import FFmpegError
+
+        try:
+            yield
+        except (FFmpegError, OSError) as error:
+            what = str(self._path)
+            if self._stream is not None and not isinstance(error, OSError):
+                what += f", {self._stream.width}x{self._stream.height} by {self._codec}"
+            self._discard()
+            raise UsageError(f"cannot write {what}: {error.strerror}") from None
 
     def _discard(self) -> None:
         container, self._container, self._stream = self._container, None, None
@@ -119,6 +135,14 @@ class SavedVideo(Output):
                 container.close()
         with suppress(OSError):
             self._temporary.unlink()
+
+
+def _ends(path: Path) -> bytes:
+    """Return a file's first and last bytes."""
+    with open(path, "rb") as file:
+        first = file.read(ENDS_BYTES)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - ENDS_BYTES))
+        return first + file.read(ENDS_BYTES)
 
 
 def draw(answer: Answer) -> Image.Image:

@@ -73,6 +73,8 @@ def _pipeline(name: str, rest: str, wanted: Wanted) -> Source:
 
 
 def _video(name: str, rest: str, wanted: Wanted) -> Source:
+    if not rest:
+        raise UsageError("video: takes a file, such as video:recording.bin")
     from mate_edge.runtime.sources.video import VideoFile
 
     return VideoFile(rest)
@@ -151,9 +153,9 @@ def open_sources(names: Sequence[str], wanted: Wanted | None = None) -> Sources:
         wanted: of cameras and live sources.
 
     Raises:
-        UsageError: an unknown kind, a folder without images, a glob that matches nothing, a camera
-            that is not there, a package or program that is missing, a rate that is none, or several
-            sources one of which need never end.
+        UsageError: an empty name, an unknown kind, a folder without images, a glob that matches
+            nothing, a camera that is not there, a package or program that is missing, a rate that
+            is none, or several sources one of which need never end.
     """
     wanted = wanted or Wanted()
     if wanted.fps is not None and not 0 < wanted.fps < math.inf:
@@ -174,6 +176,8 @@ def open_sources(names: Sequence[str], wanted: Wanted | None = None) -> Sources:
 
 
 def _open(name: str, wanted: Wanted) -> Source:
+    if not name:
+        raise UsageError("'' names nothing to classify: for the working folder, type .")
     if name == "-":
         return StandardInput(name)
     kind = re.match(r"([A-Za-z][A-Za-z0-9+]+):", name)

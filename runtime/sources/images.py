@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
@@ -70,41 +71,64 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
                     yield file
 
 
-def walk(
-    folder: Path, suffixes: Set[str], above: Set[tuple[int, int]] = frozenset()
-) -> Iterator[Path | ImageError]:
+def walk(folder: Path, suffixes: Set[str]) -> Iterator[Path | ImageError]:
     """Yield the files of such suffixes in a folder and those in it, sorted; links are followed.
 
-    The names of one folder at a time are in memory. A folder that cannot be read yields its error.
-    A file that has gone since it was listed is yielded all the same: to say so is the reader's
-    part.
+    The names of one folder, and of those it lies in, are in memory. A folder that cannot be read
+    yields its error. A file that has gone since it was listed is yielded all the same: to say so is
+    the reader's part.
 
     Args:
         folder: to look into.
         suffixes: in lower case.
-        above: device and inode of the folders that it lies in: a link back to one of them yields
-            nothing.
     """
-    try:
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            return
-        with os.scandir(folder) as entries:
-            found = sorted(
-                (entry.name, _leads_to_folder(entry))
-                for entry in entries
-                if os.path.splitext(entry.name)[1].lower() in suffixes or _leads_to_folder(entry)
-            )
-    except OSError as error:
-        yield ImageError(f"cannot read the folder {folder}: {error.strerror}")
-        return
-    for name, is_dir in found:
-        path = folder / name
+
+    def is_wanted(name: str, is_dir: bool) -> bool:
+        return is_dir or os.path.splitext(name)[1].lower() in suffixes
+
+    for found in _tree(folder, is_wanted):
+        if isinstance(found, ImageError):
+            yield found
+        elif not found[1] and (os.path.isfile(found[0]) or not os.path.exists(found[0])):
+            yield found[0]
+
+
+def _tree(
+    folder: Path, is_wanted: Callable[[str, bool], bool]
+) -> Iterator[tuple[Path, bool] | ImageError]:
+    """Yield a folder and what it and the folders in it hold, sorted, and whether each is a folder.
+
+    A link back to a folder that it lies in yields nothing: circles come to an end.
+
+    Args:
+        folder: to look into.
+        is_wanted: says of a name, and whether it is a folder's, whether to go there.
+    """
+    levels: list[tuple[Path, Iterator[tuple[str, bool]]]] = [(folder, iter([("", True)]))]
+    above: list[tuple[int, int]] = []  # device and inode of each level's folder, but the first's
+    while levels:
+        parent, names = levels[-1]
+        name, is_dir = next(names, (None, False))
+        if name is None:
+            levels.pop()
+            del above[-1:]
+            continue
+        path = parent / name
         if is_dir:
-            yield from walk(path, suffixes, above | {here})
-        elif os.path.isfile(path) or not os.path.exists(path):
-            yield path
+            try:
+                status = os.stat(path)
+                here = (status.st_dev, status.st_ino)
+                if here in above:
+                    continue
+                with os.scandir(path) as entries:
+                    all_in = ((entry.name, _leads_to_folder(entry)) for entry in entries)
+                    found = sorted(one for one in all_in if is_wanted(*one))
+            except OSError as error:
+                yield ImageError(f"cannot read the folder {path}: {error.strerror}")
+                continue
+            above.append(here)
+            levels.append((path, iter(found)))
+        yield path, is_dir
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
@@ -133,11 +157,23 @@ def match(pattern: str) -> list[Path]:
 
     No folder that lies in another one of them: what it holds is that one's, too.
     """
-    found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+    found = [Path(path) for path in sorted({str(Path(path)) for path in _glob(pattern)})]
     folders = {path for path in found if is_folder(path)}
     if Path(pattern).name == "**":  # it matches all that lies in its folders
         return [path for path in found if path not in folders]
     return [path for path in found if path not in folders or folders.isdisjoint(path.parents)]
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """Yield what `glob.glob` does, whose own `**` follows links in circles."""
+    before, *after = re.split(r"(?:^|(?<=/))\*\*(?:/+|$)", pattern, maxsplit=1)
+    if not after:
+        yield from glob.iglob(pattern)
+        return
+    for top in glob.iglob(before) if before else ("",):
+        for found in _tree(Path(top), lambda name, is_dir: is_dir and not name.startswith(".")):
+            if not isinstance(found, ImageError):
+                yield from _glob(os.path.join(glob.escape(str(found[0])), after[0] or "*"))
 
 
 def find_labelled(

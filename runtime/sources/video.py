@@ -128,7 +128,9 @@ class Decoded(Source):
                     yield Shot(
                         self.name, partial(to_rgb, self.name, frame), number, time_s, arrived
                     )
-            if not self.live:
+            if self.live:
+                yield ImageError(f"{self.name} stopped: the stream ended")
+            else:
                 end_s += 1 / (self.fps or 25)
                 fault = _fault(self.name, container, stream, number, end_s, damaged)
                 if fault is not None:
@@ -141,9 +143,9 @@ class VideoFile(Decoded):
     def _open(self) -> InputContainer:
         import av
 
-        # a video must not make FFmpeg open other files or addresses
+        # a video must not make FFmpeg open other files or addresses, and 12:30.mp4 is no address
         options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-        return av.open(self.name, options=options)
+        return av.open(f"file:{self.name}", options=options)
 
 
 class Camera(Decoded):

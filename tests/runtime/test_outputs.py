@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+import socket
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,14 @@ def test_a_row_that_does_not_fit_leaves_no_part_of_itself(tmp_path: Path) -> Non
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     rows.close()
     assert path.read_bytes() == whole
+
+
+def test_a_socket_takes_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("rows.sock")
+        with pytest.raises(UsageError, match=r"cannot write rows.sock: No such device or address"):
+            CsvFile(Path("rows.sock"), patient=False)
 
 
 def test_a_file_without_rows_does_not_stay(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
+import socket
 import sys
 import threading
 import weakref
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +20,7 @@ from PIL import Image
 from mate_edge.errors import ImageError, UsageError
 from mate_edge.runtime.sources import Wanted, open_sources
 from mate_edge.runtime.sources import video as video_module
-from mate_edge.runtime.sources.files import Glob, StandardInput
-from mate_edge.runtime.sources.images import find_images, find_labelled
+from mate_edge.runtime.sources.files import StandardInput
 from mate_edge.runtime.sources.newest import Newest
 from mate_edge.runtime.sources.source import Item, Shot, Source
 from mate_edge.runtime.sources.video import Camera
@@ -42,126 +39,6 @@ def names(items: Iterator[Item]) -> list[str]:
 
 def look_at(*sources: str | Path, wanted: Wanted | None = None) -> list[str]:
     return names(iter(open_sources([str(source) for source in sources], wanted)))
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Images and a video in folders of folders."""
-    for name in (
-        "b.png",
-        "a/2.jpg",
-        "a/1.jpg",
-        "a.png",
-        "a/deep/x.PNG",
-        "a/note.txt",
-        "c/film.mp4",
-    ):
-        path = tmp_path / "tree" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return tmp_path / "tree"
-
-
-def test_a_folders_images_come_sorted_with_those_of_its_folders(tree: Path) -> None:
-    found = look_at(tree)
-    images = [path for path in tree.rglob("*") if path.suffix in (".png", ".jpg", ".PNG")]
-    assert found == [str(path) for path in sorted(images)]
-
-
-def test_files_that_vanish_after_they_were_listed_are_still_named(tree: Path) -> None:
-    items = iter(open_sources([str(tree)]))
-    assert names(iter([next(items)])) == [f"{tree}/a/1.jpg"]
-    tree.rename(tree.with_name("unplugged"))
-    rest = names(items)
-    assert [f"{tree}/{name}" for name in ("a/2.jpg", "a.png", "b.png")] == [
-        name for name in rest if not name.startswith("cannot read the folder")
-    ]
-    assert f"cannot read the folder {tree}/a/deep: No such file or directory" in rest
-
-
-def test_a_link_that_leads_nowhere_is_named_and_a_pipe_is_not(tree: Path) -> None:
-    (tree / "c" / "gone.png").symlink_to("nowhere.png")
-    os.mkfifo(tree / "c" / "pipe.png")
-    assert look_at(tree / "c") == [f"{tree}/c/gone.png"]
-
-
-def test_a_linked_folder_is_looked_into_and_one_that_leads_back_is_not(tree: Path) -> None:
-    (tree / "c" / "linked").symlink_to(tree / "a" / "deep")
-    (tree / "c" / "back").symlink_to(tree)
-    assert look_at(tree / "c") == [
-        *(f"{tree}/c/back/{name}" for name in ("a/1.jpg", "a/2.jpg", "a/deep/x.PNG", "a.png")),
-        f"{tree}/c/back/b.png",
-        f"{tree}/c/linked/x.PNG",
-    ]
-
-
-def test_a_labelled_folder_that_cannot_be_read_is_an_error(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scan = os.scandir
-
-    def refuse(folder: Path) -> Any:
-        if Path(folder).name == "deep":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return scan(folder)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(ImageError, match=f"cannot read the folder {tree}/a/deep: Permission"):
-        find_labelled(tree, ["a", "c"], print)
-
-
-def test_a_quoted_glob_finds_files_at_any_depth(tree: Path) -> None:
-    assert look_at(tree / "**" / "*.jpg") == [str(tree / "a" / "1.jpg"), str(tree / "a" / "2.jpg")]
-
-
-@pytest.mark.parametrize("pattern", ["**", "**/*", "*", "[a-c]*"])
-def test_a_glob_that_matches_files_and_their_folders_gives_each_image_once(
-    pattern: str, tree: Path
-) -> None:
-    images = ["a.png", "a/1.jpg", "a/2.jpg", "a/deep/x.PNG", "b.png"]
-    for file in ("a/note.txt", "c/film.mp4"):
-        (tree / file).unlink()
-    (tree / "c" / "film.png").touch()
-    found = look_at(tree / pattern)
-    assert sorted(found) == [f"{tree}/{name}" for name in [*images, "c/film.png"]]
-    assert sorted(map(str, find_images([str(tree / pattern)]))) == sorted(found)
-
-
-def test_videos_left_out_of_a_folder_are_mentioned(tree: Path) -> None:
-    sources = open_sources([str(tree)])
-    list(sources)
-    (remark,) = sources.remarks()
-    assert "1 video was left out" in remark
-    assert f"{tree}/**/*.mp4" in remark
-    for several in (Glob(f"{tree}*"), StandardInput("-", BytesIO(f"{tree}\n".encode()))):
-        list(several)
-        assert several.remarks() == [remark]
-    with pytest.raises(UsageError, match=r"holds no images .* but videos: name them"):
-        open_sources([str(tree / "c")])
-
-
-def test_paths_on_stdin_are_looked_at_as_they_come(tree: Path) -> None:
-    read = []
-
-    class Lines(BytesIO):
-        def __next__(self) -> bytes:
-            line = super().__next__()
-            read.append(line)
-            return line
-
-    lines = Lines(f"{tree}/b.png\n\n{tree}/none\r\n{tree}/a\n{tree}/c\n".encode())
-    items = iter(StandardInput("-", lines))
-    assert names(iter([next(items)])) == [f"{tree}/b.png"]
-    assert len(read) == 1
-    rest = names(items)
-    assert rest[:2] == [f"{tree}/none", f"{tree}/a/1.jpg"]
-    assert "holds no images" in rest[-1]  # and nothing was stopped by it
-
-
-def test_paths_that_end_with_zero_bytes_are_refused_and_the_next_lines_read() -> None:
-    first, second = names(iter(StandardInput("-", BytesIO(b"a.png\0b.png\0\nc.png\n"))))
-    assert "zero byte" in first
-    assert second == "c.png"
 
 
 def test_a_videos_frames_are_numbered_timed_and_dropped_as_soon_as_they_are_seen(
@@ -247,6 +124,15 @@ def test_a_video_in_any_of_its_containers_is_read(suffix: str, codec: str, tmp_p
     assert [item.number for item in items if isinstance(item, Shot)] == [1, 2, 3, 4, 5]
 
 
+def test_a_video_whose_name_begins_like_an_address_is_a_file(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("12:30.mp4").write_bytes(clip.read_bytes())
+    assert look_at("./12:30.mp4") == [f"12:30.mp4 #{number}" for number in range(1, 51)]
+    assert look_at("video:file:x.mp4") == ["file:x.mp4 does not exist"]
+
+
 def test_a_file_of_another_suffix_is_a_video_when_it_is_called_one(
     clip: Path, tmp_path: Path
 ) -> None:
@@ -260,6 +146,8 @@ def test_a_file_of_another_suffix_is_a_video_when_it_is_called_one(
     ("sources", "wanted", "says"),
     [
         (["camra:0"], None, "unknown kind of source 'camra'.*Did you mean camera?"),
+        ([""], None, "'' names nothing to classify"),
+        (["video:"], None, "video: takes a file"),
         (["rstp://host/live"], None, "Did you mean rtsp?"),
         (["camera:front"], None, "camera: takes a number or a device.*'front'"),
         (["csi:left"], None, "csi: takes the number of a sensor.*'left'"),
@@ -324,26 +212,53 @@ def test_an_rtsp_camera_plays_until_it_vanishes(tmp_path: Path) -> None:
     finally:
         server.close()
     assert "SETUP RTP/AVP/TCP;unicast;interleaved=0-1" in server.asked
-    shots = [item for item in found if isinstance(item, Shot)]
+    *shots, end = found
+    assert str(end) == f"{server.url} stopped: the stream ended"
     assert len(shots) >= 45  # FFmpeg may hold back what it has no end for
-    assert all(shot.arrived_ns is not None for shot in shots)
+    assert all(isinstance(shot, Shot) and shot.arrived_ns is not None for shot in shots)
+    assert isinstance(shots[0], Shot)
     frame = shots[0].read()
     assert isinstance(frame, np.ndarray)
     assert frame[:8, :8].mean() > 200 > 60 > frame.mean()
     assert look_at(server.url) == [f"{server.url} cannot be opened: Connection refused"]
 
 
+@pytest.mark.parametrize("wanted", [None, Wanted(every_frame=True)])
+def test_a_stream_whose_sender_goes_away_says_so(wanted: Wanted | None, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    sent = write_clip(tmp_path / "sent.ts", 50).read_bytes()
+
+    def send(listening: socket.socket) -> None:
+        link, _ = listening.accept()
+        with link:
+            link.sendall(sent)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+        threading.Thread(target=send, args=[listening], daemon=True).start()
+        *frames, end = look_at(url, wanted=wanted)
+    assert end == f"{url} stopped: the stream ended"
+    assert frames
+
+
 class Camera0(Source):
-    """Yields what the test's function does."""
+    """Yields what the test's function does, and tells another that it is interrupted."""
 
     alone = live = has_frames = True
 
-    def __init__(self, frames: Callable[[], Iterator[Item]]) -> None:
+    def __init__(
+        self,
+        frames: Callable[[], Iterator[Item]],
+        interrupted: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__("camera")
-        self._frames = frames
+        self._frames, self._interrupted = frames, interrupted
 
     def __iter__(self) -> Iterator[Item]:
         return self._frames()
+
+    def interrupt(self) -> None:
+        self._interrupted()
 
 
 def shot(number: int) -> Shot:
@@ -377,11 +292,12 @@ def test_a_camera_that_gives_nothing_more_has_stopped() -> None:
         yield shot(1)
         forever.wait(60)
 
-    assert names(iter(Newest(Camera0(camera), stall_s=0.05))) == [
+    # long enough for a busy machine to start the thread
+    assert names(iter(Newest(Camera0(camera, forever.set), stall_s=2))) == [
         "camera #1",
-        "camera stopped: no frame came for 0.05 s",
+        "camera stopped: no frame came for 2 s",
     ]
-    forever.set()
+    assert forever.is_set()  # nobody reads on
 
 
 def test_a_bug_in_the_readers_thread_is_no_silence() -> None:
