@@ -26,6 +26,7 @@ from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import crop, decode, normalize
 from mate_edge.runtime.deadline import LatencyTable
 from mate_edge.runtime.engines import make_engine
+from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.warn import MateEdgeWarning
 
@@ -165,14 +166,15 @@ def test_a_segment_computes_only_the_images_that_have_not_left(
     predictor: Predictor, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sure = [found.confidence for found in predictor.predict_batch(frames, policy="exit-1")]
-    sizes, run = [], predictor.engine.run
+    engine = type(predictor.engine)  # patched here, since clones copy what an engine has of its own
+    sizes, run = [], engine.run
 
-    def counted(k: int) -> np.ndarray:
-        logits = run(k)
+    def counted(self: Engine, k: int) -> np.ndarray:
+        logits = run(self, k)
         sizes.append((k, len(logits)))
         return logits
 
-    monkeypatch.setattr(predictor.engine, "run", counted)
+    monkeypatch.setattr(engine, "run", counted)
     found = predictor.predict_batch(frames, policy=float(np.median(sure)))
     exits = [prediction.exit for prediction in found]
     assert len(set(exits)) > 1
@@ -490,14 +492,15 @@ def test_logits_that_are_no_numbers_never_yield_an_answer(
 def test_nor_do_those_of_a_later_exit_or_of_one_image_in_a_batch(
     segment: int, predictor: Predictor, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = predictor.engine.run
+    engine = type(predictor.engine)
+    run = engine.run
 
-    def damaged(k: int) -> np.ndarray:
-        logits = run(k)
+    def damaged(self: Engine, k: int) -> np.ndarray:
+        logits = run(self, k)
         logits[-1, 3] = np.nan if k == segment else logits[-1, 3]
         return logits
 
-    monkeypatch.setattr(predictor.engine, "run", damaged)
+    monkeypatch.setattr(engine, "run", damaged)
     with pytest.raises(EngineError, match=f"segment {segment}"):
         predictor.predict(frames[0], policy="deepest")
     with pytest.raises(EngineError, match=f"segment {segment}"):
