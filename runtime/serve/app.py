@@ -21,14 +21,15 @@ from mate_edge.runtime.serve import openapi
 from mate_edge.runtime.serve.answer import Answer, Refusal, refuse, to_json
 from mate_edge.runtime.serve.describe import configuration, metadata, statistics, summary
 from mate_edge.runtime.serve.form import take_image
-from mate_edge.runtime.serve.guard import Guard
+from mate_edge.runtime.serve.guard import OPEN, Guard
 from mate_edge.runtime.serve.intake import GoneError, Intake, drain, has_body, header
 from mate_edge.runtime.serve.model import Model
 from mate_edge.runtime.serve.protocol import HEADER_LENGTH
 from mate_edge.runtime.serve.repository import Repository
+from mate_edge.runtime.serve.transport import MAX_CONNECTIONS
 from mate_edge.runtime.serve.workers import RETRY_AFTER_S, Workers
 
-STARTED = "mate_edge.started_ns"
+STARTED, ANSWERED = "mate_edge.started_ns", "mate_edge.answered"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository", "statistics",
               "model_configuration"]  # fmt: skip
 HTML = "text/html; charset=utf-8"
@@ -38,8 +39,6 @@ PAGE_POLICY = (
     "img-src 'self' blob: data:; media-src blob:; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-MAX_ACTIVE = 1024
-"""Requests in the server, being read, waiting or computed."""
 TOO_SLOW = 408
 MAX_CONTROL_BYTES = 64 * 1024
 
@@ -118,13 +117,17 @@ class App:
             pass
         except HTTPException as error:
             await self._send(_told(error), scope, receive, send)
+        except asyncio.CancelledError:  # the server ends and waits no longer
+            if ANSWERED not in scope:
+                ended = Refusal(503, "the server ends", {"retry-after": RETRY_AFTER_S})
+                await self._send(refuse(ended), scope, receive, send)
         except Exception as error:
             await self._send(refuse(error), scope, receive, send)
         finally:
             self._active -= 1
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._active > MAX_ACTIVE:
+        if self._active > MAX_CONNECTIONS and scope["path"] not in OPEN:
             raise Refusal(503, "the server is busy", {"retry-after": RETRY_AFTER_S})
         self._guard.check(scope)
         await self._router(scope, receive, send)
@@ -147,6 +150,7 @@ class App:
         return handler
 
     async def _send(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ANSWERED] = True
         self._requests.labels(answer.status).inc()
         await _send(answer, scope, receive, send)
 

@@ -8,13 +8,15 @@ somebody asks, since versions come while the server runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mate_edge.bundle import MANIFEST
 from mate_edge.errors import UsageError
 from mate_edge.files import BUNDLE_SUFFIX, resolved
+from mate_edge.runtime.serve.answer import log
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9]\d{0,17}")
@@ -26,7 +28,8 @@ class Catalog:
     """What may be loaded.
 
     Args:
-        bundles: folders that were named outright; each is version 1 of a model of its name.
+        bundles: folders that were named outright; each is version 1 of a model of its name. A link
+            keeps its own: what it points at may be another bundle the next time it is loaded.
         repository: a folder of models; None: no other models.
     """
 
@@ -56,24 +59,45 @@ class Catalog:
             versions[version] = folder
 
         for folder in self.bundles:
-            add(resolved(folder).name.removesuffix(BUNDLE_SUFFIX), 1, folder)
+            named = folder if folder.name.strip(".") else resolved(folder)  # such as . and ..
+            add(named.name.removesuffix(BUNDLE_SUFFIX), 1, folder)
         if self.repository is not None:
-            for folder in _folders(self.repository):
-                if folder.name.endswith(BUNDLE_SUFFIX):
-                    if (folder / MANIFEST).is_file():  # or it is being copied
-                        add(folder.name.removesuffix(BUNDLE_SUFFIX), 1, folder)
-                    continue
-                for inner in _folders(folder):
-                    if VERSION.fullmatch(inner.name) and (inner / MANIFEST).is_file():
-                        add(folder.name, int(inner.name), inner)
+            try:
+                folders = _folders(self.repository)
+            except OSError as error:
+                raise UsageError(
+                    f"cannot read the repository {self.repository}: {error.strerror}"
+                ) from None
+            for folder in folders:
+                with _if_readable(folder):
+                    for version, bundle in _versions(folder).items():
+                        with _if_readable(bundle):
+                            if (bundle / MANIFEST).is_file():  # or it is being copied
+                                add(folder.name.removesuffix(BUNDLE_SUFFIX), version, bundle)
         return found
+
+
+def _versions(folder: Path) -> Versions:
+    """Return what may be bundles of a model: a folder of a repository, or the numbers in it."""
+    if folder.name.endswith(BUNDLE_SUFFIX):
+        return {1: folder}
+    return {int(one.name): one for one in _folders(folder) if VERSION.fullmatch(one.name)}
 
 
 def _folders(path: Path) -> list[Path]:
     """Return the folders in `path`, sorted, without hidden ones."""
+    found = []
+    for one in sorted(path.iterdir()):
+        with _if_readable(one):
+            if not one.name.startswith(".") and one.is_dir():
+                found.append(one)
+    return found
+
+
+@contextmanager
+def _if_readable(path: Path) -> Iterator[None]:
+    """Leave out what this process may not look into, such as lost+found, and say so in the log."""
     try:
-        return sorted(
-            one for one in path.iterdir() if not one.name.startswith(".") and one.is_dir()
-        )
+        yield
     except OSError as error:
-        raise UsageError(f"cannot read the repository {path}: {error.strerror}") from None
+        log.warning("%s is left out: %s", path, error.strerror)

@@ -21,7 +21,7 @@ ERRORS = {
     413: "the body is too large",
     415: "a content type that is no image, or a compressed body",
     500: "the server failed; its log says why",
-    503: "the queue is full; Retry-After says when to try again",
+    503: "the server is busy, or ends; Retry-After says when to try again",
 }
 MODEL = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}

@@ -47,15 +47,20 @@ def choose_outputs(request: Inference) -> list[OutputTensor]:
     """Return the outputs to send, each with `binary_data` settled; all when none is named.
 
     Raises:
-        Refusal: 400, an unknown output or parameter, or a value of another type.
+        Refusal: 400, an output that is unknown or named twice, an unknown parameter, or a value of
+            another type.
     """
     binary = request.parameters.get("binary_data_output", False)
     asked = request.outputs or [OutputTensor(name) for name in OUTPUTS]
+    named: set[str] = set()
     for output in asked:
         if output.name not in OUTPUTS:
             raise Refusal(
                 400, f"unknown output {output.name[:60]!r}: choose from {', '.join(OUTPUTS)}"
             )
+        if output.name in named:
+            raise Refusal(400, f"the output {output.name} is named twice: once is enough")
+        named.add(output.name)
         for parameter in output.parameters:
             if parameter not in OUTPUT_PARAMETERS:
                 raise Refusal(
@@ -102,7 +107,8 @@ def respond(
     for one in asked:
         datatype, make = OUTPUTS[one.name]
         output = Output(one.name, datatype, make(found))
-        if "classification" in one.parameters:
-            output = best_classes(output, classes, one.parameters["classification"])
+        k = one.parameters.get("classification")
+        if k is not None:
+            output = best_classes(output, classes, int(k))
         outputs.append((output, one.parameters))
     return encode_infer(head, outputs)

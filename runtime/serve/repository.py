@@ -18,6 +18,7 @@ from typing import Any
 
 from mate_edge.bundle import read_bundle
 from mate_edge.errors import MateEdgeError, UsageError
+from mate_edge.files import resolved
 from mate_edge.names import look_up
 from mate_edge.runtime.engines import Say
 from mate_edge.runtime.metrics import Metrics
@@ -243,7 +244,9 @@ class Repository:
         self._serving.clear()
 
 
-def _without(error: Exception, folder: Any) -> str:
+def _without(error: Exception, folder: Path) -> str:
     """Return the text of an error without the server's folders."""
-    text = str(error).replace(f"{folder}/", "").replace(str(folder), "the bundle")
+    text = str(error)
+    for path in (folder, resolved(folder)):
+        text = text.replace(f"{path}/", "").replace(str(path), "the bundle")
     return text if "/" not in text.replace("segments/", "") else "the server's log says why"

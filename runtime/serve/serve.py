@@ -37,6 +37,8 @@ KEEP_ALIVE_S = 65
 """Longer than what load balancers keep a connection, so that they are the ones to close it."""
 MB = 2**20
 LARGEST_PORT = 65535
+LARGEST_NUMBER = 1e9
+"""Of MB, or of seconds."""
 BACKLOG = 512
 
 
@@ -97,11 +99,12 @@ def serve(options: ServeOptions, say: Say) -> None:
         _listen(listener)
         shown = f"[{host}]" if ":" in host else host
         where = f"http://{shown}:{port}"
-        _run(app, listener, options.read_timeout_s, lambda: say(f"serving at {where}"))
+        forced = _run(app, listener, options.read_timeout_s, lambda: say(f"serving at {where}"))
         workers.stop()
         repository.close()
     if workers.dropped:
-        say(f"ended: {workers.dropped} requests took too long and were not answered")
+        why = "at the second ctrl-C" if forced else f"after {GRACE_S} s"
+        say(f"ended {why}; accepted requests that got 503: {workers.dropped}")
     else:
         say("ended: all that was accepted is answered")
 
@@ -137,8 +140,10 @@ def _check(options: ServeOptions) -> None:
         if value is not None and value < least:
             raise UsageError(f"{name} must be {least} or more, not {value}")
     for name, number in (("--max-mb", options.max_mb), ("--read-timeout", options.read_timeout_s)):
-        if not 0 < number < float("inf"):
-            raise UsageError(f"{name} must be a positive number, not {number:g}")
+        if not 0 < number <= LARGEST_NUMBER:
+            raise UsageError(
+                f"{name} must be a positive number up to {LARGEST_NUMBER:g}, not {number:g}"
+            )
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -180,8 +185,11 @@ def _listen(listener: socket.socket) -> None:
 
 def _run(
     app: App, listener: socket.socket, read_timeout_s: float, ready: Callable[[], object]
-) -> None:
-    """Answer until a signal; uvicorn raises it again afterwards, when nothing is left to end."""
+) -> bool:
+    """Answer until a signal; return whether a second ctrl-C ended it before all was answered.
+
+    uvicorn raises the signals again afterwards, when nothing is left to end.
+    """
 
     class Protocol(PatientProtocol):
         limit_s = read_timeout_s
@@ -211,6 +219,7 @@ def _run(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return server.force_exit
 
 
 class _Queue(Collector):

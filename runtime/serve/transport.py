@@ -1,7 +1,7 @@
-"""The HTTP connection: uvicorn's, with limits on how slow and how large what comes may be.
+"""The HTTP connection: uvicorn's, with limits on how slow, large and many what comes may be.
 
 uvicorn waits for ever for headers that do not come and for a client that reads nothing, and keeps
-however many headers come.
+however many headers and connections come.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD_BYTES = 64 * 1024
 """Of a head, of the trailers after a body, and of whatever else is no body."""
 MAX_CONNECTIONS = 512
+"""For each one more, that one is closed that waits longest for a next request."""
+MOST_CONNECTIONS = 640
+"""Where none does, so many may be there, to be told that the server is busy."""
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -23,18 +26,20 @@ class PatientProtocol(HttpToolsProtocol):
     """Seconds from the first byte, or from connecting, to the end of the headers; and those in
     which a client must take at least a byte of its answer."""
 
+    _since = 0.0
+    """When it began to wait for a request, in the loop's time."""
     _timer: TimerHandle | None = None
     _head_bytes = 0
     _body_came = False
     _writing: TimerHandle | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """Wait for a request, unless there are too many connections already."""
+        """Wait for a request; where there are too many connections, one is closed."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._since = self.loop.time()
+        self._wait()
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.close()
-        else:
-            self._wait()
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
@@ -75,6 +80,11 @@ class PatientProtocol(HttpToolsProtocol):
         self._body_came = True
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self._since = self.loop.time()
+        super().on_response_complete()
+
     def pause_writing(self) -> None:
         """Wait for the client to take what waits for it."""
         super().pause_writing()
@@ -105,6 +115,19 @@ class PatientProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self._close()
+
+    @property
+    def _is_idle(self) -> bool:
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not self.transport.is_closing()
+
+    def _make_room(self) -> None:
+        """Close the connection that waits longest for a next request, or in need for its first."""
+        others = (one for one in self.connections if isinstance(one, PatientProtocol))
+        idle = [one for one in others if one._is_idle and one is not self]
+        longest = min(idle, key=lambda one: (one.cycle is None, one._since), default=self)
+        if longest.cycle is not None or len(self.connections) > MOST_CONNECTIONS:
+            longest._close()
 
     def _refuse(self) -> None:
         if self._timer is None:  # a request is being answered

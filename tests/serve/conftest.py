@@ -81,7 +81,7 @@ class Server:
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(90)
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def repository(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def server(start: Any, repository: Path, state: Path) -> Iterator[Server]:
     """One worker, two may wait: what is refused is refused soon."""
-    limits = ("--workers", "1", "--max-queue", "2", "--max-mb", "1", "--read-timeout", "1")
+    limits = ("--workers", "1", "--max-queue", "2", "--max-mb", "1", "--read-timeout", "30")
     with start(repository.parent, state, "--repository", repository, *limits) as running:
         yield running
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mate_edge.errors import UsageError
 from mate_edge.runtime.serve.catalog import Catalog
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105
@@ -79,8 +80,8 @@ def test_what_was_accepted_is_answered_after_sigterm(guarded: Any) -> None:
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 20
-    while b"mate_edge_queue_accepted 6.0" not in metrics(guarded) and not replies:
+    until = time.monotonic() + 60
+    while len(replies) + accepted(guarded) < 6:
         assert time.monotonic() < until
     code = guarded.end()
     for thread in threads:
@@ -109,9 +110,10 @@ def test_a_proxys_name_is_answered_to_when_it_is_allowed(
             assert running.ask("GET", "/v1/models", headers={"host": host}).status == status
 
 
-def metrics(server: Any) -> bytes:
-    found: bytes = server.ask("GET", "/metrics", headers=bearer(TOKEN)).body
-    return found
+def accepted(server: Any) -> int:
+    """How many requests wait or are computed."""
+    text = server.ask("GET", "/metrics", headers=bearer(TOKEN)).body.decode()
+    return int(float(text.split("\nmate_edge_queue_accepted ")[1].split("\n")[0]))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,8 @@ def metrics(server: Any) -> bytes:
         (["--max-ms", "0"], "the deadline must be a positive number of ms, not 0"),
         (["--threads", "3000"], "--threads must lie between 1 and"),
         (["--workers", "0"], "--workers must be 1 or more, not 0"),
-        (["--max-mb", "nan"], "--max-mb must be a positive number, not nan"),
+        (["--max-mb", "nan"], "--max-mb must be a positive number up to 1e+09, not nan"),
+        (["--max-mb", "1e303"], "--max-mb must be a positive number up to 1e+09, not 1e+303"),
         (["--token-file", "missing"], "missing is missing"),
         (["--token-file", "empty"], "empty must hold a token"),
         (["--repository", "missing"], "cannot read the repository missing"),
@@ -154,3 +157,50 @@ def test_a_repository_is_read_as_documented(tmp_path: Path) -> None:
         "cats": {1: tmp_path / "cats.mate"},
         "dogs": {1: tmp_path / "dogs" / "1", 12: tmp_path / "dogs" / "12"},
     }
+
+
+def test_a_bundle_is_called_by_the_last_name_of_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cats.mate"
+    folder.mkdir()
+    link = tmp_path / "current"
+    link.symlink_to("cats.mate")
+    assert Catalog([folder, link]).models() == {"cats": {1: folder}, "current": {1: link}}
+    monkeypatch.chdir(folder)
+    assert list(Catalog([Path()]).models()) == ["cats"]
+    (folder / "segments").mkdir()
+    monkeypatch.chdir(folder / "segments")
+    assert list(Catalog([Path("..")]).models()) == ["cats"]
+
+
+def test_what_cannot_be_read_in_a_repository_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in ("cats.mate", "dogs/1", "dogs/2", "link", "lost+found"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "manifest.json").touch()
+
+    def deny(method: str, denied: str) -> None:
+        """As the system does, but for root."""
+        allowed = getattr(Path, method)
+
+        def call(path: Path) -> Any:
+            if path == tmp_path / denied:
+                raise PermissionError(13, "Permission denied")
+            return allowed(path)
+
+        monkeypatch.setattr(Path, method, call)
+
+    deny("is_dir", "link")
+    deny("is_file", "dogs/2/manifest.json")
+    deny("iterdir", "lost+found")
+    assert Catalog([], tmp_path).models() == {
+        "cats": {1: tmp_path / "cats.mate"},
+        "dogs": {1: tmp_path / "dogs" / "1"},
+    }
+    for folder in ("link", "dogs/2", "lost+found"):
+        assert f"{tmp_path / folder} is left out: Permission denied" in caplog.text
+    deny("iterdir", ".")
+    with pytest.raises(UsageError, match="cannot read the repository"):
+        Catalog([], tmp_path).models()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,42 @@ def test_loading_again_takes_the_default_point_as_it_is_tuned_now(
     assert second.predictors[0].policy == resolve_policy(second.bundle, "mine")
     assert second.predictors[0].policy != first.predictors[0].policy
     repository.close()
+
+
+def test_loading_again_takes_the_bundle_that_a_link_points_at_now(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    link = tmp_path / "current"
+    for number in range(1, 4):
+        folder = Path(shutil.copytree(bundle_folder, tmp_path / f"{number}.mate"))
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest["provenance"]["number"] = number
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "segments" / "1.onnx").write_bytes(b"cut")
+
+    def point_at(number: int) -> None:
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"{number}.mate")
+
+    def serving() -> int:
+        with repository.model("current") as model:
+            found: int = model.manifest.provenance["number"]
+            return found
+
+    point_at(1)
+    repository = Repository(Catalog([link]), Options(workers=1), Metrics(), lambda line: None)
+    repository.load_all()
+    with contextlib.closing(repository):
+        point_at(2)
+        assert repository.index() == [{"name": "current", "version": "1", "state": "READY"}]
+        assert serving() == 1
+        asyncio.run(repository.load("current", None))
+        assert serving() == 2
+        point_at(3)
+        with pytest.raises(Refusal, match="loaded: segments/1.onnx is truncated"):
+            asyncio.run(repository.load("current", None))
+        assert serving() == 2
 
 
 def test_what_is_measured_beside_others_is_not_kept_for_other_processes(

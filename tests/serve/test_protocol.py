@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -94,7 +95,7 @@ def test_byte_strings_in_json_are_base64() -> None:
     document["inputs"][0]["data"] = ["not base64!", "AAE="]
     assert "base64" in refused(json.dumps(document).encode())
     document["inputs"][0]["data"] = ["AAE="]
-    assert "1 elements" in refused(json.dumps(document).encode())
+    assert "not the 2 texts of shape" in refused(json.dumps(document).encode())
 
 
 @given(body=st.binary(max_size=200), length=st.none() | st.text(max_size=6) | st.just("20"))
@@ -152,11 +153,18 @@ def test_a_body_that_is_cut_or_has_more_is_refused(data: np.ndarray, cut: int) -
         ({"data": ["1", "2"]}, "numbers of shape"),
         ({"data": [True, False]}, "numbers of shape"),
         ({"data": [None, 1]}, "numbers of shape"),
+        ({"data": [[1, 2], []]}, "numbers of shape"),
+        ({"data": [[1], [], [2]]}, "numbers of shape"),
+        ({"data": [], "shape": [1]}, "1 numbers of shape"),
+        ({"data": 1, "shape": [1]}, "1 numbers of shape"),
+        ({"data": "AAE=", "shape": [1], "datatype": "BYTES"}, "1 texts of shape"),
+        ({"data": {"a": 1}, "shape": [1]}, "1 numbers of shape"),
         ({"datatype": "UINT8", "data": [1, 256]}, "from 0 to 255"),
         ({"datatype": "UINT8", "data": [1, 0.5]}, "from 0 to 255"),
         ({"parameters": {"binary_data_size": 8}}, "both data and binary_data_size"),
         ({"data": None}, "neither data nor binary_data_size"),
         ({"data": None, "parameters": {"binary_data_size": True}}, "binary_data_size is True"),
+        ({"parameters": {"a": [1]}}, "got `array`"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_tensor_is_said(tensor: dict[str, Any], said: str) -> None:
@@ -166,8 +174,46 @@ def test_what_is_wrong_with_a_tensor_is_said(tensor: dict[str, Any], said: str) 
 
 def test_a_document_without_end_is_no_stack_overflow() -> None:
     refused(b'{"inputs":' + b"[" * 100_000)
-    deep = b"[" * 300 + b"1" + b"]" * 300
+    deep = b"[" * 100_000 + b"1" + b"]" * 100_000
     refused(b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":' + deep + b"}]}")
+
+
+def test_how_the_elements_are_nested_does_not_matter() -> None:
+    for data in ([1, 2, 3, 4], [[1, 2], [3, 4]], [[[1], [2]], [[3], [4]]]):
+        tensor = {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": data}
+        found = parse_infer(json.dumps({"inputs": [tensor]}, indent=4).encode()).inputs[0]
+        np.testing.assert_array_equal(found.data, [[1, 2], [3, 4]])
+
+
+MANY = 100_000
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "parameters"),
+    [
+        ([MANY], [[]] * MANY, {}),
+        ([MANY, 1, 1], [[[]]] * MANY, {}),
+        ([MANY, 1, 1, 1], [[[[1]]]] * MANY, {}),
+        ([MANY], [{}] * MANY, {}),
+        ([1], [1], {"a": [[]] * MANY}),
+    ],
+)
+def test_no_list_costs_far_more_memory_than_it_has_bytes(
+    shape: list[int], data: list[Any], parameters: dict[str, Any]
+) -> None:
+    tensor = {"name": "x", "shape": shape, "datatype": "FP32", "data": data}
+    for document in (
+        {"inputs": [{**tensor, "parameters": parameters}]},
+        {"inputs": [tensor], "parameters": parameters},
+        {"inputs": [tensor], "outputs": [{"name": "x", "parameters": parameters}]},
+    ):
+        body = json.dumps(document, separators=(",", ":")).encode()
+        tracemalloc.start()
+        try:
+            attempted(partial(parse_infer, body))
+            assert tracemalloc.get_traced_memory()[1] < 12 * len(body)
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -202,6 +248,13 @@ def test_the_best_classes_come_first_and_no_more_than_there_are() -> None:
     assert best.datatype == "BYTES"
     assert best.data.tolist() == [["0.500000:1:b", "0.300000:2:c"]]
     assert best_classes(output, names, 99).data.shape == (1, 3)
+
+
+def test_an_output_that_is_named_twice_is_refused_before_anything_is_computed() -> None:
+    asked = (OutputTensor("probabilities"), OutputTensor("label"), OutputTensor("probabilities"))
+    with pytest.raises(Refusal, match="the output probabilities is named twice") as error:
+        choose_outputs(Inference("", (), {}, asked))
+    assert error.value.status == 400
 
 
 @pytest.mark.parametrize("wrong", [0, -1, True, "2", 1.5, None])

@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from zlib import compress, crc32
@@ -28,6 +29,16 @@ def png(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("1", (width, height)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def hasty(start: Any, repository: Path, state: Path) -> Iterator[Any]:
+    """A server that waits 3 s for what comes, so that a test need not wait longer."""
+    with start(
+        repository.parent, state, repository / "digits.mate", "--read-timeout", "3"
+    ) as found:
+        yield found
+        assert found.ask("GET", "/v2/health/ready").status == 200
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +88,7 @@ def _still_serves(server: Any) -> Any:
         ({"inputs": [FRAME], "parameters": {"policy": "/etc/a.json"}}, 400, "unknown policy"),
         ({"inputs": [FRAME], "parameters": {"policy": "../" * 90}}, 400, "unknown policy"),
         ({"inputs": [FRAME], "outputs": [{"name": "logits"}]}, 400, "choose from probabilities"),
+        ({"inputs": [FRAME], "outputs": [{"name": "label"}] * 2}, 400, "named twice"),
         (
             {"inputs": [FRAME], "outputs": [{"name": "label", "parameters": {"top": 1}}]},
             400,
@@ -189,26 +201,24 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Any) -> N
         assert link.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_who_sends_too_slowly_is_cut_off_and_nobody_else_waits(server: Any) -> None:
+def test_who_sends_too_slowly_is_cut_off_and_nobody_else_waits(hasty: Any) -> None:
     heads = (
         b"",
         b"POST /v2 HTTP/1.1\r\nhost: localhost\r\n",
         b"GET / HTTP/1.1\r\nx: " + b"y" * 200,
     )
     body = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 500\r\n\r\n{{".encode()
-    links = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(len(heads) + 1)]
+    links = [socket.create_connection(("127.0.0.1", hasty.port)) for _ in range(len(heads) + 1)]
     try:
-        began = time.monotonic()
         for link, sent in zip(links, (*heads, body), strict=True):
             link.sendall(sent)
-            link.settimeout(10)
-        assert server.ask("GET", "/v2/health/live").status == 200
+            link.settimeout(60)
+        assert hasty.ask("GET", "/v2/health/live").status == 200
         assert [link.recv(4096) for link in links[:3]] == [b""] * 3
         with links[3].makefile("rb") as answer:
             text = answer.read()
         assert text.startswith(b"HTTP/1.1 408")
-        assert b"did not arrive within 1 s" in text
-        assert time.monotonic() - began < 20
+        assert b"did not arrive within 3 s" in text
     finally:
         for link in links:
             link.close()
@@ -226,9 +236,9 @@ def test_headers_without_end_are_cut_off(server: Any) -> None:
         assert link.recv(4096).startswith(b"HTTP/1.1 400")
 
 
-def is_cut_off(link: socket.socket, data: bytes) -> bool:
-    """Send the same again and again, reading nothing; say whether the server ends it soon."""
-    until = time.monotonic() + 20
+def is_cut_off(link: socket.socket, data: bytes, within_s: float) -> bool:
+    """Send the same again and again, reading nothing; say whether the server ends it."""
+    until = time.monotonic() + within_s
     try:
         while time.monotonic() < until:
             link.sendall(data)
@@ -238,22 +248,24 @@ def is_cut_off(link: socket.socket, data: bytes) -> bool:
     return False
 
 
-@pytest.mark.parametrize("trailers", [b"x: yyyyyyyyyyyyyy\r\n" * 8000, b"x: " + b"y" * 200_000])
+@pytest.mark.parametrize(
+    "trailers", [b"x: yyyyyyyyyyyyyy\r\n" * 8000, b"x: " + b"y" * 200_000], ids=["many", "long"]
+)
 def test_trailers_without_end_are_cut_off(server: Any, trailers: bytes) -> None:
     head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), 10) as link:
         link.sendall(head.encode() + b"2\r\n{}\r\n0\r\n")
-        assert is_cut_off(link, trailers)
+        assert is_cut_off(link, trailers, 20)  # before the server's 30 s for headers are over
 
 
-def test_who_reads_no_answer_is_cut_off(server: Any) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), 10) as link:
+def test_who_reads_no_answer_is_cut_off(hasty: Any) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), 60) as link:
         link.sendall(b"GET /docs HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2000)
-        assert is_cut_off(link, b"GET / HTTP/1.1\r\n")
+        assert is_cut_off(link, b"GET / HTTP/1.1\r\n", 60)
 
 
-def test_an_empty_line_after_an_answer_keeps_no_connection(server: Any) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), 10) as link:
+def test_an_empty_line_after_an_answer_keeps_no_connection(hasty: Any) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), 60) as link:
         link.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         answer = b""
         while not answer.endswith(b'{"live":true}'):  # head and body may come apart
@@ -321,9 +333,11 @@ def test_only_this_machines_own_names_are_answered_to(server: Any, host: str, st
 
 
 def test_when_the_queue_is_full_clients_are_told_to_come_again(server: Any) -> None:
-    slow, replies = png(7000, 7000), []
+    slow, replies = png(9400, 9400), []  # nearly as many pixels as it takes
+    together = threading.Barrier(8)
 
     def ask() -> None:
+        together.wait(60)
         kind = {"content-type": "image/png"}
         replies.append(server.ask("POST", "/v1/classify?model=digits", slow, kind))
 
@@ -342,22 +356,6 @@ def test_when_the_queue_is_full_clients_are_told_to_come_again(server: Any) -> N
     assert len({reply.json["index"] for reply in answered}) == 1
 
 
-def test_the_time_in_the_queue_counts_and_exit_1_answers_all_the_same(server: Any) -> None:
-    slow = threading.Thread(
-        target=server.ask,
-        args=("POST", "/v1/classify?model=digits", png(9000, 9000), {"content-type": "image/png"}),
-    )
-    slow.start()
-    until = time.monotonic() + 10
-    while b"mate_edge_queue_accepted 1.0" not in server.ask("GET", "/metrics").body:
-        assert time.monotonic() < until
-    options = "model=digits&policy=deepest&max_ms=20"
-    found = server.ask("POST", f"/v1/classify?{options}", png(32, 32)).json
-    slow.join()
-    assert (found["exit"], found["halted_by"], found["deadline_missed"]) == (1, "deadline", True)
-    assert 20 < found["queue_ms"] < found["elapsed_ms"]
-
-
 def test_clients_that_hang_up_take_nothing_along(server: Any) -> None:
     body = json.dumps({"inputs": [FRAME]}).encode()
     head = (
@@ -367,6 +365,6 @@ def test_clients_that_hang_up_take_nothing_along(server: Any) -> None:
         for _ in range(5):
             with socket.create_connection(("127.0.0.1", server.port)) as link:
                 link.sendall(sent)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while b"mate_edge_queue_accepted 0.0" not in server.ask("GET", "/metrics").body:
         assert time.monotonic() < deadline

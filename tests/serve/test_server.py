@@ -103,7 +103,7 @@ def test_each_input_is_answered_like_in_process(
     parameters = single.get_response()["parameters"]
     assert parameters["exit"] == expected[0].exit
     assert parameters["halted_by"] == expected[0].halted_by
-    assert 0 < parameters["ms"] < 1000
+    assert parameters["ms"] > 0
     assert "parameters" not in together.get_response()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,11 @@ def test_a_new_version_takes_over_under_load_and_going_back_is_one_call(
     asking = threading.Thread(target=ask)
     asking.start()
     try:
+        wait_for(old, seen)
         states = {one["version"]: one["state"] for one in index(client)}
         assert states == {"1": "READY", "2": "UNAVAILABLE"}
         client.load_model("other")
+        wait_for(f"new {old}", seen)
         assert label(client) == f"new {old}"
         assert client.get_model_metadata("other")["versions"] == ["2"]
         with pytest.raises(tritonclient.InferenceServerException, match="2 does"):
@@ -76,6 +79,13 @@ def test_a_new_version_takes_over_under_load_and_going_back_is_one_call(
     assert not failures
     assert set(seen) == {old, f"new {old}"}
     assert "other version 2: verifying with its golden inputs" in server.log.read_text()
+
+
+def wait_for(answer: str, seen: list[str]) -> None:
+    until = time.monotonic() + 30
+    while answer not in seen:
+        assert time.monotonic() < until, seen[-1:]
+        time.sleep(0.01)
 
 
 def index(client: Any) -> list[Any]:
@@ -111,7 +121,7 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded(client: Any) -> None:
     assert index(client)[0]["state"] == "UNAVAILABLE"
     with pytest.raises(tritonclient.InferenceServerException, match="not loaded: load it first"):
         label(client)
-    client.load_model("other")
+    client.load_model("other", query_params={"version": "1"})
     assert client.is_model_ready("other")
     label(client)
 

@@ -47,27 +47,41 @@ def test_what_a_failed_request_sent_is_freed_at_once(workers: Workers) -> None:
 
 def test_a_job_nobody_waits_for_is_left_out(workers: Workers) -> None:
     done: list[int] = []
+    may_end = threading.Event()
 
     async def give_up() -> None:
+        held = [
+            asyncio.ensure_future(workers.submit(lambda worker: may_end.wait(60)))
+            for _ in range(workers.count)
+        ]
         waiting = asyncio.ensure_future(workers.submit(done.append))
+        await asyncio.sleep(0)  # all are in the queue, the last one behind what holds the workers
+        assert workers.accepted == 3
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert workers.accepted == 0
+        assert workers.accepted == 2
+        may_end.set()
+        await asyncio.gather(*held)
 
     asyncio.run(give_up())
     workers.stop()
     assert done == []
+    assert workers.dropped == 1
 
 
 def test_a_job_that_outlives_the_server_ends_quietly_and_is_counted(
     workers: Workers, recwarn: pytest.WarningsRecorder
 ) -> None:
-    may_end = threading.Event()
+    started, may_end = threading.Event(), threading.Event()
+
+    def work(worker: int) -> None:
+        started.set()
+        may_end.wait(60)
 
     async def give_up() -> None:
-        waiting = asyncio.ensure_future(workers.submit(lambda worker: may_end.wait(10)))
-        await asyncio.sleep(0.01)
+        waiting = asyncio.ensure_future(workers.submit(work))
+        await asyncio.to_thread(started.wait, 60)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
