@@ -163,6 +163,10 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
     val_exit_shares: tuple[float, ...]
     guarantee: Guarantee | None = None
 
+    def __post_init__(self) -> None:
+        if not (self.val_mean_flops > 0 and all(0 <= s <= 1 for s in self.val_exit_shares)):
+            raise ValueError("mean FLOPs are above 0, and exits' shares between 0 and 1")
+
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
     """What a device makes of the segments.
@@ -316,6 +320,8 @@ def read_bundle(folder: str | Path) -> Bundle:
         BundleError: missing, damaged, or of a newer schema.
     """
     folder = Path(folder)
+    if folder.is_symlink():  # it may lead to another bundle tomorrow, and this one stays open
+        folder = files.resolved(folder)
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"there is no bundle folder {folder}: check the path")

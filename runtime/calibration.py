@@ -27,6 +27,7 @@ def read_calibration(bundle: Bundle) -> tuple[Logits, NDArray[np.int64]]:
         or labels is None
         or logits.dtype.kind != "f"
         or labels.dtype.kind not in "iu"
+        or labels.ndim != 1
     ):
         raise BundleError(f"{path} does not hold logits and labels: export the run again")
     expected = (len(labels), len(manifest.exits), len(manifest.classes))
@@ -35,6 +36,8 @@ def read_calibration(bundle: Bundle) -> tuple[Logits, NDArray[np.int64]]:
             f"{path} holds logits of shape {logits.shape} and {labels.size} labels, not "
             f"{expected} as the manifest says: export the run again"
         )
+    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
+        logits = logits.astype(np.float32)
     if not np.isfinite(logits).all() or not ((labels >= 0) & (labels < expected[2])).all():
         raise BundleError(f"{path} holds a logit or a label out of range: export the run again")
-    return logits.astype(np.float32), labels.astype(np.int64)
+    return logits, labels.astype(np.int64)

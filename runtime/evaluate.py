@@ -9,22 +9,25 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mate_edge import files
 from mate_edge.bundle import MANIFEST, Bundle, Manifest, find_bundle, read_bundle
-from mate_edge.decide.policy import Deepest, Policy
+from mate_edge.decide.policy import Policy
 from mate_edge.decide.simulate import simulate
+from mate_edge.decide.softmax import Logits
 from mate_edge.errors import DataError, ImageError, UsageError
 from mate_edge.report.labelled import LabelledFigures, PolicyFigures
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.classify import announce
 from mate_edge.runtime.deadline import check_max_ms, check_reachable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
-from mate_edge.runtime.labelled import Recording, follow
+from mate_edge.runtime.labelled import follow
 from mate_edge.runtime.points import DEEPEST, all_points
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.prediction import Prediction
 from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.segments import Recording
 from mate_edge.runtime.sources.images import find_labelled, holds_images
 from mate_edge.times import Times
 
@@ -189,40 +192,84 @@ class _Tally:
         )
 
 
+TOGETHER = 256
+"""Images that are counted at once: after each, it would take the caches from the engine."""
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """One image that went through all exits, with its logits [1, K, C]."""
+
+    path: Path
+    label: int
+    prediction: Prediction
+    logits: Logits
+
+
 def _all_exits(
     predictor: Predictor, labelled: list[tuple[Path, int]], rows: Rows, say: Say
 ) -> _Pass:
     """Take every image through all exits, and simulate the policies on what they say."""
-    manifest, num_exits = predictor.manifest, len(predictor.manifest.exits)
-    classes, policies = manifest.classes, _policies(predictor.bundle)
+    manifest, policies = predictor.manifest, _policies(predictor.bundle)
     tallies = {name: _Tally(manifest) for name in policies}
-    recording = Recording(Deepest(tuple(exit_.temperature for exit_ in manifest.exits)))
-    found = _Pass([], {})
-    right = np.zeros(num_exits, np.int64)
-    for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
-        try:
-            prediction = predictor.predict(path, policy=recording)
-        except ImageError as error:
-            say(str(error))
-            continue
-        found.readable.append((path, label))
-        found.frame_ms.append(prediction.decode_ms + prediction.preprocess_ms)
-        answers = recording.logits[0].argmax(axis=-1)
-        right += answers == label
-        row: dict[str, object] = {"source": files.shown(path), "label": classes[label]}
-        row |= {f"exit_{k}": classes[index] for k, index in enumerate(answers, start=1)}
-        for name, policy in policies.items():
-            outcome = simulate(policy, recording.logits)
-            exit_, ms = int(outcome.exits[0]), _ms_up_to(prediction, int(outcome.exits[0]))
-            tallies[name].add(bool(outcome.predictions[0] == label), exit_, ms)
-            row |= {f"{name}_exit": exit_, f"{name}_ms": f"{ms:.3f}"}
-        rows.append(row)
+    recording = Recording(tuple(exit_.temperature for exit_ in manifest.exits))
+    found, waiting = _Pass([], {}), list[_Recorded]()
+    right = np.zeros(len(manifest.exits), np.int64)
+    try:
+        for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
+            try:
+                prediction = predictor.predict(path, policy=recording)
+            except ImageError as error:
+                say(str(error))
+                continue
+            found.readable.append((path, label))
+            found.frame_ms.append(prediction.decode_ms + prediction.preprocess_ms)
+            waiting.append(_Recorded(path, label, prediction, recording.logits))
+            if len(waiting) == TOGETHER:
+                right += _count(waiting, policies, tallies, manifest, rows)
+    finally:
+        right += _count(waiting, policies, tallies, manifest, rows)
     n = len(found.readable)
     if n == 0:
         raise DataError(f"none of the {len(labelled)} images could be read")
     found.exit_accuracies = tuple(float(count) / n for count in right)
     found.policies = {name: tally.figures() for name, tally in tallies.items()}
     return found
+
+
+def _count(
+    recorded: list[_Recorded],
+    policies: dict[str, Policy],
+    tallies: dict[str, _Tally],
+    manifest: Manifest,
+    rows: Rows,
+) -> NDArray[np.int64]:
+    """Simulate the policies on recorded images, and forget those.
+
+    Returns:
+        How many each exit answers rightly, int64 [K].
+    """
+    if not recorded:
+        return np.zeros(len(manifest.exits), np.int64)
+    logits = np.concatenate([one.logits for one in recorded])
+    labels = np.array([one.label for one in recorded])
+    answers = logits.argmax(axis=-1)
+    outcomes = {name: simulate(policy, logits) for name, policy in policies.items()}
+    for i, one in enumerate(recorded):
+        row: dict[str, object] = {
+            "source": files.shown(one.path),
+            "label": manifest.classes[one.label],
+        }
+        row |= {f"exit_{k}": manifest.classes[index] for k, index in enumerate(answers[i], 1)}
+        for name, outcome in outcomes.items():
+            exit_ = int(outcome.exits[i])
+            ms = _ms_up_to(one.prediction, exit_)
+            tallies[name].add(bool(outcome.predictions[i] == one.label), exit_, ms)
+            row |= {f"{name}:exit": exit_, f"{name}:ms": f"{ms:.3f}"}
+        rows.append(row)
+    recorded.clear()
+    right: NDArray[np.int64] = (answers == labels[:, None]).sum(axis=0)
+    return right
 
 
 def _under_deadline(
@@ -235,6 +282,7 @@ def _under_deadline(
     say: Say,
 ) -> _Pass:
     """Run one policy for real, under the deadline, on images that could be read."""
+    predictor.timing.start_over()
     tally = _Tally(predictor.manifest)
     followed = follow(labelled, f"{name} under {max_ms:g} ms", say)
     for row, (path, label) in zip(rows, followed, strict=True):
@@ -246,7 +294,7 @@ def _under_deadline(
         tally.add(prediction.index == label, prediction.exit, prediction.elapsed_ms)
         tally.missed += prediction.deadline_missed
         tally.halted += prediction.halted_by == "deadline"
-        column = f"{name}_deadline"
+        column = f"{name}:deadline"
         row |= {
             f"{column}_answer": prediction.label,
             f"{column}_exit": prediction.exit,

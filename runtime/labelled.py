@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
-from mate_edge.decide.policy import Deepest
 from mate_edge.decide.softmax import Logits
 from mate_edge.errors import DataError, ImageError
 from mate_edge.images import read_image
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.segments import Recording
 from mate_edge.runtime.sources.images import find_labelled
-
-
-@dataclass
-class Recording:
-    """The deepest policy, which keeps the logits of all exits: float32 [1, K, C] in the end."""
-
-    deepest: Deepest
-    logits: Logits = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
-
-    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
-        """See `Policy.decide`."""
-        self.logits = logits
-        return self.deepest.decide(logits)
 
 
 @dataclass(frozen=True)
@@ -73,8 +60,7 @@ def record_logits(
     """
     labelled = find_labelled(folder, bundle.manifest.classes, say)
     chosen = engine or choose_engine(bundle, say)
-    temperatures = tuple(exit_.temperature for exit_ in bundle.manifest.exits)
-    recording = Recording(Deepest(temperatures))
+    recording = Recording(tuple(exit_.temperature for exit_ in bundle.manifest.exits))
 
     def start() -> Predictor:
         return Predictor.warmed_up(make_engine(chosen, bundle, threads, True), recording)
@@ -90,7 +76,7 @@ def record_logits(
                 say(str(error))
                 continue
             digest.update(label.to_bytes(8, "little") + hashlib.sha256(data).digest())
-            found.append((path, label, recording.logits[0].copy()))
+            found.append((path, label, recording.logits[0]))
     if not found:
         raise DataError(f"none of the {len(labelled)} images could be read")
     paths, labels, logits = zip(*found, strict=True)

@@ -42,6 +42,7 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True):
             and bookkeeping of all K exits.
         decode_ms: [n], or empty where nothing was decoded.
         preprocess_ms: [n], or empty.
+        images: what was decoded, where it was the user's own.
         fps: how many rounds a second were begun; None when one followed the other at once.
         created: when, ISO 8601 in UTC.
     """
@@ -53,6 +54,7 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True):
     rest_ms: tuple[float, ...]
     decode_ms: tuple[float, ...] = ()
     preprocess_ms: tuple[float, ...] = ()
+    images: str | None = None
     fps: float | None = None
     created: str
 
@@ -79,6 +81,7 @@ def record_latencies(
     *,
     decode_ms: Sequence[float] = (),
     preprocess_ms: Sequence[float] = (),
+    images: str | None = None,
     fps: float | None = None,
     machine: Machine | None = None,
 ) -> Latencies:
@@ -98,6 +101,7 @@ def record_latencies(
         rest_ms=last(rest_ms),
         decode_ms=last(decode_ms),
         preprocess_ms=last(preprocess_ms),
+        images=images,
         fps=fps,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

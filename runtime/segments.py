@@ -6,8 +6,9 @@ from collections.abc import Callable
 from math import isfinite
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mate_edge.decide.glance import is_clear
+from mate_edge.decide.glance import Glance, is_clear
 from mate_edge.decide.policy import Confidence, Deepest, FixedExit, Policy, decide
 from mate_edge.decide.softmax import Logits, largest
 from mate_edge.errors import EngineError
@@ -15,7 +16,36 @@ from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, time_
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.prediction import HaltedBy, Prediction
 
-GLANCE = (Confidence, Deepest, FixedExit)
+
+class Recording:
+    """The deepest policy, which keeps what every exit says of one sample.
+
+    Attributes:
+        passed: the logits of each exit so far, [1, C].
+    """
+
+    def __init__(self, temperatures: tuple[float, ...]) -> None:
+        self._deepest = Deepest(temperatures)
+        self.passed: list[Logits] = []
+
+    def glance(self, logits: Logits, k: int) -> Glance | None:
+        """Keep the logits of exit k, and see what `Deepest` sees."""
+        if k == 1:
+            self.passed = []
+        self.passed.append(logits)
+        return self._deepest.glance(logits, k)
+
+    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
+        """See `Policy.decide`."""
+        return self._deepest.decide(logits)
+
+    @property
+    def logits(self) -> Logits:
+        """Of all exits, float32 [1, K, C]."""
+        return np.stack(self.passed, axis=1)
+
+
+GLANCE = (Confidence, Deepest, FixedExit, Recording)
 """The policies with a `glance`; a subclass of somebody else's may decide otherwise."""
 
 

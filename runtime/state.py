@@ -30,7 +30,14 @@ T = TypeVar("T")
 def state_root() -> Path:
     """Return the folder of all bundles on all devices; it may not exist yet."""
     chosen = os.environ.get(VARIABLE)
-    return Path(chosen) if chosen else user_cache_path("mate-edge") / "devices"
+    if chosen:
+        return Path(chosen)
+    try:
+        return user_cache_path("mate-edge") / "devices"
+    except RuntimeError:  # a user without a home, as in a container
+        raise UsageError(
+            f"this user has no home folder to keep what is measured in: set {VARIABLE} to a folder"
+        ) from None
 
 
 def state_folder(bundle_id: str, device_key: str) -> Path:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.policy import Deepest, Policy
+from mate_edge.decide.policy import Deepest, Policy, decide
 from mate_edge.decide.softmax import Logits
 from mate_edge.errors import UsageError
 from mate_edge.images import normalize
@@ -62,7 +62,7 @@ class _Onward:
 
     def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
         """See `Policy.decide`."""
-        leave, probabilities = self._policy.decide(logits)
+        leave, probabilities = decide(self._policy, logits)
         return np.zeros_like(leave), probabilities
 
 
@@ -102,7 +102,8 @@ class Timing:
 
     def know(self, policy: Policy, say: Say, keep: bool = True) -> LatencyTable:
         """See `Predictor.know_latencies`; for any policy."""
-        if self.latencies is None:
+        newer = self._known.measured
+        if self.latencies is None or (newer is not None and newer is not self.measured):
             with self._known.lock:
                 bundle = self._engine.bundle
                 measured = self._known.measured or read_latencies(bundle, self._engine)
@@ -111,8 +112,7 @@ class Timing:
                     say(f"{bundle.folder} was never measured on this device as it is now: "
                         "that is done first")  # fmt: skip
                     measured = self._measure(keep)
-                self._known.measured = measured
-            self.use(measured)
+                self.use(measured)
             if self.latencies is not None and self.latencies.spread > WIDE:
                 say(
                     f"a segment took up to {self.latencies.spread:.0f} times its median when "
@@ -122,9 +122,15 @@ class Timing:
         return self.table(policy)
 
     def use(self, measured: Latencies) -> None:
-        """Let deadlines rest on these."""
-        self.measured, self._tables = measured, {}
+        """Let deadlines rest on these; clones do so from their next one on."""
+        self.measured = self._known.measured = measured
+        self._tables = {}
+        self.start_over()
         self.latencies = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
+
+    def start_over(self) -> None:
+        """Forget how slow the device has been, as in a new process."""
+        self.slow_down, self.budget = SlowDown(), MissBudget()
 
     def of(self, policy: Policy) -> Latencies:
         """See `Predictor.latencies_of`."""
@@ -175,8 +181,7 @@ class Timing:
         """See `Predictor.measure`."""
         with self._known.lock:
             self.warm_up()
-            self._known.measured = measured = self._measure(keep=True)
-        self.use(measured)
+            self.use(self._measure(keep=True))
 
     def _measure(self, keep: bool) -> Latencies:
         deepest = self._deepest()

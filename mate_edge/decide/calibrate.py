@@ -141,8 +141,8 @@ class Calibration:
         if found is None:
             lowest = self.search.costs[0]
             raise UsageError(
-                f"a budget of {budget:g} {unit} is below what exit 1 alone costs, {lowest:.4g}: "
-                "allow more"
+                f"a budget of {budget:.10g} {unit} is below what exit 1 alone costs, "
+                f"{lowest:.10g}: allow more"
             )
         return self._calibrated(self.search.policy(found))
 

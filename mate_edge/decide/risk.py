@@ -131,6 +131,8 @@ def check_levels(
             raise UsageError(
                 f"{name} must lie between 0 and 1, not {level:g}: 0.01 or 1% is one per cent"
             )
+    if delta is not None and delta < SMALLEST_RISK:
+        raise UsageError(f"--delta must be {SMALLEST_RISK:g} or more, not {delta:g}")
     if epsilon < SMALLEST_RISK:
         raise UsageError(
             f"--max-risk must be {SMALLEST_RISK:g} or more, not {epsilon:g}: no number of "

@@ -170,6 +170,7 @@ class Search:
         Of equally accurate ones the cheapest.
         """
         all_first = [0.0] * len(self.grids)
+        budget *= 1 + ROUNDING  # of the mean's sum
         if self.cost(self.taken(all_first)) > budget:
             return None
         share = 1 / (2 * self.costs[-1])

@@ -6,9 +6,6 @@ import msgspec
 
 from mate_edge.times import Times
 
-QUICK_MS = 2.0
-"""Below this a whole network's time depends on what else has just run."""
-
 
 class PolicyFigures(msgspec.Struct, frozen=True, kw_only=True):
     """One policy over all images.
@@ -84,12 +81,10 @@ def print_labelled(found: LabelledFigures) -> None:
     table("without a deadline", found.policies, deadline=False)
     if found.under_deadline:
         table(f"under a deadline of {found.max_ms:g} ms", found.under_deadline, deadline=True)
-        print("a deadline voids any accuracy that was stated for a policy")
-    print("ms: one image, from the encoded file in memory to the label")
-    if found.policies["deepest"].times.median_ms < QUICK_MS:
         print(
-            "without a deadline they are up to a quarter too high for so small a network: one pass "
-            "follows all policies, and mate-edge bench measures each by itself"
+            "a deadline voids any accuracy that was stated for a policy, unless tune certified it "
+            "with that deadline"
         )
+    print("ms: one image, from the encoded file in memory to the label")
     if found.unreadable:
         print(f"{found.unreadable} images could not be read and are left out")

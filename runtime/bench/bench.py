@@ -19,7 +19,7 @@ from mate_edge.images import decode, read_image
 from mate_edge.report.bench import Bench
 from mate_edge.runtime.bench.load import CpuUse, busy_processes
 from mate_edge.runtime.bench.options import Options
-from mate_edge.runtime.bench.result import Measured, Use, judge_subject
+from mate_edge.runtime.bench.result import GOLDEN, Measured, Use, judge_subject
 from mate_edge.runtime.bench.rounds import Plan, Samples, run_rounds
 from mate_edge.runtime.bench.subjects import (
     Subject,
@@ -41,7 +41,6 @@ FEWEST_ROUNDS = 30
 LIMIT_S = 60.0
 PACED_LIMIT_S = 180.0
 MOST_IMAGES = 64
-GOLDEN = "the bundle's golden images as PNG, of the network's own size"
 
 
 def bench(

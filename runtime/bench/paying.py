@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 MOST_EXITS = 16
-"""Beyond this not every choice of exits is tried, and all are kept."""
+"""Beyond this there are too many choices of exits to try, and none is judged."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Paying:
     keep: tuple[int, ...]
 
 
-def judge_exits(took_ms: Sequence[float], unsplit_ms: float, shares: Sequence[float]) -> Paying:
+def judge_exits(
+    took_ms: Sequence[float], unsplit_ms: float, shares: Sequence[float]
+) -> Paying | None:
     """Judge each early exit by what it takes and who leaves there.
 
     What a head, its border and its decision cost cannot be seen apart from its segment. All
@@ -40,10 +42,13 @@ def judge_exits(took_ms: Sequence[float], unsplit_ms: float, shares: Sequence[fl
         took_ms: [K], what each segment adds to a prediction, with its head and its decision.
         unsplit_ms: of a prediction by the network without early heads.
         shares: [K], of the images that leave at each exit.
+
+    Returns:
+        None for more exits than can be tried in every combination.
     """
     last = len(took_ms)
     if last > MOST_EXITS:
-        return Paying((0.0,) * (last - 1), tuple(range(1, last + 1)))
+        return None
     head_ms = max(sum(took_ms) - unsplit_ms, 0.0) / max(last - 1, 1)
     cost = {
         keep: _mean_ms((*keep, last), took_ms, head_ms, shares)

@@ -30,6 +30,9 @@ from mate_edge.runtime.timing import is_enough
 from mate_edge.times import Times
 
 
+GOLDEN = "the bundle's golden images as PNG, of the network's own size"
+
+
 @dataclass(frozen=True)
 class Use:
     """What was used of the machine, by all engines together; see `Observed`."""
@@ -46,7 +49,7 @@ class Measured:
 
     Attributes:
         images: how many different ones were shown.
-        source: which ones.
+        source: which ones; `GOLDEN`, or the user's own.
         back_to_back: one prediction after another.
         paced: the same contenders at the `fps` of the options; empty without.
         use: of the machine, in the paced rounds if there are any.
@@ -148,7 +151,7 @@ def judge_subject(
         exits=exits,
         keep=keep,
         ceiling=ceiling,
-        kept=_keep(subject, segments, deepest, options, machine, say),
+        kept=_keep(subject, segments, deepest, measured.source, options, machine, say),
     )
     if found.kept or (not options.load and read_bench(engine.bundle, engine, machine) is None):
         with suppress(UsageError):  # a report can do without
@@ -186,6 +189,7 @@ def _keep(
     subject: Subject,
     segments: Sequence[Sequence[float]],
     deepest: Sequence[Sample],
+    source: str,
     options: Options,
     machine: Machine,
     say: Say,
@@ -201,6 +205,7 @@ def _keep(
         [sample.rest_ms for sample in deepest],
         decode_ms=[sample.decode_ms for sample in deepest],
         preprocess_ms=[sample.preprocess_ms for sample in deepest],
+        images=None if source == GOLDEN else source,
         fps=options.fps,
         machine=machine,
     )
@@ -222,6 +227,11 @@ def _keep(
         say(
             f"these rounds, one after another, replace those of {before.created} at "
             f"{before.fps:g} a second: bench --fps {before.fps:g} if frames come at that pace"
+        )
+    if before is not None and before.images is not None and latencies.images is None:
+        say(
+            f"these rounds, of {GOLDEN}, replace those of {before.created} {before.images}: bench "
+            "--images if such files come"
         )
     try:
         keep_latencies(latencies)

@@ -61,7 +61,7 @@ def judge(
     elif len(keep) <= len(exits) and not late:
         lines.append(
             f"merge what does not pay: mate-edge export {_of_run(manifest, keep)} "
-            f"--target {manifest.target} --precision {manifest.precision}"
+            f"--target {shlex.quote(manifest.target)} --precision {manifest.precision}"
         )
     if exits:
         lines.append(

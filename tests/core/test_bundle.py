@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from mate_edge import files
 from mate_edge.bundle import find_bundle, read_bundle
 from mate_edge.errors import BundleError, EngineError, UsageError
+from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.predictor import Predictor
 
 
@@ -160,6 +162,49 @@ def test_a_link_that_leads_to_itself_is_refused(own_bundle: Path) -> None:
     (own_bundle / "segments" / "1.onnx").symlink_to("1.onnx")
     with pytest.raises(BundleError, match="outside|cannot read"):
         Predictor.load(own_bundle)
+
+
+def test_a_bundle_stays_itself_when_the_link_to_it_is_switched(
+    own_bundle: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(own_bundle.name)
+    bundle = read_bundle(link)
+    other = tmp_path / "2.mate"
+    shutil.copytree(own_bundle, other)
+    flip(other, bundle.manifest.calibration.path)
+    link.unlink()
+    link.symlink_to(other.name)
+    bundle.arrays(bundle.manifest.calibration)
+    with pytest.raises(BundleError, match="altered"):
+        read_bundle(link).arrays(bundle.manifest.calibration)
+
+
+def test_calibration_logits_beyond_float32_and_labels_of_no_axis_are_refused(
+    own_bundle: Path,
+) -> None:
+    bundle = read_bundle(own_bundle)
+    whole: dict[str, Any] = bundle.arrays(bundle.manifest.calibration)
+    huge = whole["logits"].astype(np.float64)
+    huge[0, 0, 0] = 1e300
+    for changed, says in (({"logits": huge}, "out of range"), ({"labels": np.int64(3)}, "labels")):
+        data = files.arrays_to_bytes(whole | changed)
+        (own_bundle / bundle.manifest.calibration.path).write_bytes(data)
+        entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        edit(own_bundle, lambda manifest, entry=entry: manifest["calibration"].update(entry))
+        with pytest.raises(BundleError, match=says):
+            read_calibration(read_bundle(own_bundle))
+
+
+@pytest.mark.parametrize(
+    "damage", [{"val_mean_flops": 0}, {"val_exit_shares": [5, -3, 1]}], ids=lambda d: next(iter(d))
+)
+def test_a_point_of_no_flops_or_of_shares_that_are_none_is_refused(
+    damage: dict[str, Any], own_bundle: Path
+) -> None:
+    edit(own_bundle, lambda manifest: manifest["operating_points"]["balanced"].update(damage))
+    with pytest.raises(BundleError, match=r"above 0.*between 0 and 1"):
+        read_bundle(own_bundle)
 
 
 def test_a_tensor_name_that_the_segment_lacks_is_a_clear_error(own_bundle: Path) -> None:

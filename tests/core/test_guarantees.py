@@ -162,6 +162,13 @@ def test_a_budget_below_the_first_exit_is_refused() -> None:
         calibration.within_budget(0.5, "FLOPs")
 
 
+def test_a_budget_of_just_what_the_first_exit_costs_is_met_though_a_mean_rounds() -> None:
+    logits, labels = draw(np.random.default_rng(0), 14)
+    for cost in (0.1, 0.3, 0.7, 1e6 / 3):
+        found = Calibration(logits, labels, (cost, 2 * cost, 3 * cost)).within_budget(cost, "ms")
+        assert found.outcome.mean_cost((cost, 2 * cost, 3 * cost)) == pytest.approx(cost)
+
+
 def draw_alike(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw logits of two exits that give the same answers, right in 80 %, and of a last one, 90 %.
 

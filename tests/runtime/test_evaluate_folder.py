@@ -82,8 +82,8 @@ def test_it_counts_what_the_logits_say(
         assert row["label"] == str(labels[number])
         assert [row[f"exit_{k}"] for k in (1, 2, 3)] == [str(i) for i in answers[number]]
         for name, outcome in outcomes.items():
-            assert int(row[f"{name}_exit"]) == outcome.exits[number]
-            assert 0 < float(row[f"{name}_ms"]) <= float(row["deepest_ms"])
+            assert int(row[f"{name}:exit"]) == outcome.exits[number]
+            assert 0 < float(row[f"{name}:ms"]) <= float(row["deepest:ms"])
 
 
 def test_a_deadline_that_is_far_away_changes_nothing(bundle_folder: Path, labelled: Path) -> None:
@@ -118,8 +118,8 @@ def test_a_file_that_disappears_in_mid_run_costs_its_own_answers_alone(
     rows = list(csv.DictReader((tmp_path / "rows.csv").open(newline="")))
     assert len(rows) == 8
     (row,) = (row for row in rows if row["source"] == str(gone))
-    assert row["balanced_deadline_exit"] == ""
-    assert row["fast_deadline_exit"] != ""
+    assert row["balanced:deadline_exit"] == ""
+    assert row["fast:deadline_exit"] != ""
 
 
 def test_an_impossible_deadline_makes_exit_1_answer_and_is_counted(
@@ -133,9 +133,9 @@ def test_an_impossible_deadline_makes_exit_1_answer_and_is_counted(
     assert found.under_deadline["deepest"].halted_by_deadline == 8
     rows = list(csv.DictReader((tmp_path / "rows.csv").open(newline="")))
     for row in rows:
-        assert row["deepest_deadline_answer"] == row["exit_1"]
-        assert row["deepest_deadline_halted_by"] == "deadline"
-        assert row["deepest_deadline_missed"] == "1"
+        assert row["deepest:deadline_answer"] == row["exit_1"]
+        assert row["deepest:deadline_halted_by"] == "deadline"
+        assert row["deepest:deadline_missed"] == "1"
 
 
 def test_half_precision_runs_on_the_cpu_with_a_warning(
@@ -237,9 +237,9 @@ def test_what_was_answered_before_ctrl_c_is_saved(
         )  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "rows.csv").open(newline="")))
     assert 0 < len(rows) <= 8
-    assert rows[0]["deepest_exit"] == "3"
-    assert ("accurate_deadline_exit" in rows[0]) == (last.startswith("deepest"))
-    assert "deepest_deadline_exit" not in rows[0]
+    assert rows[0]["deepest:exit"] == "3"
+    assert ("accurate:deadline_exit" in rows[0]) == (last.startswith("deepest"))
+    assert "deepest:deadline_exit" not in rows[0]
 
 
 def test_a_disk_that_fills_up_costs_the_file_and_not_the_figures(

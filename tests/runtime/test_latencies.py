@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mate_edge.bundle import read_bundle
@@ -19,6 +20,7 @@ from mate_edge.runtime.latencies import (
     read_latencies,
     record_latencies,
 )
+from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.state import state_folder
 from mate_edge.runtime.tune import mean_ms
 
@@ -155,3 +157,17 @@ def test_a_mean_counts_the_decisions_up_to_its_exit_alone(engine: Engine) -> Non
     assert mean_ms(kept) == pytest.approx(
         [0.5 + 1.1 + decision, 0.5 + 3.2 + 2 * decision, 0.5 + 6.3 + 0.2]
     )
+
+
+def test_what_is_measured_again_counts_anew_and_for_clones_too(bundle_folder: Path) -> None:
+    with Predictor.load(bundle_folder, engine="onnxruntime", threads=1) as first:
+        frame = np.zeros((8, 8), np.uint8)
+        first.predict(frame, max_ms=1e4)
+        with first.clone() as twin:
+            first.timing.slow_down.factor = twin.timing.slow_down.factor = 3.0
+            first.measure()
+            assert first.timing.slow_down.factor == 1
+            assert twin.timing.measured is not first.timing.measured
+            twin.predict(frame, max_ms=1e4)
+            assert twin.timing.measured is first.timing.measured
+            assert twin.timing.slow_down.factor < 3

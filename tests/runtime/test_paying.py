@@ -6,19 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mate_edge.runtime.bench.paying import judge_exits
+from mate_edge.runtime.bench.paying import Paying, judge_exits
+
+
+def judged(took_ms: list[float], unsplit_ms: float, shares: list[float]) -> Paying:
+    found = judge_exits(took_ms, unsplit_ms, shares)
+    assert found is not None
+    return found
 
 
 def test_an_exit_saves_the_next_segment_for_who_leaves_and_costs_its_head_for_all() -> None:
     # two segments of 5 ms, of which 1 ms is the head: without exits it takes 9 ms
-    found = judge_exits([5.0, 5.0], 9.0, [0.4, 0.6])
+    found = judged([5.0, 5.0], 9.0, [0.4, 0.6])
     assert found.saved_ms == pytest.approx([0.4 * 5 - 1])
     assert found.saved_ms == pytest.approx([9 - (5 + 0.6 * 5)])
     assert found.keep == (1, 2)
 
 
 def test_an_exit_that_nobody_takes_does_not_pay() -> None:
-    found = judge_exits([4.0, 4.0, 4.0], 10.0, [0.6, 0.0, 0.4])
+    found = judged([4.0, 4.0, 4.0], 10.0, [0.6, 0.0, 0.4])
     # without exit 1 its images would leave at exit 2, after 7 ms
     assert found.saved_ms[0] == pytest.approx((7 + 0.4 * 4) - (4 + 0.4 * 7))
     assert found.saved_ms[1] == pytest.approx(-0.4 * 1)  # its head, for who reaches it
@@ -26,7 +32,7 @@ def test_an_exit_that_nobody_takes_does_not_pay() -> None:
 
 
 def test_when_no_exit_pays_the_last_one_is_left() -> None:
-    found = judge_exits([4.0, 4.0, 4.0], 9.0, [0.1, 0.1, 0.8])
+    found = judged([4.0, 4.0, 4.0], 9.0, [0.1, 0.1, 0.8])
     assert max(found.saved_ms) < 0
     assert found.keep == (3,)
 
@@ -41,8 +47,13 @@ def test_an_exit_that_pays_only_without_its_neighbour_is_kept() -> None:
 
 
 def test_a_network_of_one_exit_has_nothing_to_merge() -> None:
-    found = judge_exits([5.0], 5.0, [1.0])
+    found = judged([5.0], 5.0, [1.0])
     assert (found.saved_ms, found.keep) == ((), (1,))
+
+
+def test_of_more_exits_than_can_be_tried_none_is_judged() -> None:
+    assert judge_exits([1.0] * 17, 17.0, [0.0] * 16 + [1.0]) is None
+    assert judge_exits([1.0] * 8, 8.0, [0.0] * 7 + [1.0]) is not None
 
 
 networks = st.integers(1, 6).flatmap(
@@ -59,7 +70,7 @@ def test_exactly_those_exits_are_kept_that_save_something(
     drawn: tuple[list[float], list[float], float],
 ) -> None:
     took, weights, overhead = drawn
-    found = judge_exits(took, sum(took) / overhead, [w / sum(weights) for w in weights])
+    found = judged(took, sum(took) / overhead, [w / sum(weights) for w in weights])
     assert found.keep[-1] == len(took)
     for k, saved in enumerate(found.saved_ms, start=1):
         assert saved >= -1e-9 if k in found.keep else saved <= 1e-9

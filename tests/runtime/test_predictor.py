@@ -310,6 +310,8 @@ def test_a_policy_that_answers_in_another_form_is_refused_everywhere(
     with pytest.raises(UsageError, match="policy Own must return"):
         predictor.predict_batch(frames, policy=Own())
     with pytest.raises(UsageError, match="policy Own must return"):
+        predictor.predict(frames[0], policy=Own(), max_ms=50.0)
+    with pytest.raises(UsageError, match="policy Own must return"):
         simulate(Own(), golden["logits"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -140,12 +141,18 @@ def test_a_deadline_that_exit_1_may_miss_is_said(cli: Any, bundle_folder: Path) 
     assert "0.001 ms is less than" in done.stderr
 
 
-def test_a_budget_in_ms_counts_decoding_once_it_was_measured(cli: Any, bundle_folder: Path) -> None:
+def test_a_budget_in_ms_counts_decoding_once_it_was_measured(
+    cli: Any, bundle_folder: Path, pictures: Path
+) -> None:
     budget = ("tune", bundle_folder, "--budget-ms", "1e4")
-    counted = "these latencies count no decoding"
-    assert counted in cli(*budget).stderr
-    assert cli("bench", bundle_folder, "--rounds", "300").returncode == 0
-    assert counted not in cli(*budget).stderr
+    not_counted = "these latencies count no decoding of images of yours"
+    assert not_counted in cli(*budget).stderr
+    bench = ("bench", bundle_folder, "--rounds", "300")
+    assert cli(*bench, "--images", pictures).returncode == 0
+    assert not_counted not in cli(*budget).stderr
+    replaced = cli(*bench)
+    assert re.search(rf"golden images .* replace those of \S+ of {pictures}", replaced.stderr)
+    assert not_counted in cli(*budget).stderr
 
 
 def test_run_takes_a_stored_name_and_a_file_and_says_what_holds(
