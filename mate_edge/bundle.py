@@ -38,6 +38,10 @@ TAKEN_NAME = re.compile(rf"deepest|unsplit|{NUMBERED_POLICY.pattern}")
 Precision = Literal["fp32", "fp16", "int8"]
 
 
+MAX_ARRAYS_BYTES = 256 * 2**20
+"""Of images and logits, unpacked: export keeps 20 MB of validation logits at most."""
+
+
 class File(msgspec.Struct, frozen=True, kw_only=True):
     """A file of the bundle, by its path inside it."""
 
@@ -289,7 +293,8 @@ class Bundle:
 
     def arrays(self, file: File) -> dict[str, NDArray[np.generic]]:
         """Return the arrays of `golden.npz` or `calibration.npz`, checked like `read`."""
-        return files.bytes_to_arrays(self.read(file), self.folder / file.path, BundleError)
+        path = self.folder / file.path
+        return files.bytes_to_arrays(self.read(file), path, BundleError, MAX_ARRAYS_BYTES)
 
 
 def find_bundle(path: Path | None) -> Path:

@@ -40,7 +40,7 @@ MANIFEST, RUN = "manifest.json", "run.json"
 WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.EFBIG, errno.EBUSY, errno.ESTALE, errno.EPIPE),
+    *(errno.EFBIG, errno.EBUSY, errno.ESTALE, errno.EPIPE, errno.ENXIO, errno.EINVAL),
 )
 
 
@@ -292,6 +292,8 @@ def read_bytes(path: Path, limit: int, error: type[MateEdgeError]) -> bytes:
         raise error(f"{path} is missing") from None
     except OSError as reason:
         raise error(f"cannot read {path}: {reason.strerror}") from None
+    except ValueError as reason:  # a zero byte in the name
+        raise error(f"cannot read {str(path)!r}: {reason}") from None
 
 
 def inside(folder: Path, name: str, error: type[MateEdgeError]) -> Path:
@@ -321,12 +323,12 @@ def arrays_to_bytes(arrays: dict[str, NDArray[np.generic]]) -> bytes:
 
 
 def bytes_to_arrays(
-    data: bytes, what: Path, error: type[MateEdgeError]
+    data: bytes, what: Path, error: type[MateEdgeError], limit: int = MAX_FILE_BYTES
 ) -> dict[str, NDArray[np.generic]]:
     """Unpack an npz, never unpickling.
 
     Raises:
-        error: not an npz, objects inside, or more than `MAX_FILE_BYTES` when unpacked.
+        error: not an npz, nothing or objects inside, or more than `limit` bytes when unpacked.
     """
     import zipfile
 
@@ -335,10 +337,17 @@ def bytes_to_arrays(
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_FILE_BYTES:
-            raise error(f"{what} would unpack to {unpacked} bytes: it is damaged or hostile")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            if unpacked > limit:
+                raise error(f"{what} would unpack to {unpacked} bytes: it is damaged or hostile")
+            arrays = {}
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    array = np.lib.format.read_array(file, allow_pickle=False)
+                    file.read()  # to the end, where the CRC is compared: the array may end before
+                arrays[name.removesuffix(".npy")] = array
+        if not arrays:
+            raise ValueError("it is empty")
+        return arrays
     except MateEdgeError:
         raise
     except Exception as reason:  # zipfile, zlib and numpy raise a dozen types on damage

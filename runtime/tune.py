@@ -175,8 +175,8 @@ def tune(
     measured = _latencies(opened, kind, engine, threads, say) if goal.needs_latencies else None
     if measured is not None and measured.images is None:
         say(
-            "these latencies count no decoding of images of yours: for image files, mate-edge bench "
-            "--images YOURS measures it, then tune again"
+            "these latencies count no decoding of images of yours: for image files, mate-edge "
+            "bench --images YOURS measures it, then tune again"
         )
     if goal.max_risk is None and len(labels) < FEW_SAMPLES:
         say(

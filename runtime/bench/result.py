@@ -29,7 +29,6 @@ from mate_edge.runtime.policy import DEFAULT_POLICY
 from mate_edge.runtime.timing import is_enough
 from mate_edge.times import Times
 
-
 GOLDEN = "the bundle's golden images as PNG, of the network's own size"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import shutil
@@ -102,13 +103,16 @@ def test_an_npz_with_objects_is_refused_and_one_with_arrays_is_not(tmp_path: Pat
     assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
 
 
-def test_an_npz_that_would_fill_the_memory_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
+def test_an_npz_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     data = files.arrays_to_bytes({"zeros": np.zeros(10_000)})
     with pytest.raises(BundleError, match="unpack"):
-        files.bytes_to_arrays(data, tmp_path, BundleError)
+        files.bytes_to_arrays(data, tmp_path, BundleError, limit=1000)
+    assert len(files.bytes_to_arrays(data, tmp_path, BundleError, limit=100_000)["zeros"]) == 10_000
+
+
+def test_a_zero_byte_in_a_name_is_a_clear_error() -> None:
+    with pytest.raises(BundleError, match="cannot read .*null byte"):
+        files.read_bytes(Path("x\0.json"), 100, BundleError)
 
 
 @given(data=st.binary(max_size=300))
@@ -122,10 +126,23 @@ def test_arbitrary_bytes_are_damaged_files_and_no_bugs(data: bytes) -> None:
 
 @given(where=st.integers(0, 10_000), value=st.integers(1, 255))
 def test_a_flipped_byte_in_an_npz_is_noticed_or_harmless(where: int, value: int) -> None:
-    data = bytearray(files.arrays_to_bytes({"a": np.arange(500)}))
+    array = np.arange(500)
+    data = bytearray(files.arrays_to_bytes({"a": array}))
     data[where % len(data)] ^= value
     with suppress(BundleError):
-        files.bytes_to_arrays(bytes(data), Path("x"), BundleError)
+        found = files.bytes_to_arrays(bytes(data), Path("x"), BundleError)
+        assert found.keys() == {"a"}
+        np.testing.assert_array_equal(found["a"], array, strict=True)
+
+
+def test_an_npz_whose_array_ends_too_early_is_damaged() -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.arange(500))
+    data = buffer.getvalue().replace(b"(500,)", b"(400,)")
+    with pytest.raises(BundleError, match="damaged: Bad CRC-32"):
+        files.bytes_to_arrays(data, Path("x"), BundleError)
+    with pytest.raises(BundleError, match="damaged: it is empty"):
+        files.bytes_to_arrays(files.arrays_to_bytes({}), Path("x"), BundleError)
 
 
 def test_json_without_end_is_damaged() -> None:

@@ -203,14 +203,14 @@ def test_the_node_answers_what_the_predictor_answers(
 
 
 def test_the_time_that_an_image_spent_on_its_way_counts(start: Any) -> None:
-    node = start(policy="deepest", max_ms=1000.0)
-    fresh, stale = Node.now_ns, Node.now_ns - 2 * SECOND
+    node = start(policy="deepest", max_ms=100_000.0)
+    fresh, stale = Node.now_ns, Node.now_ns - 200 * SECOND
     node.classify(image(noise(40, 40, 3), "rgb8", stamp_ns=fresh))
     assert not [line for line in node.logger.lines if line[0] == "warning"]
     node.classify(image(noise(40, 40, 3), "rgb8", stamp_ns=stale))
     (warning,) = [text for level, text in node.logger.lines if level == "warning"]
-    assert "after its stamp, the deadline is 1000 ms; answered by exit 1" in warning
-    assert float(warning.split()[0]) >= 2000
+    assert "after its stamp, the deadline is 100000 ms; answered by exit 1" in warning
+    assert float(warning.split()[0]) >= 200_000
     assert len(node.published) == 2
 
 

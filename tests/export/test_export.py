@@ -153,14 +153,16 @@ def test_png_files_of_the_test_split_get_exactly_evaluations_predictions(
             assert [p.exit for p in found] == expected.exits.tolist()
 
 
-def test_some_exits_are_kept_by_merging_segments(run_folder: Path, tmp_path: Path) -> None:
+def test_some_exits_are_kept_by_merging_segments(
+    run_folder: Path, tmp_path: Path, cli: Any
+) -> None:
     run = read_finished_run(run_folder)
     outputs: dict[str, Any] = read_outputs(run_folder, run)
-    path, manifest = export_run(
-        run_folder, run, "cpu", None, [1, 3], tmp_path / "two.mate", lambda text: None
-    )
+    path = tmp_path / "two.mate"
+    done = cli("export", run_folder, "--exits", "1,3", "--out", path)
+    assert done.returncode == 0, done.stderr
     assert run.results is not None
-    stated = [exit_.test_accuracy for exit_ in manifest.exits]
+    stated = [exit_.test_accuracy for exit_ in read_bundle(path).manifest.exits]
     assert stated == [run.results.test_accuracy[0], run.results.test_accuracy[2]]
     with Predictor.load(path, policy="deepest") as predictor:
         found = predictor.predict(outputs["val_images"][0])

@@ -239,7 +239,7 @@ def test_two_builds_at_once_do_the_work_once(rtx_bundle: Bundle, tmp_path: Path)
     ]
     seconds = []
     for process in both:
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=500)
         assert process.returncode == 0
         seconds += [json.loads(line)["seconds"] for line in out.splitlines()]
     assert len(seconds) == 8

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from timed import Clock, TimedEngine
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.errors import EngineError
@@ -24,7 +25,7 @@ from mate_edge.runtime.fastest import Fastest, keep_fastest, read_fastest
 
 NAMES = ["onnxruntime", "openvino"]
 Make = Callable[[str], Engine]
-SLOW_MS = 30
+MS = [1.0, 2.0, 4.0]
 
 
 @pytest.fixture
@@ -38,37 +39,40 @@ def _both_installed_and_measured_briefly(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fastest, "MEASURE_S", 0.0)
 
 
-def engines_of(bundle: Bundle, slow: str) -> Make:
-    """Make engines of which the one called `slow` takes `SLOW_MS` more a segment."""
+@pytest.fixture
+def engines_of(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Make]:
+    """Make engines that take `MS` a segment, the one called `slow` twice that, on its own clock."""
+    clock = Clock()
+    measured_by = SimpleNamespace(perf_counter_ns=clock, monotonic=lambda: clock() / 1e9)
+    monkeypatch.setattr(fastest, "time", measured_by)
 
-    class Slow(OnnxRuntimeEngine):
-        def run(self, k: int) -> np.ndarray:
-            time.sleep(SLOW_MS / 1000)
-            return super().run(k)
+    def engines_of(slow: str) -> Make:
+        return lambda name: TimedEngine(bundle, clock, [ms * (1 + (name == slow)) for ms in MS])
 
-    return lambda name: (Slow if name == slow else OnnxRuntimeEngine)(bundle, 1)
+    return engines_of
 
 
 @pytest.mark.parametrize(
     ("slow", "best"), [("onnxruntime", "openvino"), ("openvino", "onnxruntime")]
 )
 def test_the_faster_one_is_kept_and_chosen_from_then_on(
-    slow: str, best: str, bundle: Bundle
+    slow: str, best: str, bundle: Bundle, engines_of: Callable[[str], Make]
 ) -> None:
     assert choose_engine(bundle) == "onnxruntime"
     said: list[str] = []
-    found = keep_fastest(bundle, NAMES, engines_of(bundle, slow), said.append)
+    found = keep_fastest(bundle, NAMES, engines_of(slow), said.append)
     assert (found.engine, choose_engine(bundle)) == (best, best)
-    assert found.median_ms[slow] > found.median_ms[best] + SLOW_MS / 2
+    assert found.median_ms[slow] == pytest.approx(2 * found.median_ms[best])
     assert said[-1] == f"mate-edge run will take {best} for {bundle.folder} on this device"
 
 
-def test_segments_count_by_how_often_they_are_reached(bundle: Bundle) -> None:
+def test_segments_count_by_how_often_they_are_reached(
+    bundle: Bundle, engines_of: Callable[[str], Make]
+) -> None:
     shares = bundle.manifest.operating_points["balanced"].val_exit_shares
-    found = keep_fastest(bundle, NAMES, engines_of(bundle, "openvino"), lambda line: None)
-    reached = sum(k * share for k, share in enumerate(shares, start=1))
-    slower = found.median_ms["openvino"] - found.median_ms["onnxruntime"]
-    assert abs(slower - SLOW_MS * reached) < SLOW_MS / 2
+    found = keep_fastest(bundle, NAMES, engines_of("openvino"), lambda line: None)
+    expected = sum(share * sum(MS[:k]) for k, share in enumerate(shares, start=1))
+    assert found.median_ms["onnxruntime"] == pytest.approx(expected)
 
 
 def test_an_engine_that_cannot_run_the_bundle_is_left_out(bundle: Bundle) -> None:
@@ -105,12 +109,15 @@ def test_an_engine_that_fails_when_it_runs_is_left_out_and_closed(bundle: Bundle
 
 
 def test_the_times_are_said_where_the_choice_cannot_be_kept(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle,
+    engines_of: Callable[[str], Make],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
     said: list[str] = []
-    found = keep_fastest(bundle, NAMES, engines_of(bundle, "openvino"), said.append)
+    found = keep_fastest(bundle, NAMES, engines_of("openvino"), said.append)
     assert (found.engine, len(said)) == ("onnxruntime", 3)
     assert all("ms an image, median" in line for line in said[:2])
     assert said[2].startswith("onnxruntime is not kept as the engine to take: cannot make")

@@ -117,7 +117,8 @@ def test_a_run_keeps_its_cuts_and_never_counts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = Options(data="digits", epochs=1, exits="0.4", head="linear")
+    options = Options(data="digits", epochs=1, train_images=160, batch_size=16, exits="0.4",
+                      head="linear")  # fmt: skip
     folder, run, _ = new_run(options, None)
     assert (run.exits, run.exits_at, run.cuts) == (2, "0.4", (2, 4))
     monkeypatch.setattr("mate_edge.train.exits.count_flops", None)

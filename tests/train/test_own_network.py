@@ -350,7 +350,7 @@ def test_a_layer_without_weights_may_stand_in_two_stages_and_counts_in_both(
 
 
 def test_an_own_network_goes_the_whole_way(nets: Callable[[str], str], tmp_path: Path) -> None:
-    options = Options(data="digits", arch=nets(":Whole"), epochs=1)
+    options = Options(data="digits", arch=nets(":Whole"), epochs=1, train_images=160, batch_size=16)
     folder, run, _ = new_run(options, None)
     assert run.arch == nets(":Whole")
     assert ":" not in folder.name
@@ -364,7 +364,7 @@ def test_an_own_network_goes_the_whole_way(nets: Callable[[str], str], tmp_path:
 def test_a_runs_own_network_is_named_before_its_code_runs(
     nets: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = Options(data="digits", arch=nets(":Whole"), epochs=1)
+    options = Options(data="digits", arch=nets(":Whole"), epochs=1, train_images=160, batch_size=16)
     folder, run, _ = new_run(options, None)
     assert "importing" not in capsys.readouterr().err
     line = f"importing {nets(':Whole')}, as {folder}/run.json says\n"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import held
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,7 +40,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Options:
 TIMES = ("images_per_s", "seconds", "waiting")
 """The columns of `metrics.csv` that no two trainings have alike."""
 
-TRAIN = ["train", "--data", "digits", "--epochs", "3", "--seed", "1"]
+SMALL = ["train", "--data", "digits", "--train-images", "320", "--batch-size", "16"]
+"""20 steps an epoch."""
+TRAIN = [*SMALL, "--epochs", "3", "--seed", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +64,22 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(command: list[str], out: str, folder: Path) -> tuple[subprocess.Popen[str], Path]:
-    """Start a training; return it soon after its second epoch began, and the state of the first.
+    """Start a training of `SMALL`; return it, held at step 5 of epoch 2, and where its states are.
 
     It leads a group of its own, which its loader workers would be in.
     """
     victim = subprocess.Popen(
-        [sys.executable, "-m", "mate_edge", *command, "--out", out],
+        [sys.executable, held.__file__, "25", *command, "--out", out],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    while not (folder / out / "metrics.csv").exists():
+    while not (folder / "held").exists():
         assert victim.poll() is None, "it ended before it could be interrupted"
         time.sleep(0.01)
-    time.sleep(0.2)  # into the next epoch: right behind the row, it would end at the epoch's end
-    return victim, folder / out / "state" / "epoch-1"
+    return victim, folder / out / "state"
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -93,10 +95,10 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 def test_a_killed_training_resumes_to_bit_equal_weights(
     cli: Any, tmp_path: Path, whole: Path
 ) -> None:
-    victim, state = start(TRAIN, "killed", tmp_path)
+    victim, states = start(TRAIN, "killed", tmp_path)
     victim.kill()
     victim.communicate()
-    assert [path.name for path in state.parent.glob("epoch-*")] == ["epoch-1"], "in mid-epoch"
+    assert os.listdir(states) == ["epoch-1"]
     assert not read_run(tmp_path / "killed").finished
     refused = cli("export", "killed", cwd=tmp_path)
     assert refused.returncode == 2
@@ -121,16 +123,15 @@ def test_a_killed_training_resumes_to_bit_equal_weights(
 def test_a_signal_saves_in_mid_epoch_and_the_resume_is_bit_equal(
     number: signal.Signals, code: int, cli: Any, tmp_path: Path, whole: Path
 ) -> None:
-    victim, state = start(TRAIN, "stopped", tmp_path)
+    victim, states = start(TRAIN, "stopped", tmp_path)
     victim.send_signal(number)
     _, said = victim.communicate(timeout=60)
     assert victim.returncode == code
     assert "mate-edge train --resume --out stopped" in said.splitlines()[-1]
-    (kept,) = state.parent.iterdir()
-    assert kept.name.startswith("epoch-1-step-")
+    assert os.listdir(states) == ["epoch-1-step-5"]
     resumed = cli("train", "--resume", "--out", "stopped", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"resuming after epoch 1 and {kept.name[13:]} steps" in resumed.stderr
+    assert "resuming after epoch 1 and 5 steps" in resumed.stderr
     assert_same_weights(whole, tmp_path / "stopped")
     one, other = (metrics(folder) for folder in (whole, tmp_path / "stopped"))
     counted = [name for name in one[0] if name not in TIMES]
@@ -228,17 +229,15 @@ def test_a_kill_while_the_old_state_is_removed_leaves_the_new_one(
 def test_a_signal_to_the_whole_group_saves_though_workers_dropout_and_parts_are_in_play(
     cli: Any, tmp_path: Path, with_dropout: str
 ) -> None:
-    command = ["train", "--data", "digits", "--epochs", "3", "--arch", with_dropout, "--workers",
-               "1", "--randaugment", "5", "--mixup", "0.2", "--accumulate", "2", "--batch-size",
-               "32"]  # fmt: skip
+    command = [*SMALL, "--epochs", "3", "--arch", with_dropout, "--workers", "1", "--randaugment",
+               "5", "--mixup", "0.2", "--accumulate", "2"]  # fmt: skip
     done = cli(*command, "--out", "whole", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    victim, state = start(command, "stopped", tmp_path)
+    victim, states = start(command, "stopped", tmp_path)
     os.killpg(victim.pid, signal.SIGTERM)
     _, said = victim.communicate(timeout=60)
     assert victim.returncode == 143, said
-    (kept,) = state.parent.iterdir()
-    assert kept.name.startswith("epoch-1-step-")
+    assert os.listdir(states) == ["epoch-1-step-5"]
     resumed = cli("train", "--resume", "--out", "stopped", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
