@@ -8,6 +8,7 @@ SHA-256 and the size of every other file; the bytes that are checked are the byt
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -325,8 +326,9 @@ def read_bundle(folder: str | Path) -> Bundle:
         BundleError: missing, damaged, or of a newer schema.
     """
     folder = Path(folder)
-    if folder.is_symlink():  # it may lead to another bundle tomorrow, and this one stays open
-        folder = files.resolved(folder)
+    real = files.resolved(folder)
+    if real != Path(os.path.abspath(folder)):  # a link, which may lead to another one tomorrow
+        folder = real
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"there is no bundle folder {folder}: check the path")

@@ -318,7 +318,8 @@ def arrays_to_bytes(arrays: dict[str, NDArray[np.generic]]) -> bytes:
     import numpy as np
 
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    # numpy 1.26 would take allow_pickle for one of the arrays
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

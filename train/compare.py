@@ -32,7 +32,7 @@ from mate_edge.runs import OptionValue, Run, read_flops, read_outputs, read_run
 from mate_edge.train.data import DATASETS
 from mate_edge.train.evaluate import exit_accuracy
 from mate_edge.train.losses import METHODS, complete_options, make_method
-from mate_edge.train.new import DATA
+from mate_edge.train.new import DATA, check_text
 from mate_edge.train.options import Options, check_options
 from mate_edge.train.start import run_training
 from mate_edge.train.state import read_metrics
@@ -136,15 +136,16 @@ def run_comparison(
     files.make_folder(folder)
     _agree(folder, options)
     _check_alike(folder)
-
-    def check(run: Run) -> None:
-        _check_method(run, contenders)
-        _check_alike(folder)
-
     busy = failed = 0
     for seed in seeds:
         for contender in contenders:
             own = folder / f"{contender.label}-seed{seed}"
+
+            def check(run: Run, own: Path = own) -> None:
+                _check_method(run, contenders)
+                _agree(folder, options, own)
+                _check_alike(folder)
+
             mine = dataclasses.replace(
                 options,
                 method=contender.method,
@@ -197,16 +198,19 @@ def _train(
         raise
 
 
-def _agree(folder: Path, options: Options) -> None:
+def _agree(folder: Path, options: Options, new: Path | None = None) -> None:
     """Keep the options of a comparison with it, and refuse others: its runs must be comparable.
 
-    Those with which no run began, such as mistaken ones, bind nobody.
+    Those with which no run began, such as mistaken ones, bind nobody; nor do those of another
+    process that is about to begin one, where `new` is the first that did.
     """
     path = folder / OPTIONS
     given = _resolved(msgspec.to_builtins(options, enc_hook=str))
-    if not (path.exists() and any(_runs(folder))):
-        files.write_json(path, given)
-        return
+    check_text(value for value in given.values() if isinstance(value, str))
+    with FileLock(folder / ".options.lock"):
+        if not (path.exists() and any(own != new for own, _ in _runs(folder))):
+            files.write_json(path, given)
+            return
     data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)
     try:
         begun = _resolved(msgspec.json.decode(data, type=dict[str, Any]))

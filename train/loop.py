@@ -235,6 +235,12 @@ def _another_network(run: Run, folder: Path) -> RunError:
 
 
 def _check_weights(objective: Objective, epoch: int) -> None:
-    """Refuse to keep a state whose weights the last step spoilt."""
-    if not all(bool(tensor.isfinite().all()) for tensor in objective.state_dict().values()):
+    """Refuse to keep a state whose weights the last step spoilt.
+
+    A buffer may hold infinity, as a mask does, but no NaN.
+    """
+    parameters, state = objective.parameters(), objective.state_dict().values()
+    if not all(bool(tensor.isfinite().all()) for tensor in parameters) or any(
+        bool(tensor.isnan().any()) for tensor in state
+    ):
         raise Diverged(f"the last step in epoch {epoch + 1} left weights that are no numbers")

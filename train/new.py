@@ -72,7 +72,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     network, imported, cuts = _build(arch, options, weights, dataset, processes)
     method_options = complete_options(method, options.method_options)
     make_method(method, network.num_exits, len(dataset.classes), method_options)
-    _check_text((str(Path(data).resolve()), *dataset.classes))
+    check_text((str(Path(data).resolve()), weights.name if weights else "", *dataset.classes))
     run = msgspec.convert(
         {
             "name": "",
@@ -237,15 +237,15 @@ def _chosen_folder(out: Path | None, default: Path) -> Iterator[tuple[Path, Path
             yield folder, made
 
 
-def _check_text(names: Iterable[str]) -> None:
-    """Refuse names of folders that no text file can hold, such as those of an old archive.
+def check_text(names: Iterable[str]) -> None:
+    """Refuse names of folders and files that no JSON can hold, such as those of an old archive.
 
     Raises:
         DataError: with the name.
     """
     for name in names:
         if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
-            raise DataError(f"the folder name {name!a} is not UTF-8: rename it")
+            raise DataError(f"the name {name!a} is not UTF-8: rename it")
 
 
 def _check_freezing(weights: Weights | None, imported: Imported, num_exits: int) -> None:

@@ -15,14 +15,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from mate_edge.errors import ImageError, RunError, UsageError
+from mate_edge.errors import ImageError, RunError, UsageError, first_line
 from mate_edge.runs import Run, find_run, read_run, write_run
 from mate_edge.train.data import DATASETS
 from mate_edge.train.data.again import load_again
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.loop import make_accelerator, train
 from mate_edge.train.network import announce_import
-from mate_edge.train.new import new_run
+from mate_edge.train.new import check_text, new_run
 from mate_edge.train.options import Options, check_options
 from mate_edge.train.state import remove_state
 from mate_edge.train.sums import Diverged
@@ -56,6 +56,7 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
         )
     if moved is not None:
         data = str(moved.resolve())
+        check_text((data,))
         run = msgspec.structs.replace(run, data=data)
         write_run(folder, run)
     return folder, run, dataset
@@ -123,6 +124,12 @@ def run_training(
             raise Diverged(
                 f"{error}: --resume would end here again, so train anew with a lower --lr, such as "
                 f"{run.recipe.lr / 10:g}, and another --out"
+            ) from None
+        except torch.cuda.OutOfMemoryError as error:
+            raise RunError(
+                f"the GPU's memory is too small for this training ({first_line(error)}): train "
+                "anew in parts of a batch, such as --accumulate 4, with --precision bf16 or a "
+                "smaller --batch-size, and another --out"
             ) from None
         except ImageError as error:
             reason = str(error).rsplit("ImageError: ", 1)[-1].strip()  # a worker's: a traceback

@@ -49,6 +49,7 @@ def profile(
         from mate_edge.export.profile import profile_network
         from mate_edge.report.text import print_profile
         from mate_edge.train.backbones import make_parts
+        from mate_edge.train.data.layout import check_size
         from mate_edge.train.exits import choose_cuts
         from mate_edge.train.heads import DEFAULT_HEAD
         from mate_edge.train.network import assemble, load_network
@@ -58,8 +59,9 @@ def profile(
     if arch is not None:
         head, size = head or DEFAULT_HEAD, 224 if size is None else size
         channels = 3 if channels is None else channels
-        if size < 16 or channels not in (1, 3) or (classes is not None and classes < 2):
-            raise UsageError("--size must be 16 or more, --channels 1 or 3, --classes 2 or more")
+        check_size(size)
+        if channels not in (1, 3) or (classes is not None and classes < 2):
+            raise UsageError("--channels must be 1 or 3, --classes 2 or more")
         parts = make_parts(arch, channels, size, classes)
         classes = classes or parts.outputs or CLASSES
         cuts = choose_cuts(arch, parts.stages, exits, channels, size)

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from mate_edge.errors import UsageError
+from mate_edge.errors import DataError, UsageError
 from mate_edge.report.comparison import (
     Row,
     as_markdown,
@@ -27,7 +27,7 @@ from mate_edge.report.comparison import (
     result_table,
 )
 from mate_edge.runs import read_outputs, read_run
-from mate_edge.train import new
+from mate_edge.train import compare, new
 from mate_edge.train.compare import (
     parse_methods,
     parse_seeds,
@@ -394,3 +394,29 @@ def test_a_damaged_run_is_no_failure_of_another(comparison: Path, tmp_path: Path
     assert found == (0, 0)
     assert read_run(folder / "ce-seed0").finished
     assert any("results.csv is as it was" in line and "ce-seed1" in line for line in said)
+
+
+def test_the_options_of_who_begins_first_bind_and_not_of_who_only_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, train = tmp_path / "compared", compare.run_training
+
+    def beside_another(options: Options, *given: Any) -> Any:
+        """Train, while another process with other options has come in meanwhile."""
+        run_comparison(folder, (), (), dataclasses.replace(QUICK, lr=0.3))
+        return train(options, *given)
+
+    monkeypatch.setattr(compare, "run_training", beside_another)
+    run_comparison(folder, parse_methods("ce"), (0,), QUICK)
+    monkeypatch.undo()
+    assert json.loads((folder / "options.json").read_bytes())["lr"] == QUICK.lr
+    run_comparison(folder, parse_methods("ce"), (0,), QUICK)
+    with pytest.raises(UsageError, match=r"begun with lr 0\.02, not 0\.3"):
+        run_comparison(folder, (), (), dataclasses.replace(QUICK, lr=0.3))
+
+
+def test_a_name_that_is_no_utf8_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    options = dataclasses.replace(QUICK, weights="w\udcff.pth")
+    with pytest.raises(DataError, match="not UTF-8: rename it"):
+        run_comparison(tmp_path, parse_methods("ce"), (0,), options)
+    assert not (tmp_path / "options.json").exists()

@@ -174,6 +174,36 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_the_way_out(
         assert run_training(lower, out, resume=False)[1].finished
 
 
+def test_a_gpu_that_is_too_small_is_said_with_what_needs_less(
+    quick: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*given: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+    monkeypatch.setattr("mate_edge.train.start.train", fill)
+    says = r"memory is too small .*Tried to allocate 9.00 GiB.*--accumulate 4.*--precision bf16"
+    with pytest.raises(RunError, match=says):
+        run_training(quick, None, resume=False)
+
+
+def test_a_buffer_may_hold_infinity_as_a_mask_does(quick: Options, tmp_path: Path) -> None:
+    (tmp_path / "masked.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class Masked(nn.Module):\n"
+        "    def __init__(self, channels):\n"
+        "        super().__init__()\n"
+        "        self.convolution = nn.Conv2d(channels, 8, 3, 4, 1)\n"
+        "        self.register_buffer('mask', torch.full((8, 1, 1), torch.inf))\n"
+        "    def forward(self, features):\n"
+        "        return torch.minimum(self.convolution(features), self.mask)\n"
+        "def stages(channels, size):\n"
+        "    return [Masked(channels), nn.Conv2d(8, 8, 3, 2, 1)]\n"
+    )
+    options = dataclasses.replace(quick, arch="masked:stages", epochs=1, train_images=128)
+    assert run_training(options, None, resume=False)[1].finished
+
+
 @pytest.mark.parametrize("right", [0, 1])
 def test_a_training_says_at_its_end_that_no_exit_is_better_than_chance(
     right: int, quick: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -60,15 +60,20 @@ def load(name: str) -> Dataset:
     layout = LAYOUTS[name]
     folder = data_folder() / layout.folder
     needed = (*layout.train, layout.test, layout.names)
-    if not all((folder / name).is_file() for name in needed):  # or it was being unpacked
 
-        def fetch() -> None:
+    def is_there() -> bool:
+        return all((folder / name).is_file() for name in needed)
+
+    if not is_there():
+
+        def fetch(into: Path) -> None:
             from torchvision.datasets.utils import download_and_extract_archive
 
             url = f"https://www.cs.toronto.edu/~kriz/{layout.archive}"
-            download_and_extract_archive(url, str(data_folder()), md5=layout.md5)
+            download_and_extract_archive(url, str(into), md5=layout.md5)
 
-        download(name, fetch, f"unpack {layout.archive} so that {folder} holds {', '.join(needed)}")
+        otherwise = f"unpack {layout.archive} so that {folder} holds {', '.join(needed)}"
+        download(name, folder, is_there, fetch, otherwise)
     try:
         classes = tuple((folder / layout.names).read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:

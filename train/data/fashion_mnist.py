@@ -52,18 +52,25 @@ def load() -> Dataset:
 
 
 def _find() -> Path:
-    cached = data_folder() / "FashionMNIST" / "raw"
+    place = data_folder() / "FashionMNIST"
+    cached = place / "raw"
+
+    def is_there(folder: Path = cached) -> bool:
+        return (folder / "t10k-labels-idx1-ubyte.gz").is_file()
+
     for folder in (DEBIAN, cached):
-        if (folder / "t10k-labels-idx1-ubyte.gz").is_file():
+        if is_there(folder):
             return folder
 
-    def fetch() -> None:
+    def fetch(into: Path) -> None:
         from torchvision.datasets import FashionMNIST
 
-        FashionMNIST(str(data_folder()), download=True)
+        FashionMNIST(str(into), download=True)
 
     download(
         "Fashion-MNIST",
+        place,
+        is_there,
         fetch,
         f"apt-get install dataset-fashion-mnist, or put its four .gz files into {cached}",
     )

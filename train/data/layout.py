@@ -52,7 +52,9 @@ class Layout:
         if not self.recognises(folder):
             download(
                 name,
-                lambda: self.fetch(folder),
+                folder,
+                lambda: self.recognises(folder),
+                lambda into: self.fetch(into / self.folder),
                 f"put it where {folder / self.marker} exists, or give its folder to --data",
             )
         return folder

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tarfile
 import zlib
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from sys import stderr
+from tempfile import TemporaryDirectory
 
+from filelock import FileLock
 from platformdirs import user_cache_path
 
 from mate_edge.errors import DataError, first_line
+from mate_edge.files import unused
 
 
 def data_folder() -> Path:
@@ -22,15 +24,39 @@ def data_folder() -> Path:
     return Path(chosen) if chosen else user_cache_path("mate-edge") / "data"
 
 
-def download(name: str, fetch: Callable[[], object], otherwise: str) -> None:
-    """Call `fetch`, which downloads the data set `name`.
+def download(
+    name: str,
+    place: Path,
+    is_there: Callable[[], bool],
+    fetch: Callable[[Path], object],
+    otherwise: str,
+) -> None:
+    """Put a data set into the data folder: whole or not at all, and once, whoever else wants it.
+
+    A folder that is there without being the data set, as an unpacking that was stopped leaves it,
+    is moved aside.
+
+    Args:
+        name: of the data set.
+        place: where it is to be, a folder in the data folder.
+        is_there: says whether it is.
+        fetch: given a folder, downloads the data set into one of `place`'s name in it.
+        otherwise: what to do when it cannot be downloaded.
 
     Raises:
-        DataError: it failed; the message gives the reason and says what to do: `otherwise`.
+        DataError: it failed; the message gives the reason and says what to do.
     """
     try:
-        with redirect_stdout(stderr):
-            fetch()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.parent / ".download.lock"):
+            if is_there():
+                return
+            with TemporaryDirectory(dir=place.parent, prefix=".download-") as made:
+                with redirect_stdout(stderr):
+                    fetch(Path(made))
+                if place.exists():
+                    place.rename(unused(place.with_name(f"{place.name}-incomplete")))
+                os.replace(Path(made) / place.name, place)
     except (OSError, RuntimeError) as error:
         reason = first_line(error)
         raise DataError(
@@ -50,8 +76,17 @@ def fetch_tar(url: str, folder: Path, md5: str | None = None) -> None:
     download_url(url, str(folder), md5=md5)
     archive = folder / url.rsplit("/", 1)[-1]
     try:
-        shutil.unpack_archive(archive, folder, filter="data")
-    except (tarfile.TarError, shutil.ReadError, EOFError, zlib.error) as error:
+        with tarfile.open(archive) as packed:
+            if hasattr(tarfile, "data_filter"):
+                packed.extractall(folder, filter="data")
+            else:  # Python 3.11.2 of Debian 12, say
+                packed.extractall(folder, filter(_is_plain, packed))  # noqa: S202 - these are safe
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise OSError(f"{archive.name} is damaged: {error}") from None
-    finally:
-        archive.unlink()
+    archive.unlink()
+
+
+def _is_plain(entry: tarfile.TarInfo) -> bool:
+    """Say whether it is a file or a folder that stays where it is unpacked."""
+    path = PurePosixPath(entry.name)
+    return (entry.isreg() or entry.isdir()) and not path.is_absolute() and ".." not in path.parts

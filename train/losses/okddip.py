@@ -41,7 +41,7 @@ class Okddip(Method):
 
         temperature: Positive = 3.0
         ramp: Weight = 0.27
-        width: Annotated[int, Meta(ge=0)] = 0
+        width: Annotated[int, Meta(ge=0, le=65536)] = 0
 
     OPTIONS: ClassVar[type[msgspec.Struct]] = Options
     options: Options
