@@ -28,7 +28,7 @@ from mate_edge.decide.tune import losses
 from mate_edge.errors import UsageError
 from mate_edge.report.text import count, percent, print_table
 from mate_edge.runs import read_finished_run, read_flops, read_outputs
-from mate_edge.train.options import Options
+from mate_edge.train.options import Options, check_options
 from mate_edge.train.start import run_training
 
 Labels = NDArray[np.int64]
@@ -44,10 +44,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark-policies.csv"))
     arguments = parser.parse_args()
     folder = arguments.run or Path("benchmark-policies/run")
+    options = Options(data="fashion-mnist", arch="resnet8", epochs=arguments.epochs)
     if arguments.run is None and not folder.exists():
-        options = Options(data="fashion-mnist", arch="resnet8", epochs=arguments.epochs)
         run_training(options, folder, resume=False)
     run = read_finished_run(folder)
+    if arguments.run is None:
+        check_options(folder, run, options)
     outputs: dict[str, Any] = read_outputs(folder, run)
     flops = read_flops(folder, run)
     validation = outputs["val_logits"].astype(np.float32), outputs["val_labels"].astype(np.int64)

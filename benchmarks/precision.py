@@ -20,7 +20,7 @@ from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.export.export import export_run
 from mate_edge.report.text import count, percent, print_table
 from mate_edge.runs import read_finished_run
-from mate_edge.train.options import Options
+from mate_edge.train.options import Options, check_options
 from mate_edge.train.start import run_training
 
 TARGET = "cuda"
@@ -35,10 +35,12 @@ def main() -> None:
     print(describe("torch", "onnx", "onnxruntime", "numpy"))
 
     folder = arguments.run or arguments.out / "run"
+    options = Options(data="fashion-mnist", arch="resnet8", epochs=arguments.epochs)
     if arguments.run is None and not folder.exists():
-        options = Options(data="fashion-mnist", arch="resnet8", epochs=arguments.epochs)
         run_training(options, folder, resume=False)
     run = read_finished_run(folder)
+    if arguments.run is None:
+        check_options(folder, run, options)
     bundles: dict[str, Bundle] = {}
     for precision in ("fp32", "fp16", "int8"):
         out = arguments.out / f"{precision}-{mark_of(folder)}.mate"

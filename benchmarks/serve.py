@@ -302,8 +302,9 @@ def soak(bundle: Path, minutes: float) -> None:
                     client.close()  # an early answer ends the connection
                     client = Client(port)
                     continue
-                index, exit_ = (one["data"][0] for one in json.loads(body)["outputs"])
-                right = status == 200 and (index, exit_) == expected[number]
+                right = status == 200 and expected[number] == tuple(
+                    one["data"][0] for one in json.loads(body)["outputs"]
+                )
                 counted["right" if right else "wrong"] += 1
 
         def disturb(seed: int) -> None:

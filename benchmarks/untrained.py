@@ -23,7 +23,7 @@ IMAGES = 16
 
 def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
     """Write a run with random weights and export it; return the bundle, made once."""
-    name = f"{arch}-{size}-{DEFAULT_HEAD}"
+    name = f"{arch}-{size}-{classes}-{DEFAULT_HEAD}"
     bundle = folder / f"{name}.mate"
     if bundle.exists():
         return bundle

@@ -55,10 +55,11 @@ version.
 | exit code | |
 |---|---|
 | 0 | done |
-| 1 | the answer is no (`verify` refused, `doctor` lacks a piece, an image could not be read), \
+| 1 | the answer is no (`verify` refused, `doctor` lacks a piece, an image could not be read, \
+a camera vanished or a stream ended), \
 or a bug, with its traceback |
 | 2 | a mistake in what was typed, or in a file: one line on stderr says which, and what to do |
-| 130, 143 | stopped by Ctrl-C or SIGTERM |
+| 130, 143, 141 | stopped by Ctrl-C, by SIGTERM, or because nobody reads stdout any longer |
 """
 
 
