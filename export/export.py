@@ -104,7 +104,7 @@ def export_run(
     profile = profile_network(network, run.preprocessing.channels, run.preprocessing.size)
     if out is None:
         out = files.unused(bundle.BUNDLES / f"{folder.resolve().name}-{target}.mate")
-    files.check_text(out)
+    files.check_text((out.name,))
     samples = len(outputs["val_labels"])
     if samples < FEW_SAMPLES:
         say(

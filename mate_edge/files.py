@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -360,14 +360,15 @@ def shown(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def check_text(path: Path) -> None:
-    """Refuse a name that JSON cannot hold.
+def check_text(names: Iterable[str]) -> None:
+    """Refuse names of files and folders that JSON cannot hold, such as those of an old archive.
 
     Raises:
         UsageError: with the name.
     """
-    if shown(path.name) != path.name:
-        raise UsageError(f"the name {path.name!a} is not UTF-8: choose another")
+    for name in names:
+        if not name.isascii() and shown(name) != name:
+            raise UsageError(f"the name {name!a} is not UTF-8: rename it, or choose another")
 
 
 def write_latest(folder: Path, path: Path) -> None:

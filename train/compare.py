@@ -32,7 +32,7 @@ from mate_edge.runs import OptionValue, Run, read_flops, read_outputs, read_run
 from mate_edge.train.data import DATASETS
 from mate_edge.train.evaluate import exit_accuracy
 from mate_edge.train.losses import METHODS, complete_options, make_method
-from mate_edge.train.new import DATA, check_text
+from mate_edge.train.new import DATA
 from mate_edge.train.options import Options, check_options
 from mate_edge.train.start import run_training
 from mate_edge.train.state import read_metrics
@@ -206,7 +206,7 @@ def _agree(folder: Path, options: Options, new: Path | None = None) -> None:
     """
     path = folder / OPTIONS
     given = _resolved(msgspec.to_builtins(options, enc_hook=str))
-    check_text(value for value in given.values() if isinstance(value, str))
+    files.check_text(value for value in given.values() if isinstance(value, str))
     with FileLock(folder / ".options.lock"):
         if not (path.exists() and any(own != new for own, _ in _runs(folder))):
             files.write_json(path, given)

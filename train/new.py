@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 
 from mate_edge import files
-from mate_edge.errors import DataError, UsageError
+from mate_edge.errors import UsageError
 from mate_edge.names import look_up
 from mate_edge.runs import RUNS, Run, write_run
 from mate_edge.train.backbones import BACKBONES
@@ -72,7 +72,7 @@ def new_run(options: Options, out: Path | None, processes: int = 1) -> tuple[Pat
     network, imported, cuts = _build(arch, options, weights, dataset, processes)
     method_options = complete_options(method, options.method_options)
     make_method(method, network.num_exits, len(dataset.classes), method_options)
-    check_text((str(Path(data).resolve()), weights.name if weights else "", *dataset.classes))
+    files.check_text((str(Path(data).resolve()), weights.name if weights else "", *dataset.classes))
     run = msgspec.convert(
         {
             "name": "",
@@ -135,7 +135,7 @@ def _check_names(options: Options) -> None:
 def _check_out(out: Path | None) -> None:
     if out is None:
         return
-    files.check_text(out)
+    files.check_text((out.name,))
     if out.exists():
         raise UsageError(f"{out} exists already: remove it, choose another --out, or --resume it")
 
@@ -235,17 +235,6 @@ def _chosen_folder(out: Path | None, default: Path) -> Iterator[tuple[Path, Path
         folder = files.unused(default)
         with files.whole_folder(folder) as made:
             yield folder, made
-
-
-def check_text(names: Iterable[str]) -> None:
-    """Refuse names of folders and files that no JSON can hold, such as those of an old archive.
-
-    Raises:
-        DataError: with the name.
-    """
-    for name in names:
-        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
-            raise DataError(f"the name {name!a} is not UTF-8: rename it")
 
 
 def _check_freezing(weights: Weights | None, imported: Imported, num_exits: int) -> None:

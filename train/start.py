@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+from mate_edge import files
 from mate_edge.errors import ImageError, RunError, UsageError, first_line
 from mate_edge.runs import Run, find_run, read_run, write_run
 from mate_edge.train.data import DATASETS
@@ -22,7 +23,7 @@ from mate_edge.train.data.again import load_again
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.loop import make_accelerator, train
 from mate_edge.train.network import announce_import
-from mate_edge.train.new import check_text, new_run
+from mate_edge.train.new import new_run
 from mate_edge.train.options import Options, check_options
 from mate_edge.train.state import remove_state
 from mate_edge.train.sums import Diverged
@@ -56,7 +57,7 @@ def old_run(options: Options, out: Path | None) -> tuple[Path, Run, Dataset]:
         )
     if moved is not None:
         data = str(moved.resolve())
-        check_text((data,))
+        files.check_text((data,))
         run = msgspec.structs.replace(run, data=data)
         write_run(folder, run)
     return folder, run, dataset

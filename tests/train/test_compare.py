@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from mate_edge.errors import DataError, UsageError
+from mate_edge.errors import UsageError
 from mate_edge.report.comparison import (
     Row,
     as_markdown,
@@ -417,6 +417,6 @@ def test_the_options_of_who_begins_first_bind_and_not_of_who_only_started(
 
 def test_a_name_that_is_no_utf8_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     options = dataclasses.replace(QUICK, weights="w\udcff.pth")
-    with pytest.raises(DataError, match="not UTF-8: rename it"):
+    with pytest.raises(UsageError, match="not UTF-8: rename it"):
         run_comparison(tmp_path, parse_methods("ce"), (0,), options)
     assert not (tmp_path / "options.json").exists()

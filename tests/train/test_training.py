@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mate_edge import files
-from mate_edge.errors import DataError, RunError, UsageError
+from mate_edge.errors import RunError, UsageError
 from mate_edge.runs import Recipe, read_finished_run, read_outputs, read_run
 from mate_edge.train import ending
 from mate_edge.train.data import load_dataset
@@ -439,5 +439,5 @@ def test_a_folder_name_that_is_no_text_is_named(
         for number in range(20):
             path = os.fsdecode(folder) + f"/{number}.png"
             Image.fromarray(np.full((32, 32), number, np.uint8)).save(path)
-    with pytest.raises(DataError, match=r"'caf.udce9' is not UTF-8: rename it"):
+    with pytest.raises(UsageError, match=r"'caf.udce9' is not UTF-8: rename it"):
         new_run(Options(data="set", size=32, arch="resnet8", epochs=1, batch_size=8), None)
