@@ -242,7 +242,8 @@ def exits_in_time(measured: Latencies, max_ms: float, careful: bool = False) -> 
         careful: never bold, as the first rounds of a process: with the same slow-down factor no
             round then goes deeper here than there, which is what a guarantee must rest on.
     """
-    return _replay(measured, max_ms, range(measured.rounds), 1.0, careful)
+    table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
+    return _replay(measured, table, max_ms, range(measured.rounds), 1.0, careful)
 
 
 def ended_by_one(measured: Latencies, max_ms: float) -> int:
@@ -255,21 +256,25 @@ def ended_by_one(measured: Latencies, max_ms: float) -> int:
         measured: of this device.
         max_ms: the deadline.
     """
-    most = 0
+    table, most = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms), 0
     for first in range(0, measured.rounds, FORGOTTEN):
         part = range(first, min(first + FORGOTTEN, measured.rounds))
         usual, after = (
-            _replay(measured, max_ms, part, factor, True) for factor in (1.0, 1 + HICCUP)
+            _replay(measured, table, max_ms, part, factor, True) for factor in (1.0, 1 + HICCUP)
         )
         most = max(most, sum(k < other for k, other in zip(after, usual, strict=True)))
     return 1 + most
 
 
 def _replay(
-    measured: Latencies, max_ms: float, rounds: range, factor: float, careful: bool
+    measured: Latencies,
+    table: LatencyTable,
+    max_ms: float,
+    rounds: range,
+    factor: float,
+    careful: bool,
 ) -> list[int]:
     """Return the exits of some rounds, see `exits_in_time`, from a slow-down factor on."""
-    table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
     slow_down, budget = SlowDown(), MissBudget()
     slow_down.factor = factor
     before = (measured.rest_ms, measured.decode_ms, measured.preprocess_ms)
