@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from fake_tensorrt import compile_to_fake
+from timed import Clock
 
 from mate_edge.bundle import Build, Bundle, read_bundle
 from mate_edge.decide.policy import Confidence
@@ -30,14 +31,16 @@ from mate_edge.runtime.golden import read_golden
 from mate_edge.runtime.state import read_state, state_folder
 from mate_edge.runtime.verify import verify, verify_engine
 
+CLOCK = Clock()
+
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A state folder of the test's own, and a verdict on time that other load does not change."""
+    """A state folder of the test's own, and a clock that moves when it is told to."""
     monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(verification, "MOST_ROUNDS", 20)
-    monkeypatch.setattr(verification, "TIMING_S", float("inf"))
-    monkeypatch.setattr(verification, "SLOW", 20.0)
+    fake = SimpleNamespace(perf_counter_ns=CLOCK, monotonic=lambda: CLOCK() / 1e9)
+    monkeypatch.setattr(verification, "time", fake)
     return tmp_path / "state"
 
 
@@ -192,7 +195,7 @@ def nudged(logits: np.ndarray) -> np.ndarray:
 
 
 def slowly(logits: np.ndarray) -> np.ndarray:
-    time.sleep(0.1)
+    CLOCK.pass_ms(0.11)  # the unsplit network takes nothing here
     return logits
 
 
@@ -203,7 +206,7 @@ def slowly(logits: np.ndarray) -> np.ndarray:
         (lambda logits: np.roll(logits, 1, axis=-1), "exit 2 answers another class than"),
         (lambda logits: logits * np.nan, "exit 2 returns a logit that is no number"),
         (lambda logits: logits + np.inf, "exit 2 returns a logit that is no number"),
-        (slowly, "segment 2 takes 1"),
+        (slowly, "segment 2 takes 0.11 ms at best, more than 1.5 times the 0 ms"),
     ],
     ids=["wrong logit", "other answer", "nan", "infinity", "slow"],
 )
@@ -215,6 +218,27 @@ def test_a_segment_that_misbehaves_is_refused_by_name(
     assert found.refusals[0].startswith(says)
     assert not any("exit 1 " in refusal or "exit 3 " in refusal for refusal in found.refusals)
     msgspec.json.decode(msgspec.json.encode(found), type=Verification)
+
+
+@pytest.mark.parametrize(("ms", "accepted"), [(1.59, True), (1.61, False)])
+def test_a_segment_may_take_half_as_long_again_as_the_unsplit_network_whatever_stalls(
+    ms: float, accepted: bool, bundle_folder: Path
+) -> None:
+    class Paced(OnnxRuntimeEngine):
+        segment_ms: tuple[float, ...] = (0.5, ms, 0.5)
+        ran = 0
+
+        def run(self, k: int) -> np.ndarray:
+            self.ran += 1
+            CLOCK.pass_ms(self.segment_ms[k - 1] + (50 if self.ran % 5 else 0))  # other load
+            return super().run(k)
+
+    bundle = read_bundle(bundle_folder)
+    unsplit = Paced(bundle.unsplit(), 1)
+    unsplit.segment_ms = (1.0,)
+    found = verify_engine(Paced(bundle, 1), unsplit, read_golden(bundle), "onnxruntime")
+    assert found.accepted is accepted, found.refusals
+    assert found.refusals == () or found.refusals[0].startswith("segment 2 takes 1.61 ms at best")
 
 
 def test_another_exit_is_refused_by_the_name_of_the_operating_point(bundle_folder: Path) -> None:
