@@ -242,7 +242,7 @@ class Predictor:
                     image = to_image(frame, name, color, pre)
                     decoded = self.clock()
                     pixels = crop(image, pre, name or "the image")
-                self.engine.load(normalize(pixels[None], pre))
+                self.engine.load(normalize(pixels[None], pre, self.engine.input_memory))
             ready = self.clock()
             times = (decoded - began) / 1e6, (ready - decoded) / 1e6
             return self._answer(chosen, started, max_ms, *times)

@@ -64,6 +64,14 @@ class Engine(ABC):
             EngineError: it cannot be made ready on this device.
         """
 
+    @property
+    def input_memory(self) -> NDArray[np.float32] | None:
+        """Where segment 1 reads one image, float32 [1, C, H, W]: given this, `load` copies nothing.
+
+        None while there is none, or none that the host can write.
+        """
+        return None
+
     @abstractmethod
     def load(self, inputs: NDArray[np.generic], k: int = 1) -> None:
         """Take a batch to be run from segment k on.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import platform
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -73,6 +74,11 @@ class OnnxRuntimeEngine(Engine):
                 self._options,
                 f"segment {k} of {self.bundle.folder}",
             )
+
+    @property
+    def input_memory(self) -> NDArray[np.float32] | None:
+        """See `Engine.input_memory`."""
+        return self._single[1].source if 1 in self._single else None
 
     def load(self, inputs: NDArray[np.generic], k: int = 1) -> None:
         """See `Engine.load`."""
@@ -144,6 +150,7 @@ class _Single:
         source: what it reads, [1, ...]; None gives it memory of its own, to be copied into.
 
     Attributes:
+        source: what it reads.
         features: what it writes for the next segment; the logits after the last one.
     """
 
@@ -156,7 +163,7 @@ class _Single:
         self._session, self._binding = session, session.io_binding()
         if source is None:
             source = np.empty((1, *segment.input.shape), segment.input.dtype)
-        self._source = source
+        self.source: NDArray[Any] = source
         given = _shared(source)
         self._binding.bind_ortvalue_input(segment.input.name, given)
         written = []
@@ -168,13 +175,13 @@ class _Single:
 
     def takes(self, features: NDArray[np.generic] | None) -> bool:
         """Say whether this is one sample as the segment wants it, and take it if so."""
-        if features is self._source:
+        if features is self.source:
             return True
-        if features is None or features.shape != self._source.shape:
+        if features is None or features.shape != self.source.shape:
             return False
-        if features.dtype != self._source.dtype:
+        if features.dtype != self.source.dtype:
             return False
-        np.copyto(self._source, features)
+        np.copyto(self.source, features)
         return True
 
     def run(self) -> tuple[NDArray[np.generic], NDArray[np.float32]]:

@@ -133,6 +133,21 @@ def test_what_was_loaded_last_counts(
         check(engine.run(1), golden["logits"][2:3, 0])
 
 
+def test_an_image_written_where_segment_1_reads_it_is_taken_as_one_given(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    with open_engine() as engine:
+        for i, image in enumerate(images):
+            engine.load(images[-1:])
+            engine.run(1)
+            memory = engine.input_memory
+            if memory is not None:
+                memory[:] = image
+            engine.load(image[None] if memory is None else memory)
+            for k in range(1, engine.num_segments + 1):
+                check(engine.run(k), golden["logits"][i : i + 1, k - 1])
+
+
 def test_logits_are_the_callers_own(open_engine: OpenEngine, images: np.ndarray) -> None:
     with open_engine() as engine:
         engine.load(images[:1])
