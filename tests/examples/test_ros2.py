@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from mate_edge.errors import EngineError, UsageError
+from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
 
 PACKAGE = Path(__file__).parents[2] / "examples" / "ros2" / "mate_edge_ros"
 SECOND = 1_000_000_000
@@ -235,6 +236,51 @@ def test_a_failing_device_ends_the_node(start: Any, monkeypatch: pytest.MonkeyPa
     with pytest.raises(EngineError):
         node.classify(image(noise(4, 6, 3), "rgb8"))
     assert not node.published
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(UsageError("no such policy"), 2), (EngineNotBuilt("build it"), 2), (EngineError("busy"), 1)],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_a_failing_device_is_worth_another_start(
+    ros: Any, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ros.node.mate_edge, "load", fails)
+    for call in ("init", "try_shutdown"):
+        monkeypatch.setattr(sys.modules["rclpy"], call, lambda: None, raising=False)
+    assert ros.node.main() == code
+
+
+def test_a_mistake_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def recorded(name: str) -> Any:
+        return lambda *values, **fields: Message(kind=name, values=values, **fields)
+
+    names = {
+        "launch": ("LaunchContext", "LaunchDescription"),
+        "launch.actions": ("DeclareLaunchArgument", "EmitEvent"),
+        "launch.events": ("matches_action",),
+        "launch.events.process": ("ProcessExited", "ShutdownProcess"),
+        "launch.substitutions": ("LaunchConfiguration",),
+        "launch_ros": (),
+        "launch_ros.actions": ("Node",),
+        "launch_ros.parameter_descriptions": ("ParameterValue",),
+    }
+    for module, members in names.items():
+        made = types.ModuleType(module)
+        vars(made).update({name: recorded(name) for name in members})
+        monkeypatch.setitem(sys.modules, module, made)
+    launch_file = runpy.run_path(str(PACKAGE / "launch" / "classifier.launch.py"))
+    node = launch_file["generate_launch_description"]().values[0][-1]
+    assert node.respawn
+    assert node.respawn_delay > 0  # the time in which an event can end it
+    for code, kept_down in ((0, False), (1, False), (-9, False), (2, True)):
+        events = node.on_exit(Message(returncode=code, action=node), None)
+        assert [event.event.kind for event in events] == ["ShutdownProcess"] * kept_down
+        assert all(event.event.process_matcher.values == (node,) for event in events)
 
 
 def test_the_package_declares_what_its_modules_import() -> None:

@@ -1,7 +1,9 @@
 """ros2 launch mate_edge_ros classifier.launch.py bundle:=/path/NAME.mate max_ms:=5.0."""
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, EmitEvent
+from launch.events import matches_action
+from launch.events.process import ProcessExited, ShutdownProcess
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -15,9 +17,19 @@ ARGUMENTS = {
     "image": (str, "/camera/image_raw", "the topic of the images"),
 }
 
+MISTAKE = 2
+"""The node's exit code when it would only fail in the same way again."""
+
+
+def stay_down(event: ProcessExited, context: LaunchContext) -> list[EmitEvent]:
+    """Keep the node from being started again after a mistake."""
+    if event.returncode != MISTAKE:
+        return []
+    return [EmitEvent(event=ShutdownProcess(process_matcher=matches_action(event.action)))]
+
 
 def generate_launch_description() -> LaunchDescription:
-    """Start the node; it is started again 2 s after it ends, whatever the reason."""
+    """Start the node; it is started again 2 s after it ends, except after a mistake."""
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=text)
         for name, (_, default, text) in ARGUMENTS.items()
@@ -32,6 +44,7 @@ def generate_launch_description() -> LaunchDescription:
         executable="classifier",
         parameters=[parameters],
         remappings=[("image", LaunchConfiguration("image"))],
+        on_exit=stay_down,
         respawn=True,
         respawn_delay=2.0,
         output="screen",

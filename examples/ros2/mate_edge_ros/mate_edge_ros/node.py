@@ -13,7 +13,7 @@ from sensor_msgs.msg import Image
 from vision_msgs.msg import Classification
 
 import mate_edge
-from mate_edge.errors import ImageError, MateEdgeError
+from mate_edge.errors import EngineError, EngineNotBuilt, ImageError, MateEdgeError
 from mate_edge.runtime.deadline import check_max_ms
 from mate_edge_ros.messages import to_classification, to_frame, to_started_ns
 
@@ -92,14 +92,20 @@ class Classifier(Node):
 
 
 def main() -> int:
-    """Run the node until it is interrupted; 2 for a mistake in its parameters."""
+    """Run the node until it is interrupted.
+
+    Returns:
+        The exit code: 2 for what somebody must mend, such as a parameter or an engine that is not
+        built; 1 when the device failed at the start, as it may before all of the system is up.
+    """
     rclpy.init()
     try:
         node = Classifier()
     except MateEdgeError as error:
         get_logger("classifier").fatal(str(error))
         rclpy.try_shutdown()
-        return error.exit_code
+        may_pass = isinstance(error, EngineError) and not isinstance(error, EngineNotBuilt)
+        return 1 if may_pass else error.exit_code
     try:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
