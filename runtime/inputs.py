@@ -14,7 +14,7 @@ from PIL import Image
 
 from mate_edge.errors import ImageError, UsageError, first_line
 from mate_edge.images import Preprocessing, decode, from_array, read_image, standardize
-from mate_edge.runtime.cuda.arrays import DLPACK_CPU
+from mate_edge.runtime.cuda.arrays import DLPACK_HOST
 from mate_edge.runtime.deadline import check_max_ms
 from mate_edge.runtime.engines.engine import Engine
 
@@ -66,7 +66,7 @@ def read_frame(frame: Frame) -> tuple[Frame, str | None]:
     if (
         not isinstance(frame, bytes | Image.Image)
         and hasattr(frame, "__dlpack_device__")
-        and other.__dlpack_device__()[0] == DLPACK_CPU
+        and other.__dlpack_device__()[0] in DLPACK_HOST
     ):
         try:
             return np.from_dlpack(other), None

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from mate_edge.errors import ImageError
 from mate_edge.runtime.cuda.cuda import Cuda
 
-DLPACK_CPU = 1
-DLPACK_CUDA = (2, 3, 13)
-"""DLPack's numbers of device, pinned and managed memory: all have an address for the GPU."""
+DLPACK_HOST = (1, 3)
+"""DLPack's numbers of the CPU's memory and of pinned memory, which numpy takes, too."""
+DLPACK_CUDA = (2, 13)
+"""Of device and managed memory: both have an address for the GPU."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def take_frame(frame: Any, cuda: Cuda, stream: int) -> NDArray[np.uint8] | Devic
         return frame
     if hasattr(frame, "__dlpack_device__"):
         kind, number = frame.__dlpack_device__()
-        if kind == DLPACK_CPU:
+        if kind in DLPACK_HOST:  # and torch gives no such tensor to a stream
             return np.asarray(np.from_dlpack(frame))
         if kind not in DLPACK_CUDA or number != 0:
             raise ImageError(f"the frame is on another device (DLPack's {kind}, {number})")

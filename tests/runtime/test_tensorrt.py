@@ -692,7 +692,7 @@ def test_frames_of_the_host_and_of_the_gpu_are_preprocessed_there(
     for number, pixels in enumerate(in_color(golden["images"][:6])):
         address = gpu.put(pixels)
         kinds = [pixels, on_device(address, pixels.shape, strides=None),
-                 FakeTensor(address, pixels.shape)]  # fmt: skip
+                 FakeTensor(address, pixels.shape), Pinned(pixels)]  # fmt: skip
         framed.load_frame(kinds[number % len(kinds)])
         assert close_to(framed.run(1), golden["logits"][number : number + 1, 0])
         assert close_to(framed.run(2), golden["logits"][number : number + 1, 1])
@@ -734,6 +734,20 @@ def test_without_an_engine_for_frames_it_says_what_to_type(gpu: FakeGpu, bundle:
         assert engine.frame_shape is None
         with pytest.raises(EngineError, match="--frame WIDTHxHEIGHT"):
             engine.load_frame(np.zeros((32, 32, 3), np.uint8))
+
+
+class Pinned:
+    """A DLPack producer in pinned memory, which as torch's knows no stream."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.shape = pixels, pixels.shape
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (3, 0)
+
+    def __dlpack__(self, stream: int | None = None, **options: Any) -> Any:
+        assert stream is None, "it is the host's"
+        return self.pixels.__dlpack__(**options)
 
 
 class FakeTensor:
