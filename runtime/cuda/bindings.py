@@ -35,7 +35,7 @@ class Bindings:
         self._api: Any = import_module("cuda.bindings.runtime")
         if self._call("cudaGetDeviceCount") == 0:
             raise cuda_error("cudaGetDeviceCount", "cudaErrorNoDevice", "no device is detected")
-        self._call("cudaSetDevice", 0)
+        self.use()
 
     def device(self) -> Device:
         """See `Cuda.device`."""
@@ -49,6 +49,10 @@ class Bindings:
             driver_version=version_text(self._call("cudaDriverGetVersion")),
             runtime_version=version_text(self._call("cudaRuntimeGetVersion")),
         )
+
+    def use(self) -> None:
+        """See `Cuda.use`; another library may have made another GPU current in this thread."""
+        self._call("cudaSetDevice", 0)
 
     def malloc(self, size: int) -> int:
         """See `Cuda.malloc`."""

@@ -65,6 +65,9 @@ class Cuda(Protocol):
     def device(self) -> Device:
         """Return what the GPU is."""
 
+    def use(self) -> None:
+        """Make the GPU the calling thread's current one, which TensorRT works on."""
+
     def malloc(self, size: int) -> int:
         """Allocate `size` bytes on the device, 256-byte aligned; return their address."""
 

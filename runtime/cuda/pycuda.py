@@ -53,6 +53,12 @@ class PyCuda:
                 runtime_version=".".join(map(str, self._api.get_version()[:2])),
             )
 
+    def use(self) -> None:
+        """Do nothing, since a context that stays on a thread's stack aborts the process later.
+
+        A thread in which another library made another GPU current needs `cuda-bindings`.
+        """
+
     def malloc(self, size: int) -> int:
         """See `Cuda.malloc`."""
         with self._calling("cuMemAlloc", size):

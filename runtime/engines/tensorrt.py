@@ -185,6 +185,7 @@ class TensorRTEngine(Engine):
     def open(self, k: int) -> None:
         """See `Engine.open`; segment 0 preprocesses frames, when an engine for that was built."""
         if self._memory is None or k not in self._memory.parts:
+            self._cuda.use()  # this thread may be another than the one that made the engine
             part = self._load_frames() if k == 0 else self._load_segment(k)
             self._make_room(int(part.engine.engine.device_memory_size_v2))
             part.single = self._context(part, fixed=True)
@@ -290,6 +291,7 @@ class TensorRTEngine(Engine):
                 f"not {inputs.shape}"
             )
         self._next = None
+        self._cuda.use()
         memory = self._open_memory()
         host = (memory.images.host if k == 1 else memory.staging)[: n * tensor.nbytes]
         host.view(tensor.dtype).reshape(inputs.shape)[...] = inputs
@@ -299,6 +301,7 @@ class TensorRTEngine(Engine):
 
     def load_frame(self, frame: Any) -> None:
         """See `Engine.load_frame`."""
+        self._cuda.use()
         self.open(0)
         self._next = None
         memory, shape = self._open_memory(), self._frame_dimensions()

@@ -72,7 +72,7 @@ class Runtime:
         return 1
 
     def cudaSetDevice(self, device: int) -> None:
-        assert device == 0
+        self.gpu.make_current(device)
 
     def cudaGetDeviceProperties(self, device: int) -> Any:
         assert device == 0
@@ -95,6 +95,7 @@ class Runtime:
         return TEXTS.get(error, b"an error")
 
     def cudaMalloc(self, size: int) -> int:
+        self.gpu.needs_to_be_current("cudaMalloc")
         return self.gpu.allocate(size).base
 
     def cudaFree(self, devPtr: int) -> None:
@@ -111,6 +112,7 @@ class Runtime:
 
     def cudaStreamCreateWithFlags(self, flags: int) -> Any:
         assert flags == 1, "the default stream waits for others"
+        self.gpu.needs_to_be_current("cudaStreamCreateWithFlags")
         return self.gpu.new_stream().handle
 
     def cudaStreamDestroy(self, stream: int) -> None:

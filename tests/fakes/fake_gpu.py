@@ -89,6 +89,7 @@ class FakeGpu:
         self.multiprocessors = 16
         self.driver, self.runtime = 12060, 12060
         self.lock = threading.RLock()
+        self.threads = threading.local()
         self.regions: list[Region] = []
         self.graveyard: list[Region] = []
         self.streams: dict[int, Stream] = {}
@@ -140,6 +141,15 @@ class FakeGpu:
         return stream
 
     # calls, failures
+
+    def make_current(self, device: int) -> None:
+        """Choose the device of the calling thread; this GPU is 0, which is every thread's first."""
+        self.threads.current = device
+
+    def needs_to_be_current(self, what: str) -> None:
+        """Note a call that would go to another GPU."""
+        if getattr(self.threads, "current", 0) != 0:
+            self.violations.append(f"{what} while another GPU is current")
 
     @locked
     def fails(self, call: str) -> bool:

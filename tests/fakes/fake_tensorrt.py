@@ -96,6 +96,7 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
             self.logger = logger
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+            gpu.needs_to_be_current("deserialize_cuda_engine")
             size = int.from_bytes(serialized_engine[8:12], "little")
             if gpu.fails("deserialize_cuda_engine") or not serialized_engine.startswith(MAGIC):
                 self.logger.log(ILogger.ERROR, "the plan is not of this version")
@@ -131,6 +132,7 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
             return IRuntimeConfig()
 
         def create_execution_context(self, strategy: Any = None) -> Any:
+            gpu.needs_to_be_current("create_execution_context")
             eager = None
             if name == "tensorrt_rtx":
                 kinds = DynamicShapesKernelSpecializationStrategy
@@ -178,6 +180,7 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
             return True
 
         def execute_async_v3(self, stream_handle: int) -> bool:
+            gpu.needs_to_be_current("execute_async_v3")
             engine, logger = self.engine, self.engine.logger
             if gpu.fails("execute_async_v3"):
                 logger.log(ILogger.ERROR, "cask: the launch failed")

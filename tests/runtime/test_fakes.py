@@ -145,7 +145,7 @@ def test_nvidias_binding_takes_the_arguments_that_it_is_given() -> None:
     cuda._api = real
     host = np.zeros(8, np.uint8)
     calls: dict[str, tuple[Any, ...]] = {
-        "device": (), "malloc": (8,), "free": (4096,), "host_alloc": (8, True),
+        "device": (), "use": (), "malloc": (8,), "free": (4096,), "host_alloc": (8, True),
         "host_free": (HostMemory(host, None),), "stream_create": (), "stream_destroy": (4096,),
         "stream_wait": (1,), "event_create": (), "event_destroy": (real.cudaEvent_t(0),),
         "event_record": (real.cudaEvent_t(0), 4096), "event_wait": (real.cudaEvent_t(0),),

@@ -197,6 +197,39 @@ def with_half_borders(bundle: Bundle) -> Bundle:
     return read_bundle(bundle.folder)
 
 
+@pytest.mark.parametrize("k", [0, 1], ids=["frame", "images"])
+def test_a_thread_in_which_another_gpu_is_current_uses_the_engines_own(
+    k: int, install: Any, gpu_bundle: GpuBundle, golden: Golden
+) -> None:
+    pytest.importorskip("onnx", reason="the preprocessing is made with it")
+    gpu, bundle = install(integrated=True), gpu_bundle()
+    build(bundle, frame=Frame(width=32, height=32, color="rgb"))
+    images = normalize(golden["images"], bundle.manifest.preprocessing)
+    found: list[np.ndarray] = []
+
+    def use(engine: TensorRTEngine) -> None:
+        for prepare in (lambda: engine.open(1), lambda: None):
+            gpu.make_current(1)
+            prepare()
+            if k == 0:
+                engine.load_frame(in_color(golden["images"][0]))
+            else:
+                engine.load(images[:1])
+            found.append(engine.run(1))
+
+    with TensorRTEngine(bundle) as engine:
+        engine.load(images[:1])
+        engine.run(1)
+        for moved in (engine, engine.clone()):
+            with moved:
+                thread = threading.Thread(target=use, args=(moved,))
+                thread.start()
+                thread.join()
+    assert len(found) == 4
+    assert all(close_to(logits, golden["logits"][:1, 0]) for logits in found)
+    assert gpu.violations == []
+
+
 def test_on_a_jetson_nothing_is_copied(install: Any, gpu_bundle: GpuBundle, golden: Golden) -> None:
     gpu = install(integrated=True)
     bundle = gpu_bundle()
