@@ -29,6 +29,9 @@ from mate_edge.runtime.tensorrt_library import import_library
 FRAME_CHANNELS = 3
 """Of every frame: preprocessing makes it gray where the network wants that."""
 SMALLEST_SCRATCH = 256
+RECORDINGS = 2
+"""How often a part is tried to be recorded, both times while it is warmed up. Another thread can
+spoil one with `cudaDeviceSynchronize`, in whatever mode (NVIDIA/TensorRT issue 2888)."""
 
 
 @dataclass(eq=False)
@@ -46,6 +49,7 @@ class _Part:
         wide: a context for larger batches, made when needed.
         warm: it ran at batch 1, after which it can be recorded.
         graph: the record.
+        spoilt: how many recordings failed.
     """
 
     what: str
@@ -58,6 +62,7 @@ class _Part:
     wide: Any = None
     warm: bool = False
     graph: Any = None
+    spoilt: int = 0
 
 
 @dataclass
@@ -395,7 +400,7 @@ class TensorRTEngine(Engine):
             self._cuda.to_host(host, memory.logits.address, memory.held.stream)
 
     def _record(self, memory: _Memory, part: _Part) -> None:
-        """Record a part as a graph; when that fails, launch plainly from now on and say why."""
+        """Record a part as a graph; after `RECORDINGS` failures launch plainly, and say why."""
         stream, failed = memory.held.stream, None
         try:
             self._cuda.graph_begin(stream)
@@ -415,7 +420,9 @@ class TensorRTEngine(Engine):
         except EngineError as error:
             failed = failed or error
         if failed is not None:
-            self._without_graphs(str(failed))
+            part.spoilt += 1
+            if part.spoilt == RECORDINGS:
+                self._without_graphs(str(failed))
 
     def clone(self) -> TensorRTEngine:
         """See `Engine.clone`: deserialised engines are shared; stream and memory are not."""

@@ -335,7 +335,45 @@ def test_no_synchronisation_can_be_left_out(
 
 CAPTURE = ("cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate",
            "cudaGraphDestroy")  # fmt: skip
-"""When these fail the engine does without graphs."""
+"""When one of these fails the engine launches plainly."""
+
+
+@pytest.mark.parametrize("call", CAPTURE)
+def test_a_recording_that_fails_is_tried_once_more_while_warming_up(
+    call: str, install: Any, gpu_bundle: GpuBundle, golden: Golden
+) -> None:
+    bundle = gpu_bundle()
+    install()
+    build(bundle)
+    images = normalize(golden["images"], bundle.manifest.preprocessing)
+
+    def recordings(fail: Callable[[int], bool]) -> tuple[int, str]:
+        """Fail the recordings with these numbers; return how many began, and how it ended."""
+        gpu, began = install(), 0
+
+        def fails(name: str) -> bool:
+            nonlocal began
+            began += name == "cudaStreamBeginCapture"
+            return name == call and fail(began)
+
+        gpu.fails = fails  # type: ignore[method-assign]
+        with Predictor(TensorRTEngine(bundle), "deepest") as predictor:
+            predictor.warm_up()
+            warm = began
+            for _ in range(2):
+                predictor.engine.load(images[:1])
+                for k in range(1, 4):
+                    logits = predictor.engine.run(k)
+                    assert close_to(logits, golden["logits"][:1, k - 1])
+            assert began == warm
+            assert gpu.violations == []
+            return began, predictor.engine.graphs
+
+    assert recordings(lambda number: False) == (3, "on")
+    assert recordings(lambda number: number == 1) == (4, "on")
+    began, how = recordings(lambda number: True)
+    assert began == 4  # each of the three parts once, and the first one again
+    assert how.startswith("off: CUDA: ")
 
 
 @pytest.mark.parametrize(
