@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from mate_edge import files
 from mate_edge.bundle import MAX_BATCH, Bundle
 from mate_edge.errors import EngineError, UsageError
@@ -19,7 +21,7 @@ from mate_edge.runtime.compile import Progress, check_capability, compile_onnx
 from mate_edge.runtime.cuda import open_cuda
 from mate_edge.runtime.engines import installed_engines, make_engine
 from mate_edge.runtime.fastest import keep_fastest
-from mate_edge.runtime.frames import preprocess_model
+from mate_edge.runtime.frames import GRAPH, preprocess_model
 from mate_edge.runtime.plans import (
     FRAME,
     Frame,
@@ -93,11 +95,12 @@ def build_engines(
 
     Args:
         bundle: an opened bundle.
-        max_batch: the largest batch; None takes that of the engines that are there, or the
-            bundle's.
+        max_batch: the largest batch; None takes that of the engines that are there, or were
+            there before the library or the power mode changed, or the bundle's.
         capabilities: GPUs to build for, for a library that can do so on any machine; without, it
             is this machine's GPU.
-        frame: build the preprocessing of such frames, too.
+        frame: build the preprocessing of such frames, too; None takes those of the engine that is
+            there, or was, likewise.
         unsplit: build the unsplit network, too, to compare the segments with.
         force: build what is there already, too.
         say: is given a line for each engine.
@@ -160,9 +163,11 @@ def _jobs(plans: Plans, max_batch: int | None, frame: Frame | None, unsplit: boo
     manifest, bundle = plans.bundle.manifest, plans.bundle
     segments = [segment.file for segment in manifest.segments]
     if max_batch is None:
-        there = [plans.find(segment_name(file.sha256)) for file in segments]
-        sizes = [plan.key.recipe.max_batch for plan in there if plan is not None]
+        asked = [plans.asked(segment_name(file.sha256)) for file in segments]
+        sizes = [recipe.max_batch for recipe in asked if recipe is not None]
         max_batch = max(sizes, default=manifest.build.max_batch)
+    if frame is None and (earlier := plans.asked(FRAME)) is not None and earlier.frame is not None:
+        frame = msgspec.structs.replace(earlier.frame, graph=GRAPH)
     named = {f"segment {k} of {len(segments)}": file for k, file in enumerate(segments, start=1)}
     if unsplit:
         named["the unsplit network"] = manifest.unsplit

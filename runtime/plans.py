@@ -154,6 +154,29 @@ class Plans:
             return None
         return plan if name in (FRAME, segment_name(plan.key.model)) else None
 
+    def asked(self, name: str) -> Recipe | None:
+        """Return how an engine was built here, else last on a GPU like this; None when never.
+
+        Another version of the library or of CUDA, or another power mode, is no reason to forget it.
+        """
+        here = self.find(name)
+        if here is not None:
+            return here.key.recipe
+        records = self.folder.parent.glob(f"*/{name}.json")
+        for record in sorted(records, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            plan = read_state(record.parent, name, Plan)
+            if plan is not None and self._is_for_such_a_gpu(plan.key):
+                return plan.key.recipe
+        return None
+
+    def _is_for_such_a_gpu(self, key: Key) -> bool:
+        mine, other = self.platform, key.platform
+        return (key.bundle, other.library, other.compute_capability) == (
+            self.bundle.id,
+            mine.library,
+            mine.compute_capability,
+        )
+
     def read(self, name: str) -> tuple[Plan, bytes] | None:
         """Return an engine's record and bytes, or None when it is absent, foreign or corrupt."""
         plan = self.find(name)

@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fake_tensorrt import compile_to_fake
 
 from mate_edge.bundle import Bundle
-from mate_edge.errors import EngineError, UsageError
+from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
 from mate_edge.files import sha256
 from mate_edge.runtime.build import build_engines, parse_capabilities
 from mate_edge.runtime.compile import compile_onnx
+from mate_edge.runtime.engines.tensorrt import TensorRTEngine
 from mate_edge.runtime.frames import GRAPH
 from mate_edge.runtime.plans import Frame
 
@@ -155,6 +157,55 @@ def test_another_largest_batch_builds_again_and_stays(install: Any, gpu_bundle: 
         ).built
 
     assert [built(None), built(None), built(16), built(None), built(1)] == [4, 0, 4, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "remembered"),
+    [
+        ({"version": "10.13.0.35"}, True),
+        ({"driver": 13000, "runtime": 13000}, True),
+        ({"multiprocessors": 8}, True),
+        ({"capability": (8, 9)}, False),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_outlive_the_version_and_the_power_mode_but_not_the_gpu(
+    change: dict[str, Any], remembered: bool, install: Any, gpu_bundle: GpuBundle
+) -> None:
+    pytest.importorskip("onnx", reason="the preprocessing is made with it")
+    bundle = gpu_bundle(max_batch=1)
+    install()
+    frame = Frame(width=64, height=40, color="bgr")
+    for size in (48, 64):
+        asked = msgspec.structs.replace(frame, width=size)
+        build_engines(bundle, max_batch=16, frame=asked, say=str, compiler=compile_to_fake)
+    gpu = install(**{name: value for name, value in change.items() if name == "version"})
+    vars(gpu).update(change)
+    with pytest.raises(EngineNotBuilt):
+        TensorRTEngine(bundle)
+    assert build_engines(bundle, say=str, compiler=compile_to_fake).built == 4 + remembered
+    engine = TensorRTEngine(bundle)
+    assert engine.max_batch == (16 if remembered else 1)
+    assert (engine.frame_shape, engine.frame_color) == (
+        ((40, 64), "bgr") if remembered else (None, "rgb")
+    )
+
+
+def test_a_build_replaces_the_preprocessing_of_another_mate_edge(
+    install: Any, gpu_bundle: GpuBundle, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx", reason="the preprocessing is made with it")
+    bundle = gpu_bundle()
+    install()
+    frame = Frame(width=64, height=40, color="rgb")
+    build_engines(bundle, frame=frame, say=str, compiler=compile_to_fake)
+    (record,) = (tmp_path / "state").rglob("frame.json")
+    found = json.loads(record.read_bytes())
+    found["key"]["recipe"]["frame"]["graph"] = GRAPH - 1
+    record.write_text(json.dumps(found))
+    assert TensorRTEngine(bundle).frame_shape is None
+    assert build_engines(bundle, say=str, compiler=compile_to_fake).built == 1
+    assert TensorRTEngine(bundle).frame_shape == (40, 64)
 
 
 def test_a_build_tells_how_far_it_is(rtx_bundle: Bundle) -> None:
