@@ -104,7 +104,11 @@ class SharedEngines:
         read = self.plans.read(name)
         if read is None:
             raise not_built(self.plans, what)
-        self._runtime = self._runtime or self.library.module.Runtime(self.library.logger)
+        if self._runtime is None:
+            trt, logger = self.library.module, self.library.logger
+            if not self.library.kind.ahead_of_time:  # a parser does it, but only where it builds
+                trt.init_libnvinfer_plugins(logger, "")
+            self._runtime = trt.Runtime(logger)
         engine = self._runtime.deserialize_cuda_engine(read[1])
         said = self.library.errors(of_this_thread=True)
         if engine is None:

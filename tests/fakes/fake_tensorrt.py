@@ -91,6 +91,13 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
         "tensor(uint8)": (DataType.UINT8, np.dtype(np.uint8)),
     }
 
+    plugins: list[str] = []
+
+    def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
+        assert name == "tensorrt"
+        plugins.append(namespace)
+        return True
+
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
             self.logger = logger
@@ -98,6 +105,9 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
             gpu.needs_to_be_current("deserialize_cuda_engine")
             size = int.from_bytes(serialized_engine[8:12], "little")
+            if name == "tensorrt" and "" not in plugins:  # as if each engine had one of NVIDIA's
+                self.logger.log(ILogger.ERROR, "IPluginCreator not found in Plugin Registry")
+                return None
             if gpu.fails("deserialize_cuda_engine") or not serialized_engine.startswith(MAGIC):
                 self.logger.log(ILogger.ERROR, "the plan is not of this version")
                 return None
@@ -247,6 +257,7 @@ def make_tensorrt(gpu: FakeGpu, name: str = "tensorrt", version: str = "10.3.0")
             touches = tuple((addresses[name], largest(name)) for name in engine.tensors)
             return Work(label, run, (*touches, (memory, size)))
 
+    module.init_libnvinfer_plugins = init_libnvinfer_plugins
     for kind in (DataType, TensorIOMode, ExecutionContextAllocationStrategy, ILogger, Runtime,
                  ICudaEngine, IExecutionContext, IRuntimeConfig,
                  DynamicShapesKernelSpecializationStrategy):  # fmt: skip
