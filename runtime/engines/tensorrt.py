@@ -306,9 +306,9 @@ class TensorRTEngine(Engine):
 
     def load_frame(self, frame: Any) -> None:
         """See `Engine.load_frame`."""
+        self._next = None
         self._cuda.use()
         self.open(0)
-        self._next = None
         memory, shape = self._open_memory(), self._frame_dimensions()
         taken = take_frame(frame, self._cuda, memory.held.stream)
         if taken.shape != shape:

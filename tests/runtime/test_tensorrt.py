@@ -800,11 +800,16 @@ def test_a_frame_of_another_kind_is_a_clear_error(frame: Any, framed: TensorRTEn
         framed.run(1)
 
 
-def test_without_an_engine_for_frames_it_says_what_to_type(gpu: FakeGpu, bundle: Bundle) -> None:
+def test_without_an_engine_for_frames_it_says_what_to_type(
+    gpu: FakeGpu, bundle: Bundle, images: np.ndarray
+) -> None:
     with TensorRTEngine(bundle) as engine:
         assert engine.frame_shape is None
+        engine.load(images[:1])
         with pytest.raises(EngineError, match="--frame WIDTHxHEIGHT"):
             engine.load_frame(np.zeros((32, 32, 3), np.uint8))
+        with pytest.raises(EngineError, match="load one first"):
+            engine.run(1)
 
 
 class Pinned:
