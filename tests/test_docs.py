@@ -100,7 +100,7 @@ def run(block: Block, folder: Path, warm: Warm) -> str:
     """Run a block in `folder`; returns what it prints."""
     if block.language == "python":
         (folder / "program.py").write_text(block.code, encoding="utf-8")
-        command = [sys.executable, "program.py"]
+        command = [str(warm.python), "program.py"]
     else:
         command = ["bash", "-euo", "pipefail", "-c", block.code]
     paths = [str(warm.folder), str(Path(sys.executable).parent), os.environ["PATH"]]

@@ -1,11 +1,12 @@
 """Processes that find the libraries imported: importing torch takes seconds, in each process anew.
 
 A server imports what others wrote, and nothing of mate_edge. For each command it forks a process,
-which gets the caller's arguments, folder, environment and streams, imports mate_edge and runs its
-`main`: what `python -m mate_edge` does, without the wait. `Warm.folder` has an executable
-`mate-edge`, for shells.
+which gets the caller's arguments, folder, environment and streams, and the signals that end it,
+imports mate_edge and runs its `main`: what `python -m mate_edge` does, without the wait.
+`Warm.folder` has an executable `mate-edge`, for shells, and `warm-python`, which runs other scripts
+and modules likewise.
 
-As a script: `warm.py serve SOCKET`, and `warm.py ask SOCKET ARGUMENTS...`.
+As a script: `warm.py serve SOCKET`, and `warm.py ask SOCKET COMMAND ARGUMENTS...`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import importlib
 import json
 import os
+import runpy
 import select
 import shutil
 import signal
@@ -53,12 +55,15 @@ class Warm:
         else:
             self.place = place
         self.folder = self.place / "bin"
+        self.python = self.folder / "warm-python"
 
     def _start(self, socket: Path) -> None:
-        shim = self.place / "bin" / "mate-edge"
-        shim.parent.mkdir()
-        shim.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {__file__} ask {socket} "$@"\n')
-        shim.chmod(0o755)
+        (self.place / "bin").mkdir()
+        for name in ("mate-edge", "warm-python"):
+            shim = self.place / "bin" / name
+            asks = f"{sys.executable} -S -E {__file__} ask {socket} {name}"
+            shim.write_text(f'#!/bin/sh\nexec {asks} "$@"\n')
+            shim.chmod(0o755)
         command = [sys.executable, __file__, "serve", str(socket)]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
@@ -94,8 +99,10 @@ def ask(path: str, arguments: list[str]) -> int:
         asking.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
         asking.sendall(request)
         asking.shutdown(socket.SHUT_WR)
-        answer = asking.recv(16)
-    return int(answer)
+        child, _, code = asking.recv(16).partition(b"\n")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: os.kill(int(child), number))
+        return int(code or asking.recv(16))
 
 
 def serve(path: str) -> None:
@@ -136,6 +143,7 @@ def _answer(asking: socket.socket) -> None:
     arguments, cwd, environment = json.loads(request)
     child = os.fork()
     if child:
+        asking.sendall(f"{child}\n".encode())
         _, status = os.waitpid(child, 0)
         asking.sendall(str(os.waitstatus_to_exitcode(status)).encode())
         os._exit(0)
@@ -145,20 +153,23 @@ def _answer(asking: socket.socket) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    _run_main(arguments)
+    _run(*arguments)
 
 
-def _run_main(arguments: list[str]) -> None:
-    """Do as `python -m mate_edge` does, and leave with its exit code."""
+def _run(command: str, *arguments: str) -> None:
+    """Do as `python -m mate_edge` or `python ARGUMENTS` does, and leave with its exit code."""
     sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115 - for as long as it lives
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
-    sys.argv = ["mate-edge", *arguments]
+    sys.argv = [command, *arguments]
     sys.path[0] = os.getcwd()
     code: object = 0
     try:
-        from mate_edge.cli import main
+        if command == "mate-edge":
+            from mate_edge.cli import main
 
-        main()
+            main()
+        else:
+            _run_python(*(word for word in arguments if word != "-u"))
     except SystemExit as ended:
         code = ended.code
     except BaseException:
@@ -167,6 +178,16 @@ def _run_main(arguments: list[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _run_python(what: str, *arguments: str) -> None:
+    if what == "-m":
+        sys.argv = list(arguments)
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [what, *arguments]
+        sys.path[0] = os.path.dirname(os.path.abspath(what))
+        runpy.run_path(what, run_name="__main__")
 
 
 if __name__ == "__main__":

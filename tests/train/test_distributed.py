@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import held
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from warm import Warm
 
 from mate_edge.errors import RunError
 from mate_edge.runs import read_finished_run, read_run
 from mate_edge.train.options import Options
 from mate_edge.train.start import run_training
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
 TRAIN = ["-m", "mate_edge", "train", "--data", "digits", "--epochs", "2", "--seed", "1",
          "--batch-size", "64"]  # fmt: skip
@@ -53,15 +53,15 @@ train(*old_run(Options(), out), accelerator)
 """
 
 
-def launch(*command: str, cwd: Path) -> subprocess.Popen[str]:
-    # each process in the group of its launcher, so that the launcher's end is theirs
+def launch(warm: Warm, *command: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start a launcher, which starts two processes; all three find torch imported."""
     return subprocess.Popen(
-        [*TORCHRUN, *command],
+        [warm.python, *command],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": str(warm.python)},
     )
 
 
@@ -94,11 +94,11 @@ def alone(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training by two processes that leaves each one's parameters beside it."""
     folder = tmp_path_factory.mktemp("together")
     (folder / "watched.py").write_text(WATCHED)
-    finish(launch("watched.py", "run", cwd=folder))
+    finish(launch(warm, *TORCHRUN, "watched.py", "run", cwd=folder))
     return folder / "run"
 
 
@@ -131,22 +131,23 @@ def test_two_processes_learn_what_one_does_with_the_same_global_batch(
 
 
 def test_without_batch_norm_two_processes_reach_the_weights_of_one(
-    cli: Any, tmp_path: Path, without_batch_norm: str
+    cli: Any, warm: Warm, tmp_path: Path, without_batch_norm: str
 ) -> None:
     # the gradient is that of the global batch
     own = ["--arch", without_batch_norm, "--head", "linear", "--lr", "0.01"]
     done = cli(*TRAIN[2:], *own, "--out", "one", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    finish(launch(*TRAIN, *own, "--out", "two", cwd=tmp_path))
+    finish(launch(warm, *TORCHRUN, *TRAIN, *own, "--out", "two", cwd=tmp_path))
     assert_close_weights(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training, stopped within its second epoch by a signal to the launcher."""
     folder = tmp_path_factory.mktemp("stopped")
     # they ask every 5th of the 20 steps of an epoch: the 5th time at step 5 of the second
-    started = launch(held.__file__, "5", *TRAIN[2:], "--out", "run", cwd=folder)
+    command = [held.__file__, "5", *TRAIN[2:], "--out", "run"]
+    started = launch(warm, *TORCHRUN, *command, cwd=folder)
     while not (folder / "held").exists():
         assert started.poll() is None, started.communicate()[1]
         time.sleep(0.01)
@@ -160,10 +161,11 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_after_a_signal_both_processes_go_on_to_the_same_weights(
-    together: Path, stopped: Path, tmp_path: Path
+    warm: Warm, together: Path, stopped: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
-    finish(launch("-m", "mate_edge", "train", "--resume", "--out", "run", cwd=tmp_path))
+    resumed = ["-m", "mate_edge", "train", "--resume", "--out", "run"]
+    finish(launch(warm, *TORCHRUN, *resumed, cwd=tmp_path))
     assert_same_weights(together, run)
 
 
@@ -222,10 +224,10 @@ run_training(Options(), stopped, resume=True)
 
 
 def test_accumulation_in_bf16_goes_on_to_the_same_weights_whichever_process_was_signalled(
-    tmp_path: Path, with_dropout: str
+    warm: Warm, tmp_path: Path, with_dropout: str
 ) -> None:
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
-    finish(launch("interrupted.py", with_dropout, cwd=tmp_path))
+    finish(launch(warm, *TORCHRUN, "interrupted.py", with_dropout, cwd=tmp_path))
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
     with open(tmp_path / "stopped" / "metrics.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
@@ -250,9 +252,9 @@ Path(f"temperature{here.process_index}").write_text(f"{float(method.temperature)
 
 
 @pytest.mark.slow
-def test_dbt_follows_the_confidence_of_all_processes(tmp_path: Path) -> None:
+def test_dbt_follows_the_confidence_of_all_processes(warm: Warm, tmp_path: Path) -> None:
     (tmp_path / "confident.py").write_text(CONFIDENT)
-    process = launch("confident.py", cwd=tmp_path)
+    process = launch(warm, *TORCHRUN, "confident.py", cwd=tmp_path)
     _, said = process.communicate(timeout=400)
     assert process.returncode == 0, said
     temperatures = [(tmp_path / f"temperature{rank}").read_text() for rank in range(2)]
@@ -260,23 +262,18 @@ def test_dbt_follows_the_confidence_of_all_processes(tmp_path: Path) -> None:
 
 
 def test_accelerate_launches_two_processes_that_reach_the_weights_of_one(
-    cli: Any, tmp_path: Path, without_batch_norm: str
+    cli: Any, warm: Warm, tmp_path: Path, without_batch_norm: str
 ) -> None:
     with open(tmp_path / "own_stages.py", "a") as file:
         file.write("import os\nopen('rank-' + os.environ.get('RANK', 'none'), 'w').close()\n")
     short = [*TRAIN[2:], "--epochs", "1", "--train-images", "256", "--arch", without_batch_norm,
              "--head", "linear", "--lr", "0.01"]  # fmt: skip
     # as it does for GPUs: --cpu, or neither, starts one process
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu",
                 "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
                 "--dynamo_backend", "no", "--main_process_port", "0", "-m",
                 "mate_edge"]  # fmt: skip
-    done = subprocess.run(
-        [*launcher, *short, "--out", "two"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=400,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    finish(launch(warm, *launcher, *short, "--out", "two", cwd=tmp_path))
     assert sorted(path.name for path in tmp_path.glob("rank-*")) == ["rank-0", "rank-1"]
     done = cli(*short, "--out", "one", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -284,8 +281,8 @@ def test_accelerate_launches_two_processes_that_reach_the_weights_of_one(
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_halved_is_a_clear_error(tmp_path: Path) -> None:
-    process = launch(*TRAIN[:-1], "33", "--out", "run", cwd=tmp_path)
+def test_a_batch_that_cannot_be_halved_is_a_clear_error(warm: Warm, tmp_path: Path) -> None:
+    process = launch(warm, *TORCHRUN, *TRAIN[:-1], "33", "--out", "run", cwd=tmp_path)
     _, said = process.communicate(timeout=100)
     assert process.returncode != 0
     assert "--batch-size 33 cannot be shared out to 2 processes" in said
