@@ -149,6 +149,24 @@ def test_the_version_is_all_that_is_printed(typed: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["bench", ""], "what follows bench is empty"),
+        (["evaluate", "my.mate", ""], "what follows my.mate is empty"),
+        (["run", "photo.jpg", "--bundle", ""], "what follows --bundle is empty"),
+        (["bench", "--images="], "--images= is empty"),
+    ],
+)
+def test_an_empty_argument_is_never_taken_for_the_working_folder(
+    line: list[str], says: str, typed: Any, tmp_path: Path
+) -> None:
+    done = typed(*line, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mate-edge: {says}")
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
     "command",
     [
         "verify locked/b", "run a.png --csv locked/a.csv", "report RUN --out locked/x.html",

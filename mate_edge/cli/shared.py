@@ -7,13 +7,14 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from mate_edge import __version__
 from mate_edge.cli.groups import HELP, InOrder
-from mate_edge.errors import MateEdgeError
+from mate_edge.errors import MateEdgeError, UsageError
 from mate_edge.stop import was_interrupted
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ def main() -> None:
     if "--json" in sys.argv and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, whatever the terminal's code
     try:
+        _check_empty(sys.argv[1:])
         code = app(prog_name="mate-edge", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code)
@@ -65,6 +67,20 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(_complain(f"cannot write to stdout: {error.strerror}"))
         raise
+
+
+def _check_empty(typed: Sequence[str]) -> None:
+    """Refuse an argument or a value that is empty: as a path it would mean the working folder.
+
+    Raises:
+        UsageError: with what stands before it.
+    """
+    for before, argument in zip(("mate-edge", *typed), typed, strict=False):
+        if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+            what = argument or f"what follows {before}"
+            raise UsageError(
+                f"{what} is empty, as an unset variable is: give a value, . is the working folder"
+            )
 
 
 def _is_of_stdout(error: OSError) -> bool:
