@@ -24,10 +24,10 @@ def look_up(kind: str, name: str, table: Mapping[str, T], otherwise: str = "") -
     """
     try:
         return table[name]
-    except KeyError:
+    except (KeyError, TypeError):  # a list cannot even be looked for
         from difflib import get_close_matches
 
-        near = get_close_matches(name, table, n=1)
+        near = get_close_matches(str(name), table, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UsageError(
             f"unknown {kind} {name!r}: choose from {', '.join(table)}{otherwise}.{hint}"

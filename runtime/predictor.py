@@ -105,7 +105,7 @@ class Predictor:
             EngineNotBuilt: the engines must be built on this device first; nothing here does it.
             EngineError: the engine cannot be had.
         """
-        if not isinstance(bundle, str | os.PathLike):
+        if not isinstance(bundle, str | os.PathLike) or not str(bundle):
             raise UsageError(f"a bundle is the path of its folder, not {bundle!r:.80}")
         if max_ms is not None:
             max_ms = plain_ms(max_ms)
@@ -156,6 +156,7 @@ class Predictor:
             UsageError: another thread is predicting with this object.
         """
         with self._alone():
+            self._check_open()
             return self.timing.know(self.policy, say, keep)
 
     def latencies_of(self, policy: Policy) -> Latencies:
@@ -168,6 +169,7 @@ class Predictor:
             UsageError: another thread is predicting with this object.
         """
         with self._alone():
+            self._check_open()
             return self.timing.of(policy)
 
     def measure(self) -> LatencyTable:
@@ -180,6 +182,7 @@ class Predictor:
             UsageError: another thread is predicting with this object.
         """
         with self._alone():
+            self._check_open()
             self.timing.measure()
             return self.timing.table(self.policy)
 
@@ -190,6 +193,7 @@ class Predictor:
             UsageError: another thread is predicting with this object.
         """
         with self._alone():
+            self._check_open()
             self.timing.warm_up()
 
     def predict(
@@ -227,6 +231,7 @@ class Predictor:
             raise UsageError(f"color must be rgb or bgr, not {color!r}")
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
+            self._check_open()
             if max_ms is not None:
                 self.timing.know(chosen, warn)
             frame, name = read_frame(frame)
@@ -268,6 +273,7 @@ class Predictor:
             return []
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
+            self._check_open()
             encoded = [read_frame(frame) for frame in frames]
             began = self.clock()
             pre = self.manifest.preprocessing
@@ -313,6 +319,7 @@ class Predictor:
             raise UsageError("a deadline is one image's: give them one by one")
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
+            self._check_open()
             if max_ms is not None:
                 self.timing.know(chosen, warn)
             started = self.clock()
@@ -364,7 +371,11 @@ class Predictor:
         """Return a predictor for another thread, as warm as this one.
 
         What the engine can share is shared.
+
+        Raises:
+            UsageError: this one is closed.
         """
+        self._check_open()
         twin = Predictor(self.engine.clone(), self.policy, self.clock)
         twin.chosen, twin.timing = self.chosen, self.timing.clone(twin.engine)
         if self.timing.is_warm:
@@ -432,11 +443,17 @@ class Predictor:
         is entered, since Ctrl-C can end any Python function, and must not leave it locked.
 
         Raises:
-            UsageError: another thread, or a policy of this one, is predicting with this object; or
-                it is closed.
+            UsageError: another thread, or a policy of this one, is predicting with this object.
         """
         if self._lock.locked():
             raise UsageError("this predictor is busy in another thread: use clone() for each")
+        return self._lock
+
+    def _check_open(self) -> None:
+        """Refuse to go on when it is closed, be it by another thread while this one came in.
+
+        Raises:
+            UsageError: it is.
+        """
         if self._closed:
             raise UsageError("this predictor is closed: load the bundle again")
-        return self._lock

@@ -52,7 +52,7 @@ def make_engine(
         EngineError: it cannot be had here; the message says what to do.
     """
     check_threads(threads)
-    name = name or choose_engine(bundle, say)
+    name = choose_engine(bundle, say) if name is None else name
     if name == "openvino" and not _importable(name):
         raise EngineError("openvino is not installed: pip install 'mate-edge[openvino]'")
     module, _, kind = look_up("--engine", name, ENGINES).partition(":")

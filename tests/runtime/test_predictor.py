@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -546,8 +547,34 @@ def test_a_predictor_that_is_closed_says_so(bundle_folder: Path, frames: list[np
         with pytest.raises(UsageError, match="busy"):
             own.predict(frames[0], policy=Closing((1.0, 1.0, 1.0)))
         own.close()
-        with pytest.raises(UsageError, match="closed"):
-            own.predict(frames[0])
+        for attempt in (lambda: own.predict(frames[0]), own.clone, own.measure):
+            with pytest.raises(UsageError, match="closed"):
+                attempt()
+
+
+def test_one_that_is_closed_while_another_thread_comes_in_does_not_open_again(
+    bundle_folder: Path, frames: list[np.ndarray]
+) -> None:
+    calls: list[Callable[[Predictor], object]] = [
+        lambda own: own.predict(frames[0]),
+        lambda own: own.predict_batch(frames),
+        Predictor.warm_up,
+    ]
+
+    def close(frame: Any, event: str, argument: object) -> None:
+        if event == "return" and frame.f_code.co_name == "_alone":  # next it takes the lock
+            sys.setprofile(None)
+            other.submit(own.close).result()
+
+    with ThreadPoolExecutor(1) as other:
+        for call in calls:
+            own = Predictor.load(bundle_folder)
+            sys.setprofile(close)
+            try:
+                with pytest.raises(UsageError, match="closed"):
+                    call(own)
+            finally:
+                sys.setprofile(None)
 
 
 def test_a_deadline_without_measurements_measures_first_and_says_so(
@@ -703,6 +730,10 @@ def test_a_state_that_cannot_be_written_only_costs_the_next_process_its_time(
     ("options", "says"),
     [
         ({"bundle": None}, "a bundle is the path of its folder, not None"),
+        ({"bundle": ""}, "a bundle is the path of its folder, not ''"),
+        ({"engine": 5}, "unknown --engine 5: choose from onnxruntime, "),
+        ({"engine": ["onnxruntime"]}, "unknown --engine .'onnxruntime'.: choose from"),
+        ({"engine": ""}, "unknown --engine ''"),
         ({"threads": "2"}, "--threads must lie between 1 and .*, not '2'"),
         ({"threads": 1.5}, "not 1.5"),
         ({"strict": True}, "strict goes with max_ms"),
