@@ -19,6 +19,7 @@ from mate_edge.report.text import epochs_text
 from mate_edge.report.words import drop_goal, exits_text
 from mate_edge.runs import Recipe, Run
 from mate_edge.train.data.again import load_again
+from mate_edge.train.data.places import no_downloads
 
 METRICS = "metrics.csv"
 JUDGED = "balanced"
@@ -123,7 +124,8 @@ def _column(rows: Sequence[dict[str, str]], name: str) -> tuple[float, ...]:
 def _pictures(run: Run) -> tuple[Any, str]:
     """Return what gives test images by their indices, or None and the reason."""
     try:
-        dataset = load_again(run)
+        with no_downloads():
+            dataset = load_again(run)
     except MateEdgeError as error:
         return None, f"The test images cannot be shown: {error}."
     if dataset is None:

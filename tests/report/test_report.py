@@ -163,6 +163,22 @@ def test_a_run_whose_data_and_metrics_are_gone_is_reported_without_them(
     assert "metrics.csv is missing" in gather_run(folder, run, costs, None).no_training
 
 
+@pytest.mark.parametrize("data", ["cifar10", "tinyimagenet"])
+def test_a_data_set_that_is_not_here_is_not_downloaded_for_a_report(
+    data: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*arguments: object, **options: object) -> None:
+        pytest.fail("nobody asked for a download")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", download)
+    monkeypatch.setenv("MATE_EDGE_DATA", str(tmp_path / "data"))
+    run = msgspec.structs.replace(read_finished_run(run_folder), data=data)
+    subject = gather_run(run_folder, run, [ExitCost(1)] * run.exits, None)
+    assert subject.pictures is None
+    assert f"cannot be shown: {data} was not found: " in subject.no_pictures
+    assert not (tmp_path / "data").exists()
+
+
 def test_no_name_of_a_manifest_becomes_markup(
     hostile: Content, tmp_path: Path, browser: Any
 ) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tarfile
 import zlib
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from sys import stderr
 from tempfile import TemporaryDirectory
@@ -17,11 +18,23 @@ from platformdirs import user_cache_path
 from mate_edge.errors import DataError, first_line
 from mate_edge.files import unused
 
+_may_download = ContextVar("may_download", default=True)
+
 
 def data_folder() -> Path:
     """Return the folder of downloaded data sets: `$MATE_EDGE_DATA`, or one in the user's cache."""
     chosen = os.environ.get("MATE_EDGE_DATA")
     return Path(chosen) if chosen else user_cache_path("mate-edge") / "data"
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Let a data set that is not here be an error: nobody asked for gigabytes."""
+    before = _may_download.set(False)
+    try:
+        yield
+    finally:
+        _may_download.reset(before)
 
 
 def download(
@@ -44,8 +57,11 @@ def download(
         otherwise: what to do when it cannot be downloaded.
 
     Raises:
-        DataError: it failed; the message gives the reason and says what to do.
+        DataError: it failed, or is not to be done, see `no_downloads`; the message gives the
+            reason and says what to do.
     """
+    if not _may_download.get():
+        raise DataError(f"{name} was not found: {otherwise}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.parent / ".download.lock"):
