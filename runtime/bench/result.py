@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from statistics import fmean, median
+from statistics import fmean
 
 from mate_edge import files
 from mate_edge.bundle import Bundle
@@ -93,7 +93,6 @@ def judge_subject(
     deepest = samples[DEEPEST]
     contenders = {name: _contender(found, name, num_exits) for name, found in samples.items()}
     segments = [[sample.segment_ms[k] for sample in deepest] for k in range(num_exits)]
-    unsplit_ms = [sample.segment_ms[0] for sample in samples[UNSPLIT]]
     points = _points(subject.whole.bundle, contenders)
     judged = DEFAULT_POLICY if DEFAULT_POLICY in points else next(iter(points), None)
     shares = points[judged].exit_shares if judged is not None else ()
@@ -106,7 +105,14 @@ def judge_subject(
         report.ExitPays(exit=k, leave=shares[k - 1], saved_ms=saved)
         for k, saved in enumerate(paying.saved_ms if paying else (), start=1)
     )
-    ceiling = median(unsplit_ms) / median(segments[0])
+    parts = report.Parts(
+        decode=Times.of([sample.decode_ms for sample in deepest]),
+        preprocess=Times.of([sample.preprocess_ms for sample in deepest]),
+        segments=tuple(Times.of(row) for row in segments),
+        rest=Times.of([sample.rest_ms for sample in deepest]),
+        unsplit=Times.of([sample.segment_ms[0] for sample in samples[UNSPLIT]]),
+    )
+    ceiling = parts.unsplit.median_ms / parts.segments[0].median_ms
     found = Bench(
         verdict=judge(manifest, contenders, points, judged, exits, keep, ceiling, options.max_ms),
         diagnoses=diagnose(
@@ -138,13 +144,7 @@ def judge_subject(
         load=options.load,
         back_to_back={name: _contender(found, name, num_exits) for name, found in unpaced.items()},
         paced={name: _contender(found, name, num_exits) for name, found in paced.items()},
-        parts=report.Parts(
-            decode=Times.of([sample.decode_ms for sample in deepest]),
-            preprocess=Times.of([sample.preprocess_ms for sample in deepest]),
-            segments=tuple(Times.of(row) for row in segments),
-            rest=Times.of([sample.rest_ms for sample in deepest]),
-            unsplit=Times.of(unsplit_ms),
-        ),
+        parts=parts,
         points=points,
         judged=judged,
         exits=exits,

@@ -63,7 +63,12 @@ def judge(
             f"merge what does not pay: mate-edge export {_of_run(manifest, keep)} "
             f"--target {shlex.quote(manifest.target)} --precision {manifest.precision}"
         )
-    if exits:
+    if exits and ceiling <= 1:
+        lines.append(
+            "no policy can be faster than the unsplit network here: segment 1 alone takes "
+            f"{1 / ceiling:.2f} times its time"
+        )
+    elif exits:
         lines.append(
             f"no policy can be more than {ceiling:.2f} times faster than the unsplit network here "
             "(unsplit / segment 1)"

@@ -197,6 +197,37 @@ def test_an_exit_that_does_not_pay_comes_with_the_command_that_merges_it(
     assert "mate-edge export" not in "\n".join(found.verdict)
 
 
+def test_the_ceiling_is_that_of_the_medians_shown(bundle_folder: Path, tmp_path: Path) -> None:
+    clock, rng = Clock(), np.random.default_rng(0)
+
+    class Uneven(TimedEngine):
+        def run(self, k: int) -> np.ndarray:
+            clock.pass_ms(rng.uniform(0, 1))
+            return super().run(k)
+
+    bundle = with_shares(read_bundle(bundle_folder), 0.6, 0.3, 0.1)
+    pair = [
+        Predictor(Uneven(one, clock, ms), "deepest", clock)
+        for one, ms in ((bundle, [1.0, 1.0, 1.0]), (bundle.unsplit(), [2.8]))
+    ]
+    (found,) = measure(
+        [Subject("a test", *pair)], [png()], "", Options(rounds=12), say=lambda line: None,
+        machine=Machine(root=tmp_path),
+    )  # fmt: skip
+    shown = found.parts.unsplit.median_ms / found.parts.segments[0].median_ms
+    assert found.ceiling == shown
+    assert f"more than {shown:.2f} times faster" in found.verdict[-1]
+
+
+def test_a_first_segment_that_is_slower_than_the_unsplit_network_is_no_speed_up(
+    bench_of: Measure,
+) -> None:
+    assert bench_of([6.0, 2.0, 2.0], 4.8).verdict[-1] == (
+        "no policy can be faster than the unsplit network here: segment 1 alone takes 1.25 times "
+        "its time"
+    )
+
+
 def test_exits_that_a_deadline_needs_are_not_said_to_be_merged_away(bench_of: Measure) -> None:
     for segments, shares in (
         ([2.0, 2.0, 2.0], (0.5, 0.02, 0.48)),
