@@ -175,7 +175,7 @@ class Predictor:
     def measure(self) -> LatencyTable:
         """Measure the segments on this device, warmed up, and keep the rounds for later processes.
 
-        A device state that cannot be written keeps nothing, and the next process measures again.
+        A device state that cannot be written keeps nothing, with a warning.
         Takes about a second, and ten rounds of the whole network at least.
 
         Raises:
@@ -183,7 +183,7 @@ class Predictor:
         """
         with self._alone():
             self._check_open()
-            self.timing.measure()
+            self.timing.measure(warn)
             return self.timing.table(self.policy)
 
     def warm_up(self) -> None:

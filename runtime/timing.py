@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from statistics import median
 
 import msgspec
@@ -111,7 +110,7 @@ class Timing:
                 if measured is None:
                     say(f"{bundle.folder} was never measured on this device as it is now: "
                         "that is done first")  # fmt: skip
-                    measured = self._measure(keep)
+                    measured = self._measure(say, keep)
                 self.use(measured)
             if self.latencies is not None and self.latencies.spread > WIDE:
                 say(
@@ -177,13 +176,13 @@ class Timing:
             self._run_noise(self._deepest())
         self.is_warm = True
 
-    def measure(self) -> None:
+    def measure(self, say: Say) -> None:
         """See `Predictor.measure`."""
         with self._known.lock:
             self.warm_up()
-            self.use(self._measure(keep=True))
+            self.use(self._measure(say))
 
-    def _measure(self, keep: bool) -> Latencies:
+    def _measure(self, say: Say, keep: bool = True) -> Latencies:
         deepest = self._deepest()
         segments: list[list[float]] = [[] for _ in range(self._engine.num_segments)]
         rest: list[float] = []
@@ -197,8 +196,10 @@ class Timing:
             rest.append(prediction.elapsed_ms - sum(prediction.segment_ms))
         measured = record_latencies(self._engine, segments, rest)
         if keep:
-            with suppress(UsageError):
+            try:
                 keep_latencies(measured)
+            except UsageError as error:
+                say(f"the latencies are not kept, each process measures anew: {error}")
         return measured
 
     def _deepest(self) -> Policy:
