@@ -210,6 +210,12 @@ def tune(
             f"on the half held back it is {drop:.2f} points below the last exit, more than "
             f"{goal.max_drop:g}: a search is no promise, --max-risk gives one"
         )
+    budget, cost = goal.budget_flops or goal.budget_ms, calibrated.outcome.mean_cost(costs)
+    if budget is not None and cost > budget:
+        say(
+            f"on the half held back an image costs {cost:.4g} on average, more than the budget of "
+            f"{budget:.4g}: a search is no promise, a smaller budget leaves room"
+        )
     before, was_there = kept_point(opened, name), name in stored_names(opened)
     stored = keep_point(found, out, say)
     if before is not None and stored == name:

@@ -15,6 +15,7 @@ from PIL import Image
 from mate_edge.bundle import read_bundle
 from mate_edge.decide.calibrate import halve
 from mate_edge.decide.simulate import simulate
+from mate_edge.files import arrays_to_bytes, sha256
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.points import POINTS, all_points, kept_points, read_point
 from mate_edge.runtime.policy import resolve_policy
@@ -366,16 +367,40 @@ def test_what_was_found_is_printed_where_it_cannot_be_kept(
     )
 
 
+def calibrate_on(bundle: Path, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Give a bundle other validation images, with all that its manifest says of them."""
+    data = arrays_to_bytes({"logits": logits.astype(np.float16), "labels": labels})
+    (bundle / "calibration.npz").write_bytes(data)
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest["calibration"].update(bytes=len(data), sha256=sha256(data))
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_budget_that_is_exceeded_on_the_half_held_back_is_said(
+    typed: Any, own_bundle: Path, tmp_path: Path
+) -> None:
+    logits, labels = np.zeros((400, 3, 10)), np.zeros(400, int)
+    logits[:, 1:, 0] = 8.0
+    logits[:, 0, 1] = 1.0  # exit 1 is unsure, and wrong
+    search, _ = halve(400)
+    logits[search[::2], 0] = logits[0, 2]  # but for half of those that the search sees
+    calibrate_on(own_bundle, logits, labels)
+    first, second, _ = (exit_.cumulative_flops for exit_ in read_bundle(own_bundle).manifest.exits)
+    budget = (first + second) / 2
+    done = typed("tune", own_bundle, "--budget-flops", budget, cwd=tmp_path)
+    assert done.returncode == 0
+    assert (
+        f"on the half held back an image costs {second:.4g} on average, more than the budget of "
+        f"{budget:.4g}: a search is no promise"
+    ) in done.stderr
+    done = typed("tune", own_bundle, "--budget-flops", second, cwd=tmp_path)
+    assert "more than the budget" not in done.stderr
+
+
 def test_calibration_that_does_not_fit_the_manifest_is_a_clear_error(
     cli: Any, own_bundle: Path
 ) -> None:
-    from mate_edge.files import arrays_to_bytes, sha256
-
-    data = arrays_to_bytes({"logits": np.zeros((9, 2, 10), np.float16), "labels": np.zeros(9, int)})
-    (own_bundle / "calibration.npz").write_bytes(data)
-    manifest = json.loads((own_bundle / "manifest.json").read_bytes())
-    manifest["calibration"].update(bytes=len(data), sha256=sha256(data))
-    (own_bundle / "manifest.json").write_text(json.dumps(manifest))
+    calibrate_on(own_bundle, np.zeros((9, 2, 10)), np.zeros(9, int))
     done = cli("tune", own_bundle, "--max-drop", "1")
     assert done.returncode == 2
     assert "export the run again" in done.stderr
