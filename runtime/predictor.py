@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -395,6 +395,17 @@ class Predictor:
             with self._alone():
                 self._closed = True
                 self.engine.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "a predictor cannot be copied or pickled: clone() it for a thread, and load the bundle "
+            "in each process"
+        )
 
     def __enter__(self) -> Predictor:
         return self

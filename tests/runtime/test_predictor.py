@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
 import os
+import pickle
 import sys
 import threading
 import warnings
@@ -550,6 +552,14 @@ def test_a_predictor_that_is_closed_says_so(bundle_folder: Path, frames: list[np
         for attempt in (lambda: own.predict(frames[0]), own.clone, own.measure):
             with pytest.raises(UsageError, match="closed"):
                 attempt()
+
+
+@pytest.mark.parametrize("attempt", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_predictor_that_would_go_to_another_process_says_what_to_do(
+    attempt: Callable[[object], object], predictor: Predictor
+) -> None:
+    with pytest.raises(UsageError, match=r"clone\(\) it .* load the bundle in each process"):
+        attempt(predictor)
 
 
 def test_one_that_is_closed_while_another_thread_comes_in_does_not_open_again(
