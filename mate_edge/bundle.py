@@ -330,7 +330,11 @@ def read_bundle(folder: str | Path) -> Bundle:
     if real != Path(os.path.abspath(folder)):  # a link, which may lead to another one tomorrow
         folder = real
     path = folder / MANIFEST
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError as error:
+        raise BundleError(f"cannot use {folder!s:.200}: {error.strerror}") from None
+    if not there:
         raise BundleError(f"there is no bundle folder {folder}: check the path")
     if not path.exists() and (folder / files.RUN).is_file():
         raise BundleError(f"{folder} is a run, no bundle: type mate-edge export {folder} first")

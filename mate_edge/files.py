@@ -142,7 +142,8 @@ def resolved(path: str | Path) -> Path:
     """Return the path without links; itself where they go in a circle, or nowhere."""
     try:
         return Path(path).resolve()
-    except (OSError, RuntimeError):  # the working folder is gone; a circle, until Python 3.13
+    # the working folder is gone; a circle, until Python 3.13; a character that no path has
+    except (OSError, RuntimeError, ValueError):
         return Path(path)
 
 

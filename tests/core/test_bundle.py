@@ -157,6 +157,12 @@ def test_a_size_in_the_manifest_is_not_believed(own_bundle: Path) -> None:
             Predictor.load(own_bundle)
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0.mate"], ids=["long", "nul"])
+def test_what_no_folder_can_be_called_is_a_clear_error(path: str) -> None:
+    with pytest.raises(BundleError, match="cannot use xxx.*too long|no bundle folder a"):
+        read_bundle(path)
+
+
 def test_a_link_that_leads_to_itself_is_refused(own_bundle: Path) -> None:
     (own_bundle / "segments" / "1.onnx").unlink()
     (own_bundle / "segments" / "1.onnx").symlink_to("1.onnx")
