@@ -76,7 +76,8 @@ def _check_empty(typed: Sequence[str]) -> None:
         UsageError: with what stands before it.
     """
     for before, argument in zip(("mate-edge", *typed), typed, strict=False):
-        if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+        name, given, value = argument.partition("=")
+        if argument == "" or (name.startswith("--") and given and not value):
             what = argument or f"what follows {before}"
             raise UsageError(
                 f"{what} is empty, as an unset variable is: give a value, . is the working folder"
