@@ -120,7 +120,7 @@ class Playback(Engine):
 
 
 def at_exit(predictor: Predictor, k: int) -> Confidence | Deepest:
-    temperatures = tuple(exit_.temperature for exit_ in predictor.manifest.exits)
+    temperatures = predictor.manifest.temperatures
     if k == len(temperatures):
         return Deepest(temperatures)
     early = len(temperatures) - 1

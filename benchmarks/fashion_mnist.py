@@ -113,7 +113,7 @@ def compare(folder: Path, bundle: Path, pictures: Path) -> dict[str, tuple[float
                 times[name].append(found.elapsed_ms - found.decode_ms)
                 network[name].append(times[name][-1] - found.preprocess_ms)
     table, found = [], {}
-    flops = [exit_.cumulative_flops for exit_ in manifest.exits]
+    flops = manifest.cumulative_flops
     for name in contenders:
         indices, exits = np.array(answers[name]).T
         if name == "unsplit":

@@ -63,7 +63,7 @@ def measure(predictor: Predictor, leave: int, arguments: argparse.Namespace) -> 
     manifest = predictor.manifest
     num_exits = len(manifest.exits)
     thresholds = tuple(0.0 if k == leave else NEVER for k in range(1, num_exits))
-    temperatures = tuple(exit_.temperature for exit_ in manifest.exits)
+    temperatures = manifest.temperatures
     policy = Confidence(thresholds, temperatures)
     by_hand = write_loop(predictor, thresholds, temperatures)
     pre = manifest.preprocessing

@@ -88,8 +88,7 @@ class Case:
     @property
     def policy(self) -> Confidence:
         """Return the policy that all contenders follow."""
-        exits = self.open().manifest.exits
-        return Confidence(self.thresholds, tuple(exit_.temperature for exit_ in exits))
+        return Confidence(self.thresholds, self.open().manifest.temperatures)
 
 
 def ours(case: Case, engine: str) -> Classify:

@@ -213,8 +213,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("there must be one segment for each exit")
         if len(self.classes) < 2:
             raise ValueError("there must be two classes or more")
-        flops = [exit_.cumulative_flops for exit_ in self.exits]
-        if self.unsplit_flops < 1 or flops != sorted(flops):
+        if self.unsplit_flops < 1 or list(self.cumulative_flops) != sorted(self.cumulative_flops):
             raise ValueError(
                 "cumulative FLOPs must rise from exit to exit, and the unsplit be some"
             )
@@ -232,6 +231,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             if len(segment.outputs) != (1 if k == len(self.segments) else 2):
                 raise ValueError(f"segment {k} has {len(segment.outputs)} outputs")
             expected, dtype = segment.outputs[0].shape, segment.outputs[0].dtype
+
+    @property
+    def cumulative_flops(self) -> tuple[int, ...]:
+        """[K], of all segments up to each exit."""
+        return tuple(exit_.cumulative_flops for exit_ in self.exits)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """[K], what each exit's logits are divided by."""
+        return tuple(exit_.temperature for exit_ in self.exits)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def _compare(bundle: Path, images: list[tuple[Path, int]]) -> None:
                     predictor.predict(path, policy=policy)  # the caches were another one's
                     taken[name].append(predictor.predict(path, policy=policy))
     labels = [label for _, label in images] * ROUNDS
-    flops = [exit_.cumulative_flops for exit_ in opened.manifest.exits]
+    flops = opened.manifest.cumulative_flops
     base = _network_ms(taken["unsplit"])
     rows = []
     for name, predictions in taken.items():

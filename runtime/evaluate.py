@@ -212,7 +212,7 @@ def _all_exits(
     """Take every image through all exits, and simulate the policies on what they say."""
     manifest, policies = predictor.manifest, _policies(predictor.bundle)
     tallies = {name: _Tally(manifest) for name in policies}
-    recording = Recording(tuple(exit_.temperature for exit_ in manifest.exits))
+    recording = Recording(manifest.temperatures)
     found, waiting = _Pass([], {}), list[_Recorded]()
     right = np.zeros(len(manifest.exits), np.int64)
     try:

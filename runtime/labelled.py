@@ -60,7 +60,7 @@ def record_logits(
     """
     labelled = find_labelled(folder, bundle.manifest.classes, say)
     chosen = engine or choose_engine(bundle, say)
-    recording = Recording(tuple(exit_.temperature for exit_ in bundle.manifest.exits))
+    recording = Recording(bundle.manifest.temperatures)
 
     def start() -> Predictor:
         return Predictor.warmed_up(make_engine(chosen, bundle, threads, True), recording)

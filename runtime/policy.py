@@ -53,7 +53,7 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
             or a stored point that is damaged or of another bundle or mate-edge, or a policy for
             another number of exits.
     """
-    temperatures = tuple(exit_.temperature for exit_ in bundle.manifest.exits)
+    temperatures = bundle.manifest.temperatures
     if policy is None:
         policy = DEFAULT_POLICY
     if isinstance(policy, (int, float, np.integer, np.floating)):

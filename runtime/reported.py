@@ -91,7 +91,7 @@ def gather_bundle(
         labels=labels,
         images="validation images" if shown is None else f"images in {images}",
         caution=caution,
-        temperatures=tuple(exit_.temperature for exit_ in manifest.exits),
+        temperatures=manifest.temperatures,
         fitted_on="the validation images",
         costs=tuple(
             ExitCost(

@@ -203,8 +203,7 @@ class Timing:
         return measured
 
     def _deepest(self) -> Policy:
-        exits = self._engine.bundle.manifest.exits
-        return Deepest(tuple(exit_.temperature for exit_ in exits))
+        return Deepest(self._engine.bundle.manifest.temperatures)
 
     def _run_noise(self, policy: Policy) -> Prediction:
         """Run all segments on an image of noise: their times do not depend on what is shown.

@@ -183,7 +183,7 @@ def tune(
             f"{len(labels)} labelled images are few, and half of them are held back: tune --images "
             "DIR takes others"
         )
-    costs: Sequence[float] = [exit_.cumulative_flops for exit_ in opened.manifest.exits]
+    costs: Sequence[float] = opened.manifest.cumulative_flops
     rounds, effect = None, 1.0
     if goal.budget_ms is not None and measured is not None:
         costs = mean_ms(measured)
@@ -230,7 +230,7 @@ def _latencies(
 ) -> Latencies:
     """Return what predictions take here with a kind of policy, measured when it is not known."""
     chosen = engine or choose_engine(bundle, say)
-    temperatures = tuple(exit_.temperature for exit_ in bundle.manifest.exits)
+    temperatures = bundle.manifest.temperatures
     policy = THRESHOLDS[kind]((NEVER,) * (len(temperatures) - 1), temperatures)
 
     def start() -> Latencies:
@@ -270,7 +270,7 @@ def _point(
     measured: Latencies | None,
     images: Recorded | None,
 ) -> TunedPoint:
-    exits, outcome, policy = bundle.manifest.exits, calibrated.outcome, calibrated.policy
+    outcome, policy = calibrated.outcome, calibrated.policy
     confidences: list[int] = []
     if images is not None:
         confidences = count_confidences(policy.decide(images.logits[:, :1])[1].max(axis=-1))
@@ -282,8 +282,8 @@ def _point(
             policy=kind,
             parameters=asdict(policy),
             val_accuracy=calibrated.accuracy,
-            val_mean_flops=outcome.mean_cost([exit_.cumulative_flops for exit_ in exits]),
-            val_exit_shares=outcome.exit_shares(len(exits)),
+            val_mean_flops=outcome.mean_cost(bundle.manifest.cumulative_flops),
+            val_exit_shares=outcome.exit_shares(len(bundle.manifest.exits)),
             guarantee=guarantee,
         ),
         last_accuracy=calibrated.last_accuracy,

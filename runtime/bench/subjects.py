@@ -64,7 +64,7 @@ def open_all_subjects(bundle: Bundle, threads: int | None, say: Say) -> list[Sub
 def contenders_of(subject: Subject) -> list[Contender]:
     """Return the network cut at each exit, the operating points and the unsplit network."""
     manifest = subject.whole.manifest
-    temperatures = tuple(exit_.temperature for exit_ in manifest.exits)
+    temperatures = manifest.temperatures
     last = len(temperatures)
     policies: dict[str, Policy] = {
         exit_name(k, last): FixedExit(k, temperatures) for k in range(1, last)
