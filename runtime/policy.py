@@ -53,24 +53,29 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
             or a stored point that is damaged or of another bundle or mate-edge, or a policy for
             another number of exits.
     """
-    temperatures = bundle.manifest.temperatures
     if policy is None:
         policy = DEFAULT_POLICY
+    if isinstance(policy, str | Path):
+        return _named(bundle, policy)
+    temperatures = bundle.manifest.temperatures
     if isinstance(policy, (int, float, np.integer, np.floating)):
         if isinstance(policy, bool) or not 0 <= policy <= 1:
             raise UsageError(f"the threshold must lie between 0 and 1, not {policy}")
         policy = float(policy)
         thresholds = (policy,) * (len(temperatures) - 1)
         return Chosen(f"threshold {policy:g}", Confidence(thresholds, temperatures))
-    if not isinstance(policy, str | Path):
-        if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
-            raise UsageError(
-                "a policy is a name, a number in [0, 1] or an object with the method decide, not "
-                f"{policy!r:.80}"
-            )
-        return _fitting(Chosen(type(policy).__name__, policy), len(temperatures))
-    name = str(policy)
-    own = bundle.manifest.operating_points
+    if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
+        raise UsageError(
+            "a policy is a name, a number in [0, 1] or an object with the method decide, not "
+            f"{policy!r:.80}"
+        )
+    return _fitting(Chosen(type(policy).__name__, policy), len(temperatures))
+
+
+def _named(bundle: Bundle, policy: str | Path) -> Chosen:
+    """Return what a name means, or the operating point of a file."""
+    name, own = str(policy), bundle.manifest.operating_points
+    temperatures = bundle.manifest.temperatures
     if name in own:
         return _of_point(name, own[name], len(temperatures))
     if name == DEEPEST:
