@@ -10,8 +10,9 @@ from statistics import median
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from mate_edge.bundle import Bundle, Guarantee, OperatingPoint
+from mate_edge.bundle import Bundle, OperatingPoint
 from mate_edge.decide.calibrate import Calibrated, Calibration
 from mate_edge.decide.drift import count_confidences
 from mate_edge.decide.policy import NEVER, THRESHOLDS
@@ -188,22 +189,8 @@ def tune(
     if goal.budget_ms is not None and measured is not None:
         costs = mean_ms(measured)
     if goal.max_ms is not None and measured is not None:
-        table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
-        frame_ms = sum(median(ms) for ms in (measured.decode_ms, measured.preprocess_ms) if ms)
-        check_reachable(table, goal.max_ms, strict=False, say=say, frame_ms=frame_ms)
-        rounds = np.asarray(exits_in_time(measured, goal.max_ms, careful=True), np.int64)
-        effect = max(
-            ended_by_one(measured, goal.max_ms), design_effect(rounds, len(opened.manifest.exits))
-        )
+        rounds, effect = _rounds_in_time(measured, goal.max_ms, say)
     calibrated = _reach(goal, Calibration(logits, labels, costs, kind, rounds, effect))
-    guarantee = calibrated.guarantee
-    if guarantee is not None and goal.max_ms is not None and measured is not None:
-        guarantee = msgspec.structs.replace(
-            guarantee,
-            max_ms=goal.max_ms,
-            device=msgspec.to_builtins(measured.fingerprint),
-        )
-    found = _point(opened, name, goal, kind, calibrated, guarantee, measured, recorded)
     drop = 100 * (calibrated.last_accuracy - calibrated.accuracy)
     if goal.max_drop is not None and drop > goal.max_drop:
         say(
@@ -216,13 +203,8 @@ def tune(
             f"on the half held back an image costs {cost:.4g} on average, more than the budget of "
             f"{budget:.4g}: a search is no promise, a smaller budget leaves room"
         )
-    before, was_there = kept_point(opened, name), name in stored_names(opened)
-    stored = keep_point(found, out, say)
-    if before is not None and stored == name:
-        say(f"{name} replaces the one tuned for {before.goal} on {before.created[:10]}")
-    elif was_there and stored == name:
-        say(f"{name} replaces one that was damaged or of another version of mate-edge")
-    return found, stored
+    found = _point(opened, name, goal, kind, calibrated, measured, recorded)
+    return found, _keep(opened, found, out, say)
 
 
 def _latencies(
@@ -239,6 +221,18 @@ def _latencies(
             return predictor.latencies_of(policy)
 
     return build_if_needed(bundle, start, say)
+
+
+def _rounds_in_time(
+    measured: Latencies, max_ms: float, say: Say
+) -> tuple[NDArray[np.int64], float]:
+    """Return the exit that each measured round reaches by a deadline, and their design effect."""
+    table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
+    frame_ms = sum(median(ms) for ms in (measured.decode_ms, measured.preprocess_ms) if ms)
+    check_reachable(table, max_ms, strict=False, say=say, frame_ms=frame_ms)
+    rounds = np.asarray(exits_in_time(measured, max_ms, careful=True), np.int64)
+    num_exits = len(measured.segments_ms)
+    return rounds, max(ended_by_one(measured, max_ms), design_effect(rounds, num_exits))
 
 
 def mean_ms(measured: Latencies) -> list[float]:
@@ -266,11 +260,13 @@ def _point(
     goal: Goal,
     kind: str,
     calibrated: Calibrated,
-    guarantee: Guarantee | None,
     measured: Latencies | None,
     images: Recorded | None,
 ) -> TunedPoint:
-    outcome, policy = calibrated.outcome, calibrated.policy
+    outcome, policy, guarantee = calibrated.outcome, calibrated.policy, calibrated.guarantee
+    if guarantee is not None and goal.max_ms is not None and measured is not None:
+        device = msgspec.to_builtins(measured.fingerprint)
+        guarantee = msgspec.structs.replace(guarantee, max_ms=goal.max_ms, device=device)
     confidences: list[int] = []
     if images is not None:
         confidences = count_confidences(policy.decide(images.logits[:, :1])[1].max(axis=-1))
@@ -294,3 +290,15 @@ def _point(
         mean_ms=None if measured is None else outcome.mean_cost(mean_ms(measured)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _keep(bundle: Bundle, found: TunedPoint, out: Path | None, say: Say) -> str | Path | None:
+    """Store a point as `keep_point` does, and say which one it replaces."""
+    name = found.name
+    before, was_there = kept_point(bundle, name), name in stored_names(bundle)
+    stored = keep_point(found, out, say)
+    if before is not None and stored == name:
+        say(f"{name} replaces the one tuned for {before.goal} on {before.created[:10]}")
+    elif was_there and stored == name:
+        say(f"{name} replaces one that was damaged or of another version of mate-edge")
+    return stored
