@@ -92,7 +92,7 @@ def evaluate_folder(
         max_ms: the deadline of each image.
         save: a CSV file to write, one row an image, however it ends.
         engine: a name in `ENGINES`; None lets `choose_engine` choose.
-        say: told what is going on.
+        say: figures what is going on.
         threads: of the CPU engine.
         show: given the figures before `save` is written: a full disk then costs the file alone.
 
@@ -118,14 +118,16 @@ def evaluate_folder(
         say(f"{opened.folder}: {predictor.engine.device}")
         with suppress(ImageError):  # the first image that is decoded loads the decoders
             predictor.predict(labelled[0][0])
-        tables = [_all_exits(predictor, labelled, rows, say)]
-        readable = tables[0].readable
+        all_exits = _all_exits(predictor, labelled, rows, say)
+        readable, under_deadline = all_exits.readable, dict[str, PolicyFigures]()
         if max_ms is not None:
-            table, frame_ms = predictor.know_latencies(say), median(tables[0].frame_ms)
+            table, frame_ms = predictor.know_latencies(say), median(all_exits.frame_ms)
             check_reachable(table, max_ms, strict=False, say=say, frame_ms=frame_ms)
             announce(predictor, max_ms)
             for name, policy in _policies(predictor.bundle).items():
-                tables.append(_under_deadline(predictor, readable, name, policy, max_ms, rows, say))
+                figures = _under_deadline(predictor, readable, name, policy, max_ms, rows, say)
+                if figures is not None:
+                    under_deadline[name] = figures
         found = LabelledFigures(
             bundle=files.shown(opened.folder),
             bundle_id=opened.id,
@@ -133,10 +135,10 @@ def evaluate_folder(
             data=files.shown(folder),
             images=len(readable),
             unreadable=len(labelled) - len(readable),
-            exit_accuracies=tables[0].exit_accuracies,
-            policies=tables[0].policies,
+            exit_accuracies=all_exits.exit_accuracies,
+            policies=all_exits.policies,
             max_ms=max_ms,
-            under_deadline={name: f for table in tables[1:] for name, f in table.policies.items()},
+            under_deadline=under_deadline,
         )
         show(found)
     return found
@@ -153,14 +155,14 @@ def _saved(rows: Rows, save: Path | None, say: Say) -> Iterator[None]:
             say(f"each image's answers: {save}")
 
 
-@dataclass
-class _Pass:
-    """What one pass over the images found."""
+@dataclass(frozen=True)
+class _AllExits:
+    """What the pass through all exits found."""
 
     readable: list[tuple[Path, int]]
+    frame_ms: list[float]
+    exit_accuracies: tuple[float, ...]
     policies: dict[str, PolicyFigures]
-    exit_accuracies: tuple[float, ...] = ()
-    frame_ms: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -208,12 +210,12 @@ class _Recorded:
 
 def _all_exits(
     predictor: Predictor, labelled: list[tuple[Path, int]], rows: Rows, say: Say
-) -> _Pass:
+) -> _AllExits:
     """Take every image through all exits, and simulate the policies on what they say."""
     manifest, policies = predictor.manifest, _policies(predictor.bundle)
     tallies = {name: _Tally(manifest) for name in policies}
     recording = Recording(manifest.temperatures)
-    found, waiting = _Pass([], {}), list[_Recorded]()
+    readable, frame_ms, waiting = list[tuple[Path, int]](), list[float](), list[_Recorded]()
     right = np.zeros(len(manifest.exits), np.int64)
     try:
         for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
@@ -222,19 +224,22 @@ def _all_exits(
             except ImageError as error:
                 say(str(error))
                 continue
-            found.readable.append((path, label))
-            found.frame_ms.append(prediction.decode_ms + prediction.preprocess_ms)
+            readable.append((path, label))
+            frame_ms.append(prediction.decode_ms + prediction.preprocess_ms)
             waiting.append(_Recorded(path, label, prediction, recording.logits))
             if len(waiting) == TOGETHER:
                 right += _count(waiting, policies, tallies, manifest, rows)
     finally:
         right += _count(waiting, policies, tallies, manifest, rows)
-    n = len(found.readable)
+    n = len(readable)
     if n == 0:
         raise DataError(f"none of the {len(labelled)} images could be read")
-    found.exit_accuracies = tuple(float(count) / n for count in right)
-    found.policies = {name: tally.figures() for name, tally in tallies.items()}
-    return found
+    return _AllExits(
+        readable,
+        frame_ms,
+        exit_accuracies=tuple(float(count) / n for count in right),
+        policies={name: tally.figures() for name, tally in tallies.items()},
+    )
 
 
 def _count(
@@ -280,8 +285,12 @@ def _under_deadline(
     max_ms: float,
     rows: Rows,
     say: Say,
-) -> _Pass:
-    """Run one policy for real, under the deadline, on images that could be read."""
+) -> PolicyFigures | None:
+    """Run one policy for real, under the deadline, on images that could be read.
+
+    Returns:
+        None when none of them can be read any more.
+    """
     predictor.timing.start_over()
     tally = _Tally(predictor.manifest)
     followed = follow(labelled, f"{name} under {max_ms:g} ms", say)
@@ -302,7 +311,7 @@ def _under_deadline(
             f"{column}_ms": f"{prediction.elapsed_ms:.3f}",
             f"{column}_missed": int(prediction.deadline_missed),
         }
-    return _Pass(labelled, {name: tally.figures()} if tally.exits else {})
+    return tally.figures() if tally.exits else None
 
 
 def _policies(bundle: Bundle) -> dict[str, Policy]:
