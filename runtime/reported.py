@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -68,17 +68,12 @@ def gather_bundle(
         EngineError: `images` are given, and no engine can be had.
     """
     manifest, provenance = opened.manifest, opened.manifest.provenance
-    shown = _run_images(opened, images, engine, threads, say) if images is not None else None
+    if images is None:
+        counted = _validation_images(opened)
+    else:
+        counted = _run_images(opened, images, engine, threads, say)
     times, no_times = read_times(opened, engine, threads, say)
-    logits, labels = read_calibration(opened)
-    n, points = len(labels), _points(opened)
-    caution = (
-        f"These are the {n:,} validation images whose logits are in the bundle. They also chose "
-        "its temperatures and thresholds, so the figures are a little too good; --images DIR "
-        "counts on labelled images of your own instead."
-    )
-    if shown is not None:
-        logits, labels, caution = shown.logits, shown.labels, shown.caution
+    points = _points(opened)
     about = f"{provenance.get('arch', 'a network')} with {exits_text(len(manifest.exits))}"
     if provenance.get("data"):
         about += f", trained on {provenance['data']}"
@@ -87,10 +82,10 @@ def gather_bundle(
         name=manifest.name,
         about=f"{about}; {manifest.precision} for {manifest.target}",
         classes=manifest.classes,
-        logits=logits,
-        labels=labels,
-        images="validation images" if shown is None else f"images in {images}",
-        caution=caution,
+        logits=counted.logits,
+        labels=counted.labels,
+        images=counted.what,
+        caution=counted.caution,
         temperatures=manifest.temperatures,
         fitted_on="the validation images",
         costs=tuple(
@@ -111,7 +106,7 @@ def gather_bundle(
         training=None,
         no_training="A bundle does not carry its training: mate-edge report RUN shows the curves "
         f"of {provenance.get('run', 'the run')} and MATE's teachers.",
-        pictures=None if shown is None else shown.pictures,
+        pictures=counted.pictures,
         no_pictures="A bundle carries the logits of its validation images and not the images: "
         "--images DIR shows labelled images of your own, DIR/CLASS/*.jpg, and mate-edge report "
         "RUN those of the test split.",
@@ -144,36 +139,39 @@ def _promise(point: OperatingPoint) -> str:
 
 
 @dataclass(frozen=True)
-class _Labelled:
-    """Labelled images that were run through the engine; see `Subject`."""
+class _Images:
+    """The images that everything is counted on; see `Subject`, whose `images` is `what`."""
 
     logits: Logits
     labels: NDArray[np.int64]
-    paths: tuple[Path, ...]
-    bundle: Bundle
+    what: str
     caution: str
+    pictures: Callable[[Sequence[int]], Pixels] | None
 
-    def pictures(self, indices: Sequence[int]) -> Pixels:
-        """Return images as the network sees them, uint8 [n, size, size, channels]."""
-        pre = self.bundle.manifest.preprocessing
-        paths = [self.paths[i] for i in indices]
-        return np.stack([crop(decode(path, preprocessing=pre), pre, str(path)) for path in paths])
+
+def _validation_images(opened: Bundle) -> _Images:
+    """Return those whose logits are in the bundle."""
+    logits, labels = read_calibration(opened)
+    caution = (
+        f"These are the {len(labels):,} validation images whose logits are in the bundle. They "
+        "also chose its temperatures and thresholds, so the figures are a little too good; "
+        "--images DIR counts on labelled images of your own instead."
+    )
+    return _Images(logits, labels, "validation images", caution, None)
 
 
 def _run_images(
     opened: Bundle, folder: Path, engine: str | None, threads: int | None, say: Say
-) -> _Labelled:
+) -> _Images:
     """Run a labelled folder through all exits; images that cannot be read are said and left out."""
-    found = record_logits(opened, folder, engine, threads, say)
-    return _Labelled(
-        logits=found.logits,
-        labels=found.labels,
-        paths=found.paths,
-        bundle=opened,
-        caution=f"{found.left_out} more could not be read and are left out."
-        if found.left_out
-        else "",
-    )
+    found, pre = record_logits(opened, folder, engine, threads, say), opened.manifest.preprocessing
+
+    def pictures(indices: Sequence[int]) -> Pixels:
+        paths = [found.paths[i] for i in indices]
+        return np.stack([crop(decode(path, preprocessing=pre), pre, str(path)) for path in paths])
+
+    left = f"{found.left_out} more could not be read and are left out." if found.left_out else ""
+    return _Images(found.logits, found.labels, f"images in {folder}", left, pictures)
 
 
 def read_times(
