@@ -91,20 +91,15 @@ def judge_subject(
     unpaced, paced = measured.of(subject)
     samples = paced or unpaced
     deepest = samples[DEEPEST]
-    contenders = {name: _contender(found, name, num_exits) for name, found in samples.items()}
+    back_to_back, at_fps = _contenders(unpaced, num_exits), _contenders(paced, num_exits)
+    contenders = at_fps or back_to_back
     segments = [[sample.segment_ms[k] for sample in deepest] for k in range(num_exits)]
-    points = _points(subject.whole.bundle, contenders)
+    up_to = [contenders[exit_name(k, num_exits)].times.median_ms for k in range(1, num_exits + 1)]
+    unsplit_median = contenders[UNSPLIT].times.median_ms
+    points = _points(subject.whole.bundle, up_to, unsplit_median)
     judged = DEFAULT_POLICY if DEFAULT_POLICY in points else next(iter(points), None)
     shares = points[judged].exit_shares if judged is not None else ()
-    up_to = [contenders[exit_name(k, num_exits)].times.median_ms for k in range(1, num_exits + 1)]
-    took = [ms - before for ms, before in zip(up_to, [0.0, *up_to], strict=False)]
-    whole_ms = contenders[UNSPLIT].times.median_ms
-    paying = judge_exits(took, whole_ms, shares) if judged is not None else None
-    keep = paying.keep if paying else tuple(range(1, num_exits + 1))
-    exits = tuple(
-        report.ExitPays(exit=k, leave=shares[k - 1], saved_ms=saved)
-        for k, saved in enumerate(paying.saved_ms if paying else (), start=1)
-    )
+    exits, keep = _paying(up_to, unsplit_median, shares)
     parts = report.Parts(
         decode=Times.of([sample.decode_ms for sample in deepest]),
         preprocess=Times.of([sample.preprocess_ms for sample in deepest]),
@@ -142,8 +137,8 @@ def judge_subject(
         max_ms=options.max_ms,
         fps=options.fps,
         load=options.load,
-        back_to_back={name: _contender(found, name, num_exits) for name, found in unpaced.items()},
-        paced={name: _contender(found, name, num_exits) for name, found in paced.items()},
+        back_to_back=back_to_back,
+        paced=at_fps,
         parts=parts,
         points=points,
         judged=judged,
@@ -158,30 +153,57 @@ def judge_subject(
     return found
 
 
-def _contender(samples: Sequence[Sample], name: str, num_exits: int) -> report.Contender:
-    ms = [sample.elapsed_ms for sample in samples]
-    exits = [sample.exit for sample in samples]
-    shares = tuple(exits.count(k) / len(exits) for k in range(1, num_exits + 1))
-    return report.Contender(
-        times=Times.of(ms), mean_ms=fmean(ms), exit_shares=() if name == UNSPLIT else shares
-    )
+def _contenders(samples: Samples, num_exits: int) -> dict[str, report.Contender]:
+    found = {}
+    for name, of_one in samples.items():
+        ms = [sample.elapsed_ms for sample in of_one]
+        exits = [sample.exit for sample in of_one]
+        shares = tuple(exits.count(k) / len(exits) for k in range(1, num_exits + 1))
+        found[name] = report.Contender(
+            times=Times.of(ms), mean_ms=fmean(ms), exit_shares=() if name == UNSPLIT else shares
+        )
+    return found
 
 
-def _points(bundle: Bundle, contenders: dict[str, report.Contender]) -> dict[str, report.Point]:
-    """Return what the operating points take if images leave as the validation images did."""
-    num_exits = len(bundle.manifest.exits)
-    medians = [contenders[exit_name(k, num_exits)].times.median_ms for k in range(1, num_exits + 1)]
+def _points(
+    bundle: Bundle, up_to_ms: Sequence[float], unsplit_ms: float
+) -> dict[str, report.Point]:
+    """Return what the operating points take if images leave as the validation images did.
+
+    Args:
+        bundle: theirs.
+        up_to_ms: [K], what a prediction takes that leaves at each exit.
+        unsplit_ms: and one by the network without early heads.
+    """
     found = {}
     for name, point in all_points(bundle).items():
-        if len(point.val_exit_shares) == num_exits:
-            weighted = zip(point.val_exit_shares, medians, strict=True)
+        if len(point.val_exit_shares) == len(up_to_ms):
+            weighted = zip(point.val_exit_shares, up_to_ms, strict=True)
             expected = sum(share * ms for share, ms in weighted)
             found[name] = report.Point(
                 exit_shares=point.val_exit_shares,
                 expected_ms=expected,
-                saved_ms=contenders[UNSPLIT].times.median_ms - expected,
+                saved_ms=unsplit_ms - expected,
             )
     return found
+
+
+def _paying(
+    up_to_ms: Sequence[float], unsplit_ms: float, shares: Sequence[float]
+) -> tuple[tuple[report.ExitPays, ...], tuple[int, ...]]:
+    """Return what each early exit saves, and the exits worth keeping; times as in `_points`.
+
+    Without `shares`, or with too many exits to judge, none is judged and all are kept.
+    """
+    took = [ms - before for ms, before in zip(up_to_ms, [0.0, *up_to_ms], strict=False)]
+    paying = judge_exits(took, unsplit_ms, shares) if shares else None
+    if paying is None:
+        return (), tuple(range(1, len(up_to_ms) + 1))
+    exits = tuple(
+        report.ExitPays(exit=k, leave=shares[k - 1], saved_ms=saved)
+        for k, saved in enumerate(paying.saved_ms, start=1)
+    )
+    return exits, paying.keep
 
 
 def _keep(
