@@ -134,30 +134,15 @@ def export_run(
             build=Build(engine=kind.engine, max_batch=max_batch),
             classes=run.classes,
             preprocessing=run.preprocessing,
-            segments=tuple(
-                Segment(
-                    file=bundle.add_file(made, f"segments/{k}.onnx", model.data),
-                    input=model.input,
-                    outputs=model.outputs,
-                )
-                for k, model in enumerate(models.segments, start=1)
-            ),
+            segments=_add_segments(made, models),
             exits=_exits(profile, models, measured, temperatures),
             operating_points=operating_points(
                 measured.val_logits, measured.val_labels, temperatures, profile
             ),
             unsplit=bundle.add_file(made, "unsplit.onnx", models.unsplit.data),
             unsplit_flops=profile.unsplit_flops,
-            golden=bundle.add_file(
-                made,
-                "golden.npz",
-                files.arrays_to_bytes(
-                    {"images": measured.golden_images, "logits": measured.golden_logits}
-                ),
-            ),
-            calibration=bundle.add_file(
-                made, "calibration.npz", _calibration(measured.val_logits, measured.val_labels)
-            ),
+            golden=bundle.add_file(made, "golden.npz", _golden(measured)),
+            calibration=bundle.add_file(made, "calibration.npz", _calibration(measured)),
             provenance=_provenance(run, keep),
         )
         files.write_json(made / bundle.MANIFEST, manifest)
@@ -169,6 +154,18 @@ def _check_operators(models: Models, target: Target) -> None:
     if target.operators is not None:
         for model in models.all:
             check_operators(model, target.operators)
+
+
+def _add_segments(made: Path, models: Models) -> tuple[Segment, ...]:
+    """Write the segments' files into the bundle that is being made, and describe them."""
+    return tuple(
+        Segment(
+            file=bundle.add_file(made, f"segments/{k}.onnx", model.data),
+            input=model.input,
+            outputs=model.outputs,
+        )
+        for k, model in enumerate(models.segments, start=1)
+    )
 
 
 def _exits(
@@ -216,8 +213,15 @@ def operating_points(
     return points
 
 
-def _calibration(logits: Logits, labels: Labels) -> bytes:
+def _golden(measured: Measured) -> bytes:
+    return files.arrays_to_bytes(
+        {"images": measured.golden_images, "logits": measured.golden_logits}
+    )
+
+
+def _calibration(measured: Measured) -> bytes:
     """Pack validation logits as float16, as many samples as `CALIBRATION_BYTES` hold."""
+    logits, labels = measured.val_logits, measured.val_labels
     kept = spread(len(labels), CALIBRATION_BYTES // (2 * logits[0].size))
     return files.arrays_to_bytes(
         {"logits": logits[kept].astype(np.float16), "labels": labels[kept]}
