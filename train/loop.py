@@ -123,13 +123,7 @@ def train(
         TrainingStopped: a signal asked for it; the state is saved.
     """
     check_recipe(run.recipe, len(dataset.train.labels), accelerator.num_processes)
-    torch.manual_seed(run.seed)  # the same weights in all processes
-    random.seed(run.seed)  # a network of the user's own may draw from any
-    np.random.seed(run.seed % 2**32)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # nothing reads it, and filling costs 5 %
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products vary on CUDA
+    _make_repeatable(run.seed)
     network = network_of(run)
     if run.structure not in (None, structure_of(network)):
         raise _another_network(run, folder)
@@ -190,6 +184,17 @@ def train(
                 advised = True
         ending.finish()
     accelerator.wait_for_everyone()
+
+
+def _make_repeatable(seed: int) -> None:
+    """Seed whatever draws, alike in all processes, and let torch compute one way only."""
+    torch.manual_seed(seed)
+    random.seed(seed)  # a network of the user's own may draw from any
+    np.random.seed(seed % 2**32)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # nothing reads it, and filling costs 5 %
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products vary on CUDA
 
 
 def _train_epoch(
