@@ -17,7 +17,7 @@ from mate_edge.errors import ImageError, MateEdgeError, UsageError
 from mate_edge.extras import extra
 from mate_edge.files import resolved
 from mate_edge.runtime.build_command import build_if_needed
-from mate_edge.runtime.deadline import check_max_ms, check_reachable, samples_needed
+from mate_edge.runtime.deadline import check_max_ms, check_reachable, rounds_needed
 from mate_edge.runtime.engines import choose_engine, make_engine
 from mate_edge.runtime.outputs.answer import Answer, Output, Steady, likeliest
 from mate_edge.runtime.outputs.lines import JsonLines, LiveLine, StdoutError, Table, print_answers
@@ -379,5 +379,5 @@ def announce(predictor: Predictor, max_ms: float | None) -> None:
         file=sys.stderr,
     )
     if not table.exact:
-        needed = samples_needed(len(table.finish_ms))
+        needed = rounds_needed(len(table.finish_ms))
         print(f"a quantile needs {needed} rounds: mate-edge bench measures them", file=sys.stderr)

@@ -113,8 +113,8 @@ def _finish_ms(
     ]
 
 
-def samples_needed(num_segments: int) -> int:
-    """Return the smallest n for which `LatencyTable.from_samples` needs no maximum."""
+def rounds_needed(num_segments: int) -> int:
+    """Return the fewest rounds of which `LatencyTable.from_samples` needs no maximum."""
     optional = max(num_segments - 1, 1)
     return math.ceil(optional / MISS_SHARE) - 1
 

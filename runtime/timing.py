@@ -14,7 +14,7 @@ from mate_edge.decide.policy import Deepest, Policy, decide
 from mate_edge.decide.softmax import Logits
 from mate_edge.errors import UsageError
 from mate_edge.images import normalize
-from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, samples_needed
+from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, rounds_needed
 from mate_edge.runtime.engines import Say
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.latencies import (
@@ -38,7 +38,7 @@ DECIDING_ROUNDS = 20
 
 def is_enough(measured: Latencies) -> bool:
     """Say whether there are enough rounds for a quantile, or for as long as is measured at most."""
-    if measured.rounds >= samples_needed(len(measured.segments_ms)):
+    if measured.rounds >= rounds_needed(len(measured.segments_ms)):
         return True
     total_ms = sum(map(sum, measured.segments_ms)) + sum(measured.rest_ms)
     return measured.rounds >= FEWEST_ROUNDS and total_ms >= MEASURE_MS

@@ -28,7 +28,7 @@ from mate_edge.runtime.bench.subjects import (
     open_subject,
 )
 from mate_edge.runtime.build_command import build_if_needed
-from mate_edge.runtime.deadline import samples_needed
+from mate_edge.runtime.deadline import rounds_needed
 from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines import Say, choose_engine
 from mate_edge.runtime.golden import read_golden
@@ -135,7 +135,7 @@ def measure(
     """
     machine = machine or Machine()
     contenders = [contender for subject in subjects for contender in contenders_of(subject)]
-    table = max(samples_needed(subject.whole.engine.num_segments) for subject in subjects)
+    table = max(rounds_needed(subject.whole.engine.num_segments) for subject in subjects)
     least = min(FEWEST_ROUNDS, options.rounds or FEWEST_ROUNDS)
     limit_s = LIMIT_S if options.rounds is None else math.inf
     plan = Plan(options.rounds or max(ROUNDS, table), least, limit_s)

@@ -20,7 +20,7 @@ from mate_edge.runtime.bench.paying import judge_exits
 from mate_edge.runtime.bench.rounds import Sample, Samples
 from mate_edge.runtime.bench.subjects import Subject
 from mate_edge.runtime.bench.verdict import exit_name, judge
-from mate_edge.runtime.deadline import samples_needed
+from mate_edge.runtime.deadline import rounds_needed
 from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines import NEEDS, Say
 from mate_edge.runtime.latencies import keep_latencies, read_latencies, record_latencies
@@ -231,7 +231,7 @@ def _keep(
         machine=machine,
     )
     before = read_latencies(engine.bundle, engine, machine)
-    needed = samples_needed(engine.num_segments)
+    needed = rounds_needed(engine.num_segments)
     if before is None and not is_enough(latencies):
         say(
             f"{latencies.rounds} rounds are not kept for deadlines, which measure more by "

@@ -19,7 +19,7 @@ from mate_edge.runtime.deadline import (
     check_reachable,
     exits_in_time,
     may_continue,
-    samples_needed,
+    rounds_needed,
 )
 from mate_edge.runtime.fingerprint import Fingerprint
 from mate_edge.runtime.latencies import Latencies
@@ -53,8 +53,8 @@ def test_too_few_samples_give_the_maximum_and_say_so() -> None:
 
 
 @pytest.mark.parametrize("segments", [1, 2, 3, 4, 8])
-def test_samples_needed_is_the_smallest_n_without_a_maximum(segments: int) -> None:
-    n = samples_needed(segments)
+def test_rounds_needed_is_the_smallest_n_without_a_maximum(segments: int) -> None:
+    n = rounds_needed(segments)
     assert LatencyTable.from_samples([[1.0] * n] * segments, [1.0] * n).exact
     fewer = [1.0] * (n - 1)
     assert not LatencyTable.from_samples([fewer] * segments, fewer).exact
