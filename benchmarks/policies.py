@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 from machine import describe
-from numpy.typing import NDArray
 
 from mate_edge import files
 from mate_edge.decide.calibrate import Calibrated, Calibration
 from mate_edge.decide.policy import THRESHOLDS, Patience, Policy
 from mate_edge.decide.simulate import Outcome, simulate
-from mate_edge.decide.softmax import Logits
+from mate_edge.decide.softmax import Labels, Logits
 from mate_edge.decide.tune import losses
 from mate_edge.errors import UsageError
 from mate_edge.report.text import count, percent, print_table
@@ -31,7 +30,6 @@ from mate_edge.runs import read_finished_run, read_flops, read_outputs
 from mate_edge.train.options import Options, check_options
 from mate_edge.train.start import run_training
 
-Labels = NDArray[np.int64]
 RISKS = (("worse", 0.01, 0.05), ("worse", 0.02, 0.05), ("differs", 0.05, 0.05),
          ("worse", 0.01, None))  # fmt: skip
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mate_edge import bundle, files
 from mate_edge.bundle import Build, Exit, Manifest, OperatingPoint, Segment
 from mate_edge.decide.simulate import simulate
+from mate_edge.decide.softmax import Labels, Logits
 from mate_edge.decide.temperature import fit_temperatures
 from mate_edge.decide.tune import FEW_SAMPLES, MAX_DROPS, search_thresholds
 from mate_edge.errors import UsageError
@@ -37,8 +37,6 @@ from mate_edge.train.evaluate import images_at_once, spread
 from mate_edge.train.network import load_network
 
 CALIBRATION_BYTES = 20 * 10**6
-Logits = NDArray[np.float32]
-Labels = NDArray[np.int64]
 
 
 def check_exits(exits: Sequence[int] | None, num_exits: int) -> list[int]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mate_edge.decide.softmax import Labels, Logits
 from mate_edge.errors import ExportError, MateEdgeError, UsageError
 from mate_edge.export.models import BATCH, Chain, Models
 from mate_edge.export.precision import CALIBRATION_IMAGES, lower
@@ -32,7 +33,6 @@ MAX_DROP = 1.0
 
 GENTLER = {"int8": ("fp16", "fp32"), "fp16": ("fp32",)}
 GOLDEN_IMAGES = 8
-Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Measured:
     """
 
     val_logits: Logits
-    val_labels: NDArray[np.int64]
+    val_labels: Labels
     golden_images: NDArray[np.uint8]
     golden_logits: Logits
     val_accuracy: tuple[float, ...]

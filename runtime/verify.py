@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mate_edge import __version__, files
 from mate_edge.bundle import Bundle, find_bundle, read_bundle
+from mate_edge.decide.softmax import Logits
 from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
 from mate_edge.report.verification import Comparison, ExitFigures, Verification
 from mate_edge.runtime.agreement import compare, compare_exits, tolerance
@@ -28,8 +29,6 @@ from mate_edge.runtime.golden import Golden, Reference, read_golden, run_referen
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.state import VERIFICATION, read_state, state_folder, write_state
 from mate_edge.times import Times
-
-Logits = NDArray[np.float32]
 
 PACKAGES = (
     "numpy",

@@ -22,9 +22,9 @@ from mate_edge.decide.risk import (
 )
 from mate_edge.decide.rounds import draw_exits, ended_shares
 from mate_edge.decide.simulate import Outcome, simulate
-from mate_edge.decide.softmax import Logits
+from mate_edge.decide.softmax import Labels, Logits
 from mate_edge.decide.temperature import fit_temperatures
-from mate_edge.decide.tune import Flags, Labels, Loss, Search, losses, lost_on_the_way
+from mate_edge.decide.tune import Flags, Loss, Search, losses, lost_on_the_way
 from mate_edge.errors import UsageError
 
 HALVING_SEED = 0

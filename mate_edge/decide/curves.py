@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from mate_edge.decide.policy import NEVER, Confidence
 from mate_edge.decide.simulate import simulate
-from mate_edge.decide.softmax import Logits, log_softmax, softmax
+from mate_edge.decide.softmax import Labels, Logits, log_softmax, softmax
 from mate_edge.decide.temperature import fit_temperatures
 
 BINS = 15
 BUDGETS = 25
-Labels = NDArray[np.int64]
 
 
 class Bin(msgspec.Struct, frozen=True, kw_only=True):

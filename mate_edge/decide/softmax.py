@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
+Labels = NDArray[np.int64]
 
 
 def softmax(logits: Logits, temperature: float = 1.0) -> Logits:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.decide.policy import NEVER, THRESHOLDS, Thresholds
-from mate_edge.decide.softmax import Logits
+from mate_edge.decide.softmax import Labels, Logits
 
 FEW_SAMPLES = 200
 """Fewer are said to be few: half of their differences are chance, or more."""
@@ -26,7 +26,6 @@ ROUNDING = 1e-12
 MAX_DROPS = {"fast": 0.02, "balanced": 0.005, "accurate": 0.0}
 """The default operating points: how far below the last exit each may be, as a share of samples."""
 
-Labels = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Taken = tuple[NDArray[np.intp], NDArray[np.intp]]
 """The samples and the exit that each takes, from 0: an index into arrays [n, K]."""
