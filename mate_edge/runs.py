@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RUNS = Path("runs")
+METRICS = "metrics.csv"
 MAX_EXITS = 1000
 OptionValue = float | bool | str
 """What an option of a training method may be."""

@@ -17,11 +17,10 @@ from mate_edge.errors import MateEdgeError, RunError
 from mate_edge.report.subject import ExitCost, NamedPolicy, Subject, Training
 from mate_edge.report.text import epochs_text
 from mate_edge.report.words import drop_goal, exits_text
-from mate_edge.runs import Recipe, Run
+from mate_edge.runs import METRICS, Recipe, Run
 from mate_edge.train.data.again import load_again
 from mate_edge.train.data.places import no_downloads
 
-METRICS = "metrics.csv"
 JUDGED = "balanced"
 
 

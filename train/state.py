@@ -19,12 +19,12 @@ from safetensors.torch import save as save_safetensors
 
 from mate_edge import files
 from mate_edge.errors import RunError, UsageError, first_line
+from mate_edge.runs import METRICS
 from mate_edge.train.network import MultiExitNet
 
 STATE = "state"
 POSITION = "position.json"
 INITIAL = "initial.safetensors"
-METRICS = "metrics.csv"
 Row = dict[str, Any]
 
 
