@@ -26,7 +26,6 @@ import argparse
 import io
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,13 +237,13 @@ MISSES = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=600)
     parser.add_argument("--bundle", type=Path, help="trained, for the accuracy part")
     parser.add_argument("--out", type=Path, default=Path("benchmark-untrained"))
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args()
     print(describe("onnxruntime", "numpy", "pillow"))
     print("the miss share asked for is 1 %")
     measured: dict[str, tuple[Bundle, Rounds]] = {}

@@ -247,7 +247,7 @@ def from_array(frame: NDArray[np.uint8], color: Literal["rgb", "bgr"] = "rgb") -
 
 
 def scaled_size(
-    width: int, height: int, preprocessing: Preprocessing, name: str = "the image"
+    width: int, height: int, preprocessing: Preprocessing, name: str
 ) -> tuple[int, int]:
     """Return width and height once the shorter side is `resize`, as torchvision's `Resize` does.
 

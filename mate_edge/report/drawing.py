@@ -126,11 +126,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """Return an empty figure of so many pixels, and its axes; call it within `style`."""
+def new_figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """Return an empty figure, `height` in pixels, and its axes; call it within `style`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / POINTS, height / POINTS), layout="constrained")
+    figure = Figure(figsize=(WIDTH / POINTS, height / POINTS), layout="constrained")
     return figure, figure.subplots()
 
 

@@ -38,13 +38,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
 """What an engine on a GPU imports: of each group, any one."""
 
 
-def make_engine(
-    name: str | None,
-    bundle: Bundle,
-    threads: int | None,
-    shared_pool: bool,
-    say: Say = warn,
-) -> Engine:
+def make_engine(name: str | None, bundle: Bundle, threads: int | None, shared_pool: bool) -> Engine:
     """Make the engine called `name`, or the one that `choose_engine` chooses.
 
     Raises:
@@ -52,7 +46,7 @@ def make_engine(
         EngineError: it cannot be had here; the message says what to do.
     """
     check_threads(threads)
-    name = choose_engine(bundle, say) if name is None else name
+    name = choose_engine(bundle, warn) if name is None else name
     if name == "openvino" and not _importable(name):
         raise EngineError("openvino is not installed: pip install 'mate-edge[openvino]'")
     module, _, kind = look_up("--engine", name, ENGINES).partition(":")
