@@ -14,6 +14,8 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -136,38 +138,37 @@ def run_comparison(
     files.make_folder(folder)
     _agree(folder, options)
     _check_alike(folder)
+
+    def check(own: Path, run: Run) -> None:
+        _check_method(run, contenders)
+        _agree(folder, options, own)
+        _check_alike(folder)
+
     busy = failed = 0
-    for seed in seeds:
-        for contender in contenders:
-            own = folder / f"{contender.label}-seed{seed}"
-
-            def check(run: Run, own: Path = own) -> None:
-                _check_method(run, contenders)
-                _agree(folder, options, own)
-                _check_alike(folder)
-
-            mine = dataclasses.replace(
-                options,
-                method=contender.method,
-                method_options=complete_options(contender.method, contender.options),
-                seed=seed,
-            )
-            try:
-                with FileLock(folder / f".{own.name}.lock", timeout=0):
-                    if not (own.exists() and is_finished(own, mine)):
-                        say(f"{contender.label}, seed {seed}")
-                        _train(mine, own, workers, check)
-                        _write_results_so_far(folder, say)
-            except Timeout:
-                busy += 1
-            except RunError as error:  # the loss of one is no reason to give up the others
-                failed += 1
-                say(f"{own.name} failed: {error}")
-            except TrainingStopped as stopped:
-                raise TrainingStopped(
-                    f"stopped in {own}: its state is saved, type the same again to go on",
-                    stopped.exit_code - 128,
-                ) from None
+    for seed, contender in product(seeds, contenders):
+        own = folder / f"{contender.label}-seed{seed}"
+        mine = dataclasses.replace(
+            options,
+            method=contender.method,
+            method_options=complete_options(contender.method, contender.options),
+            seed=seed,
+        )
+        try:
+            with FileLock(folder / f".{own.name}.lock", timeout=0):
+                if not (own.exists() and is_finished(own, mine)):
+                    say(f"{contender.label}, seed {seed}")
+                    _train(mine, own, workers, partial(check, own))
+                    _write_results_so_far(folder, say)
+        except Timeout:
+            busy += 1
+        except RunError as error:  # the loss of one is no reason to give up the others
+            failed += 1
+            say(f"{own.name} failed: {error}")
+        except TrainingStopped as stopped:
+            raise TrainingStopped(
+                f"stopped in {own}: its state is saved, type the same again to go on",
+                stopped.exit_code - 128,
+            ) from None
     return busy, failed
 
 
