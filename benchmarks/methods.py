@@ -26,11 +26,12 @@ from pathlib import Path
 from filelock import FileLock
 from machine import describe
 
+from mate_edge.errors import UsageError
 from mate_edge.files import make_folder, unused, write_csv, write_whole
 from mate_edge.names import look_up
 from mate_edge.report.comparison import NOTE, Row, difference_table, loss_table, result_table
 from mate_edge.report.text import print_table
-from mate_edge.runs import Run, read_run
+from mate_edge.runs import read_run
 from mate_edge.train.compare import (
     Contender,
     parse_methods,
@@ -40,7 +41,7 @@ from mate_edge.train.compare import (
 )
 from mate_edge.train.heads import DEFAULT_HEAD
 from mate_edge.train.losses import METHODS, complete_options
-from mate_edge.train.options import Options
+from mate_edge.train.options import Options, check_options
 
 ALL = ",".join(METHODS)
 EARLIER = {"mate": "mate+mu=1+nu=1+alpha=0.3+attention=4", "okddip": "okddip+ramp=2"}
@@ -188,16 +189,14 @@ def set_aside(folder: Path, contender: Contender, seed: int) -> None:
             own.rename(unused(own.with_name(f"{own.name}-stale")))
 
 
-def is_of(run: Run, experiment: Experiment) -> bool:
+def is_of(folder: Path, experiment: Experiment) -> bool:
     """Say whether a run was trained as the experiment says today; what it does not say is free."""
-    options = experiment.options
-    found = {
-        "arch": run.arch,
-        "epochs": run.recipe.epochs,
-        "precision": run.precision,
-        "train_images": run.train_images,
-    }
-    return all(getattr(options, name) in (None, value) for name, value in found.items())
+    options = dataclasses.replace(experiment.options, validate_every=None)  # changes no weight
+    try:
+        check_options(folder, read_run(folder), options)
+    except UsageError:
+        return False
+    return True
 
 
 def keep_rows(
@@ -211,7 +210,7 @@ def keep_rows(
         fresh = [
             row
             for row in write_results(folder)
-            if is_of(read_run(folder / f"{row['method']}-seed{row['seed']}"), experiment)
+            if is_of(folder / f"{row['method']}-seed{row['seed']}", experiment)
         ]
     make_folder(path.parent)
     with FileLock(path.with_name(f".{path.name}.lock")):

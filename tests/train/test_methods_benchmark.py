@@ -7,11 +7,13 @@ import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from mate_edge.images import Preprocessing
+from mate_edge.runs import Recipe, Run
 from mate_edge.train.compare import Contender, parse_methods, run_comparison, write_results
 from mate_edge.train.losses import complete_options
 from mate_edge.train.options import Options
@@ -67,9 +69,13 @@ def test_what_is_kept_is_not_trained_again(methods: ModuleType, setup: Any, tmp_
         assert methods.missing_of(kept, contenders, 0, other) == list(contenders)
 
 
-def run_of(epochs: int) -> Any:
-    recipe = SimpleNamespace(epochs=epochs)
-    return SimpleNamespace(arch="resnet8", recipe=recipe, precision="fp32", train_images=None)
+def run_of(epochs: int) -> Run:
+    return Run(
+        name="", arch="resnet8", head="pooled", exits=3, data="digits", classes=("0", "1"),
+        preprocessing=Preprocessing(channels=3, size=32, resize=32, mean=(0,) * 3, std=(1,) * 3),
+        method="ce", recipe=Recipe(epochs=epochs), seed=0, created="", versions={},
+        images_sha256="",
+    )  # fmt: skip
 
 
 def test_a_run_of_an_experiment_that_was_changed_since_is_no_row_of_it(
