@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from machine import describe, mark_of
 from PIL import Image
+from trained import find_or_train
 
 from mate_edge.decide.simulate import simulate
 from mate_edge.export.export import export_run
@@ -32,8 +33,7 @@ from mate_edge.runs import read_finished_run, read_outputs
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.train.data import load_dataset
-from mate_edge.train.options import Options, check_options
-from mate_edge.train.start import run_training
+from mate_edge.train.options import Options
 
 
 def main() -> None:
@@ -51,7 +51,6 @@ def main() -> None:
     arguments = parser.parse_args()
     print(describe("torch", "torchvision", "accelerate", "onnxruntime", "numpy"))
 
-    folder = arguments.run or arguments.out / "run"
     options = Options(
         data=arguments.data,
         arch=arguments.arch,
@@ -62,11 +61,7 @@ def main() -> None:
         epochs=arguments.epochs,
         seed=arguments.seed,
     )
-    if not folder.exists():
-        run_training(options, folder, resume=False)
-    run = read_finished_run(folder)
-    if arguments.run is None:
-        check_options(folder, run, options)
+    folder, run = find_or_train(arguments.run, arguments.out / "run", options)
     print_results(folder, run)
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe
+from trained import find_or_train
 
 from mate_edge import files
 from mate_edge.decide.calibrate import Calibrated, Calibration
@@ -26,9 +27,8 @@ from mate_edge.decide.softmax import Labels, Logits
 from mate_edge.decide.tune import losses
 from mate_edge.errors import UsageError
 from mate_edge.report.text import count, percent, print_table
-from mate_edge.runs import read_finished_run, read_flops, read_outputs
-from mate_edge.train.options import Options, check_options
-from mate_edge.train.start import run_training
+from mate_edge.runs import read_flops, read_outputs
+from mate_edge.train.options import Options
 
 RISKS = (("worse", 0.01, 0.05), ("worse", 0.02, 0.05), ("differs", 0.05, 0.05),
          ("worse", 0.01, None))  # fmt: skip
@@ -41,13 +41,8 @@ def main() -> None:
     parser.add_argument("--budgets", default="1.05,1.1,1.15")
     parser.add_argument("--out", type=Path, default=Path("benchmark-policies.csv"))
     arguments = parser.parse_args()
-    folder = arguments.run or Path("benchmark-policies/run")
     options = Options(data="fashion-mnist", arch="resnet8", epochs=arguments.epochs)
-    if arguments.run is None and not folder.exists():
-        run_training(options, folder, resume=False)
-    run = read_finished_run(folder)
-    if arguments.run is None:
-        check_options(folder, run, options)
+    folder, run = find_or_train(arguments.run, Path("benchmark-policies/run"), options)
     outputs: dict[str, Any] = read_outputs(folder, run)
     flops = read_flops(folder, run)
     validation = outputs["val_logits"].astype(np.float32), outputs["val_labels"].astype(np.int64)

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe, mark_of
+from trained import find_or_train
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.export.export import export_run
 from mate_edge.report.text import count, percent, print_table
-from mate_edge.runs import read_finished_run
-from mate_edge.train.options import Options, check_options
-from mate_edge.train.start import run_training
+from mate_edge.train.options import Options
 
 TARGET = "cuda"
 
@@ -34,13 +33,8 @@ def main() -> None:
     arguments = parser.parse_args()
     print(describe("torch", "onnx", "onnxruntime", "numpy"))
 
-    folder = arguments.run or arguments.out / "run"
     options = Options(data="fashion-mnist", arch="resnet8", epochs=arguments.epochs)
-    if arguments.run is None and not folder.exists():
-        run_training(options, folder, resume=False)
-    run = read_finished_run(folder)
-    if arguments.run is None:
-        check_options(folder, run, options)
+    folder, run = find_or_train(arguments.run, arguments.out / "run", options)
     bundles: dict[str, Bundle] = {}
     for precision in ("fp32", "fp16", "int8"):
         out = arguments.out / f"{precision}-{mark_of(folder)}.mate"
