@@ -13,6 +13,7 @@ import pytest
 from mate_edge import files
 from mate_edge.errors import RunError
 from mate_edge.runs import read_finished_run, read_outputs
+from mate_edge.train.evaluate import spread
 
 
 @pytest.fixture
@@ -87,3 +88,8 @@ def test_the_flops_of_training_are_those_of_the_profile(cli: Any, own_run: Path)
     assert list(run.results.cumulative_flops) == [
         exit_["cumulative_flops"] for exit_ in profile["exits"]
     ]
+
+
+def test_samples_are_spread_evenly() -> None:
+    assert spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert spread(3, 64).tolist() == [0, 1, 2]
