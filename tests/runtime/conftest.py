@@ -1,4 +1,7 @@
-"""GPUs for the tests: fake ones that run onnxruntime as late as they may, and the real one."""
+"""What the runtime's tests share: the real GPU, fake ones, and a predictor on a clock of its own.
+
+Fake GPUs run onnxruntime, as late as they may.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_cuda import make_runtime
 from fake_gpu import FakeGpu
 from fake_pycuda import make_driver
 from fake_tensorrt import compile_to_fake, make_tensorrt
+from timed import Clock, TimedEngine
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.errors import EngineError
 from mate_edge.runtime.build import build_engines
+from mate_edge.runtime.deadline import LatencyTable
 from mate_edge.runtime.engines import ON_CPU, make_engine
 from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.predictor import Predictor
 
 Install = Callable[..., FakeGpu]
 OpenEngine = Callable[[], Engine]
@@ -103,3 +110,20 @@ def open_engine(
         install(name, backend, integrated="Jetson" in kind)
         build_engines(bundle, say=say_nothing, compiler=compile_to_fake)
     return lambda: make_engine(name, bundle, None, shared_pool=False)
+
+
+@pytest.fixture
+def frames(golden: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The bundle's golden images, uint8 [H, W, C]."""
+    return list(golden["images"])
+
+
+@pytest.fixture
+def timed(bundle_folder: Path) -> tuple[Predictor, TimedEngine, Clock]:
+    """Segments of 1, 2 and 4 ms, whose table says just that."""
+    clock = Clock()
+    engine = TimedEngine(read_bundle(bundle_folder), clock, [1.0, 2.0, 4.0])
+    predictor = Predictor(engine, "deepest", clock)
+    ms = (1.0, 2.0, 4.0)
+    predictor.timing.latencies = LatencyTable(ms, ms, ms, 999, True)
+    return predictor, engine, clock

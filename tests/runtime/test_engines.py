@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 
 from mate_edge.bundle import read_bundle
+from mate_edge.errors import EngineError
 from mate_edge.images import normalize
+from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from mate_edge.runtime.engines.tensorrt import TensorRTEngine
@@ -108,7 +112,6 @@ def test_samples_can_leave_after_each_exit(
 def test_a_batch_can_start_at_any_segment(
     open_engine: OpenEngine, images: np.ndarray, golden: Golden
 ) -> None:
-    from mate_edge.bundle import read_bundle
     from mate_edge.runtime.engines.onnxruntime import make_session, session_options
 
     with open_engine() as engine:
@@ -261,3 +264,28 @@ def test_more_images_than_are_run_at_once_answer_as_they_do_alone(
         assert [(p.index, p.exit) for p in together] == [(p.index, p.exit) for p in alone]
         for one, other in zip(alone, together, strict=True):
             np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
+
+
+def test_the_cpu_engine_computes_the_golden_logits_on_any_number_of_threads(
+    bundle_folder: Path, golden: Golden
+) -> None:
+    bundle = read_bundle(bundle_folder)
+    images = normalize(golden["images"], bundle.manifest.preprocessing)
+    scale = np.abs(golden["logits"]).max()
+    for threads in (1, 2):
+        with make_engine("onnxruntime", bundle, threads, shared_pool=False) as engine:
+            for batch in (images, images[:1]):
+                engine.load(batch)
+                for k in range(1, engine.num_segments + 1):
+                    expected = golden["logits"][: len(batch), k - 1]
+                    np.testing.assert_allclose(engine.run(k), expected, atol=1e-4 * scale)
+
+
+def test_a_segment_that_onnxruntime_refuses_is_a_clear_error(own_bundle: Path) -> None:
+    segment = own_bundle / "segments" / "1.onnx"
+    segment.write_bytes(b"not onnx")
+    manifest = json.loads((own_bundle / "manifest.json").read_bytes())
+    manifest["segments"][0]["file"].update(bytes=8, sha256=hashlib.sha256(b"not onnx").hexdigest())
+    (own_bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EngineError, match="cannot load segment 1"):
+        Predictor.load(own_bundle)
