@@ -17,6 +17,9 @@ import numpy as np
 import onnxruntime
 from fake_gpu import FakeGpu, Work
 
+from mate_edge.bundle import Bundle
+from mate_edge.runtime.build import BuildReport, build_engines
+
 MAGIC = b"FAKEPLAN"
 
 
@@ -32,6 +35,11 @@ def compile_to_fake(
     progress(1.0)
     head = json.dumps({"max_batch": max_batch, "scratch": len(model)}).encode()
     return MAGIC + len(head).to_bytes(4, "little") + head + model
+
+
+def build_fakes(bundle: Bundle, **options: Any) -> BuildReport:
+    """Build a bundle's engines for the fake GPU, in silence."""
+    return build_engines(bundle, say=lambda line: None, compiler=compile_to_fake, **options)
 
 
 @functools.lru_cache(maxsize=32)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fake_tensorrt import compile_to_fake
+from fake_tensorrt import build_fakes, compile_to_fake
 
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
@@ -152,9 +152,7 @@ def test_another_largest_batch_builds_again_and_stays(install: Any, gpu_bundle: 
     bundle = gpu_bundle(max_batch=1)
 
     def built(max_batch: int | None) -> int:
-        return build_engines(
-            bundle, max_batch=max_batch, say=lambda line: None, compiler=compile_to_fake
-        ).built
+        return build_fakes(bundle, max_batch=max_batch).built
 
     assert [built(None), built(None), built(16), built(None), built(1)] == [4, 0, 4, 0, 4]
 
@@ -302,7 +300,7 @@ def test_who_waits_for_another_build_is_told_so(install: Any, gpu_bundle: GpuBun
     fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
     install()
     bundle = gpu_bundle()
-    report = build_engines(bundle, say=lambda line: None, compiler=compile_to_fake)
+    report = build_fakes(bundle)
     told: list[str] = []
     with open(report.engines[0].path.parent / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -323,7 +321,7 @@ def test_a_state_folder_that_cannot_be_written_says_which_variable_chooses_anoth
     (tmp_path / "file").touch()
     monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
     with pytest.raises(UsageError, match="Not a directory; MATE_EDGE_STATE chooses another"):
-        build_engines(gpu_bundle(), say=lambda line: None, compiler=compile_to_fake)
+        build_fakes(gpu_bundle())
 
 
 def test_a_bundle_for_the_cpu_needs_no_build(cli: Any, bundle_folder: Path) -> None:
@@ -344,14 +342,14 @@ def test_an_engine_that_is_built_anew_must_be_verified_and_measured_anew(
 ) -> None:
     install()
     bundle = gpu_bundle()
-    report = build_engines(bundle, say=lambda line: None, compiler=compile_to_fake)
+    report = build_fakes(bundle)
     folder = report.engines[0].path.parent
     records = [folder / f"{name}.json" for name in ("verification", "bench", "latencies-1a")]
     for record in records:
         record.write_text("{}")
-    build_engines(bundle, say=lambda line: None, compiler=compile_to_fake)
+    build_fakes(bundle)
     assert all(record.exists() for record in records), "all were built already"
-    build_engines(bundle, say=lambda line: None, compiler=compile_to_fake, force=True)
+    build_fakes(bundle, force=True)
     assert not any(record.exists() for record in records)
 
 
@@ -368,7 +366,7 @@ def test_options_that_make_no_sense_are_named(
 ) -> None:
     install()
     with pytest.raises(UsageError, match=message):
-        build_engines(gpu_bundle(), say=lambda line: None, compiler=compile_to_fake, **options)
+        build_fakes(gpu_bundle(), **options)
 
 
 def test_a_gpu_that_the_library_does_not_know_is_answered_with_those_that_it_does(

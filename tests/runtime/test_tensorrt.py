@@ -5,24 +5,21 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu, Work
-from fake_tensorrt import compile_to_fake
+from fake_tensorrt import build_fakes
 
 from mate_edge.bundle import Bundle
-from mate_edge.errors import EngineError, EngineNotBuilt, ImageError, MateEdgeError, UsageError
+from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import normalize
-from mate_edge.runtime.build import build_engines
 from mate_edge.runtime.engines.tensorrt import TensorRTEngine
-from mate_edge.runtime.plans import Frame, Plans, Recipe, segment_name
+from mate_edge.runtime.plans import Frame
 from mate_edge.runtime.predictor import Predictor
 
 Golden = dict[str, np.ndarray]
@@ -34,10 +31,6 @@ MACHINES = {
 }
 
 
-def build(bundle: Bundle, **options: Any) -> None:
-    build_engines(bundle, say=lambda line: None, compiler=compile_to_fake, **options)
-
-
 @pytest.fixture(params=MACHINES)
 def gpu(request: pytest.FixtureRequest, install: Any) -> FakeGpu:
     return install(**MACHINES[request.param])
@@ -46,7 +39,7 @@ def gpu(request: pytest.FixtureRequest, install: Any) -> FakeGpu:
 @pytest.fixture
 def bundle(gpu: FakeGpu, gpu_bundle: GpuBundle) -> Bundle:
     made = gpu_bundle()
-    build(made)
+    build_fakes(made)
     return made
 
 
@@ -145,7 +138,7 @@ def test_features_cross_the_border_in_half_precision(
 ) -> None:
     pytest.importorskip("onnx", reason="the borders are cast with it here")
     bundle = with_half_borders(gpu_bundle())
-    build(bundle)
+    build_fakes(bundle)
     images = normalize(golden["images"], bundle.manifest.preprocessing)
     scale = np.abs(golden["logits"]).max()
     with TensorRTEngine(bundle) as engine:
@@ -203,7 +196,7 @@ def test_a_thread_in_which_another_gpu_is_current_uses_the_engines_own(
 ) -> None:
     pytest.importorskip("onnx", reason="the preprocessing is made with it")
     gpu, bundle = install(integrated=True), gpu_bundle()
-    build(bundle, frame=Frame(width=32, height=32, color="rgb"))
+    build_fakes(bundle, frame=Frame(width=32, height=32, color="rgb"))
     images = normalize(golden["images"], bundle.manifest.preprocessing)
     found: list[np.ndarray] = []
 
@@ -233,7 +226,7 @@ def test_a_thread_in_which_another_gpu_is_current_uses_the_engines_own(
 def test_on_a_jetson_nothing_is_copied(install: Any, gpu_bundle: GpuBundle, golden: Golden) -> None:
     gpu = install(integrated=True)
     bundle = gpu_bundle()
-    build(bundle)
+    build_fakes(bundle)
     with Predictor(TensorRTEngine(bundle)) as predictor:
         predictor.predict(golden["images"][0], policy="deepest")
     assert not [call for call in gpu.calls if "Memcpy" in call]
@@ -316,7 +309,7 @@ def test_no_synchronisation_can_be_left_out(
     bundle = gpu_bundle()
     images = normalize(golden["images"], bundle.manifest.preprocessing)
     gpu = install(**MACHINES[machine])
-    build(bundle, frame=Frame(width=32, height=32, color="rgb"))
+    build_fakes(bundle, frame=Frame(width=32, height=32, color="rgb"))
     assert in_every_way(bundle, images, golden, gpu)
     waits = list(gpu.waits)
     assert len(waits) > 20
@@ -344,7 +337,7 @@ def test_a_recording_that_fails_is_tried_once_more_while_warming_up(
 ) -> None:
     bundle = gpu_bundle()
     install()
-    build(bundle)
+    build_fakes(bundle)
     images = normalize(golden["images"], bundle.manifest.preprocessing)
 
     def recordings(fail: Callable[[int], bool]) -> tuple[int, str]:
@@ -400,7 +393,7 @@ def test_every_call_that_fails_is_a_clear_error_and_everything_is_released(
         pytest.importorskip("onnx", reason="the preprocessing is made with it")
     images = normalize(golden["images"], bundle.manifest.preprocessing)
     gpu = install(**MACHINES[machine])
-    build(bundle, frame=frame)
+    build_fakes(bundle, frame=frame)
     gpu.calls.clear()
     assert in_every_way(bundle, images, golden, gpu)
     calls = list(gpu.calls)
@@ -433,7 +426,7 @@ def test_a_predictor_that_cannot_be_loaded_leaves_nothing_behind(
 ) -> None:
     bundle = gpu_bundle()
     gpu = install()
-    build(bundle)
+    build_fakes(bundle)
     gpu.calls.clear()
     Predictor.load(bundle.folder, engine="tensorrt").close()
     calls = list(gpu.calls)
@@ -455,7 +448,7 @@ def test_what_failed_first_is_what_is_told(
 ) -> None:
     gpu = install()
     bundle = gpu_bundle()
-    build(bundle)
+    build_fakes(bundle)
 
     def fail(predictor: Predictor) -> None:
         with predictor:
@@ -524,12 +517,12 @@ def test_too_large_a_batch_says_what_to_rebuild(
     gpu: FakeGpu, gpu_bundle: GpuBundle, golden: Golden
 ) -> None:
     bundle = gpu_bundle(max_batch=2)
-    build(bundle)
+    build_fakes(bundle)
     images = normalize(golden["images"], bundle.manifest.preprocessing)
     message = r"8 samples .* take 2: .* --max-batch 8"
     with TensorRTEngine(bundle) as engine, pytest.raises(UsageError, match=message):
         engine.load(images)
-    build(bundle, max_batch=8)
+    build_fakes(bundle, max_batch=8)
     with TensorRTEngine(bundle) as engine:
         engine.load(images)
         assert close_to(engine.run(1), golden["logits"][:, 0])
@@ -541,7 +534,7 @@ def test_too_little_memory_says_how_much_was_asked_for(
 ) -> None:
     gpu = install(backend=backend, memory_bytes=10_000)
     bundle = gpu_bundle()
-    build(bundle)
+    build_fakes(bundle)
     with pytest.raises(EngineError, match=r"out of memory \(32,768 bytes .*--max-batch"):
         TensorRTEngine(bundle).open(1)
     assert leaks(gpu) == []
@@ -553,7 +546,7 @@ def test_a_lost_device_is_a_clear_error_and_never_an_answer(
 ) -> None:
     gpu = install(backend=backend)
     bundle = gpu_bundle()
-    build(bundle)
+    build_fakes(bundle)
     engine = TensorRTEngine(bundle)
     engine.load(normalize(golden["images"], bundle.manifest.preprocessing))
     gpu.lost = "cudaErrorIllegalAddress"
@@ -568,175 +561,6 @@ def test_a_lost_device_is_a_clear_error_and_never_an_answer(
     assert leaks(gpu) == []
 
 
-# what is missing or of the wrong version
-
-
-def test_an_engine_of_another_build_of_the_library_is_not_loaded(
-    install: Any, gpu_bundle: GpuBundle
-) -> None:
-    """TensorRT refuses the engines of 10.13.0.35 in 10.13.0.40."""
-    bundle = gpu_bundle()
-    install(version="10.13.0.35")
-    build(bundle)
-    install(version="10.13.0.40")
-    with pytest.raises(EngineNotBuilt, match=r"tensorrt-10\.13\.0\.40-.*mate-edge build"):
-        TensorRTEngine(bundle)
-
-
-@pytest.mark.parametrize(
-    ("library", "version", "advice"),
-    [("tensorrt", "10.2.0", "JetPack 6.1"), ("tensorrt", "8.6.1.6", "10.3 or later"),
-     ("tensorrt_rtx", "1.2.0.54", "pip install -U tensorrt-rtx")],
-)  # fmt: skip
-def test_an_old_library_says_what_to_upgrade(
-    library: str, version: str, advice: str, install: Any, gpu_bundle: GpuBundle
-) -> None:
-    install(library, version=version)
-    with pytest.raises(EngineError, match=advice):
-        build(gpu_bundle(library))
-
-
-def test_a_missing_library_says_how_to_get_it(
-    install: Any, gpu_bundle: GpuBundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install()
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match="--system-site-packages"):
-        TensorRTEngine(gpu_bundle())
-
-
-def test_without_any_binding_it_says_how_to_get_one(
-    install: Any, gpu_bundle: GpuBundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(backend="neither")
-    with pytest.raises(
-        EngineError, match=r"neither cuda-bindings nor pycuda .*mate-edge\[cuda12\]"
-    ):
-        TensorRTEngine(gpu_bundle())
-
-
-@pytest.mark.parametrize(
-    ("driver", "message"), [(0, "no NVIDIA driver"), (12020, r"supports CUDA 12.2, .* CUDA 13.0")]
-)
-def test_a_missing_or_old_driver_is_named(
-    driver: int, message: str, install: Any, gpu_bundle: GpuBundle
-) -> None:
-    gpu = install()
-    gpu.driver, gpu.runtime = driver, 13000
-    with pytest.raises(EngineError, match=message):
-        TensorRTEngine(gpu_bundle())
-
-
-def test_a_bundle_for_another_engine_is_refused(install: Any, gpu_bundle: GpuBundle) -> None:
-    install()
-    with pytest.raises(EngineError, match="is for onnxruntime, not for tensorrt"):
-        TensorRTEngine(gpu_bundle("onnxruntime"))
-
-
-# engines on the disk
-
-
-def plan_files(bundle: Bundle) -> tuple[Plans, Path]:
-    engine = TensorRTEngine(bundle)
-    plans = engine._shared.plans
-    return plans, plans.path(segment_name(bundle.manifest.segments[0].file.sha256))
-
-
-def test_an_engine_that_is_not_there_says_what_to_type(install: Any, gpu_bundle: GpuBundle) -> None:
-    install()
-    bundle = gpu_bundle()
-    with pytest.raises(EngineNotBuilt, match=r"segment 1 .* type mate-edge build"):
-        TensorRTEngine(bundle)
-
-
-@pytest.mark.parametrize("damage", [b"", b"FAKEPLAN", None])
-def test_a_corrupt_engine_is_not_loaded_and_is_built_again(
-    damage: bytes | None, install: Any, gpu_bundle: GpuBundle, images_of: Any
-) -> None:
-    install()
-    bundle = gpu_bundle()
-    build(bundle)
-    _, path = plan_files(bundle)
-    data = path.read_bytes()
-    path.write_bytes(data[:-1] + b"x" if damage is None else damage)
-    with pytest.raises(EngineNotBuilt, match="mate-edge build"):
-        TensorRTEngine(bundle).open(1)
-    lines: list[str] = []
-    build_engines(bundle, say=lines.append, compiler=compile_to_fake)
-    assert sum("built already" in line for line in lines) == 3
-    assert path.read_bytes() == data
-    with TensorRTEngine(bundle) as engine:
-        engine.load(images_of(bundle))
-        engine.run(1)
-
-
-@pytest.fixture
-def images_of(golden: Golden) -> Any:
-    return lambda bundle: normalize(golden["images"], bundle.manifest.preprocessing)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"bundle": "0" * 64}, {"version": "10.4.0"}, {"cuda": "12.8"}, {"gpu": "Xavier"},
-     {"multiprocessors": 8}, {"compute_capability": "7.2"}, {"library": "tensorrt_rtx"}],
-    ids=lambda change: next(iter(change)),
-)  # fmt: skip
-def test_an_engine_of_another_key_is_never_loaded(
-    change: dict[str, str | int], install: Any, gpu_bundle: GpuBundle
-) -> None:
-    install()
-    bundle = gpu_bundle()
-    build(bundle)
-    _, path = plan_files(bundle)
-    record = path.with_suffix(".json")
-    found = json.loads(record.read_bytes())
-    found["key"]["platform"].update({k: v for k, v in change.items() if k != "bundle"})
-    found["key"].update({k: v for k, v in change.items() if k == "bundle"})
-    record.write_text(json.dumps(found))
-    with pytest.raises(EngineNotBuilt):
-        TensorRTEngine(bundle)
-
-
-def test_an_engine_of_another_segment_is_never_loaded(install: Any, gpu_bundle: GpuBundle) -> None:
-    install()
-    bundle = gpu_bundle()
-    build(bundle)
-    plans, path = plan_files(bundle)
-    other = plans.path(segment_name(bundle.manifest.segments[1].file.sha256))
-    for suffix in (".engine", ".json"):
-        path.with_suffix(suffix).write_bytes(other.with_suffix(suffix).read_bytes())
-    with pytest.raises(EngineNotBuilt):
-        TensorRTEngine(bundle)
-
-
-def test_an_engine_with_other_tensors_than_the_manifests_is_refused(
-    install: Any, gpu_bundle: GpuBundle
-) -> None:
-    install()
-    bundle = gpu_bundle()
-    build(bundle)
-    plans, _ = plan_files(bundle)
-    first, second = (segment.file for segment in bundle.manifest.segments[:2])
-    data = compile_to_fake(None, bundle.read(second), "", 8, (8, 6), lambda share: None)
-    plans.write(segment_name(first.sha256), first.sha256, Recipe(max_batch=8), data)
-    with TensorRTEngine(bundle) as engine, pytest.raises(EngineError, match="other tensors"):
-        engine.open(1)
-
-
-def test_a_hash_that_leads_out_of_the_state_folder_is_refused(
-    install: Any, gpu_bundle: GpuBundle
-) -> None:
-    from mate_edge.bundle import read_bundle
-
-    install()
-    folder = gpu_bundle().folder
-    text = (folder / "manifest.json").read_text()
-    sha256 = json.loads(text)["segments"][0]["file"]["sha256"]
-    (folder / "manifest.json").write_text(text.replace(sha256, "../../../evil"))
-    with pytest.raises(MateEdgeError, match="no SHA-256"):
-        TensorRTEngine(read_bundle(folder))
-
-
 # frames
 
 
@@ -749,7 +573,7 @@ def in_color(pixels: np.ndarray) -> np.ndarray:
 def framed(gpu: FakeGpu, gpu_bundle: GpuBundle) -> Any:
     pytest.importorskip("onnx", reason="the preprocessing is made with it")
     bundle = gpu_bundle()
-    build(bundle, frame=Frame(width=32, height=32, color="bgr"))
+    build_fakes(bundle, frame=Frame(width=32, height=32, color="bgr"))
     with TensorRTEngine(bundle) as engine:
         yield engine
     assert leaks(gpu) == []
