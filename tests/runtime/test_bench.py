@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -27,14 +21,11 @@ from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Deepest
 from mate_edge.errors import UsageError
 from mate_edge.report.bench import Bench
-from mate_edge.runtime.bench import load
 from mate_edge.runtime.bench.bench import measure
-from mate_edge.runtime.bench.diagnoses import Observed, diagnose
-from mate_edge.runtime.bench.load import CpuUse, busy_processes
 from mate_edge.runtime.bench.options import Options
-from mate_edge.runtime.bench.rounds import Contender, Plan, Sample, run_rounds
+from mate_edge.runtime.bench.rounds import Contender, Plan, run_rounds
 from mate_edge.runtime.bench.subjects import Subject
-from mate_edge.runtime.doctor.machine import Machine, Ran
+from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.latencies import read_latencies
 from mate_edge.runtime.predictor import Predictor
 
@@ -350,147 +341,6 @@ def test_several_engines_run_in_the_same_rounds(bundle_folder: Path, tmp_path: P
     assert (slow.engine, quick.engine) == ("slow", "quick")
     assert slow.back_to_back["deepest"].times.median_ms == pytest.approx(3.0)
     assert quick.back_to_back["deepest"].times.median_ms == pytest.approx(1.5)
-
-
-# diagnoses
-
-
-def sample(*segment_ms: float, before_ms: float = 0.1) -> Sample:
-    elapsed = before_ms + sum(segment_ms)
-    return Sample(len(segment_ms), elapsed, before_ms / 2, before_ms / 2, segment_ms)
-
-
-QUIET = Observed(
-    deepest=[sample(1.0, 1.0)] * 100,
-    unpaced=[sample(1.0, 1.0)] * 100,
-    fps=None,
-    busy_share=0.9,
-    threads=1,
-    own_cpus=0.95,
-    other_cpus=0.05,
-    judged="balanced",
-    shares=(0.5, 0.5),
-    on_gpu=False,
-    machine=Machine(root=Path("/nowhere"), run=lambda command: Ran(127)),
-)
-
-
-def test_nothing_is_said_of_a_machine_on_which_all_is_well() -> None:
-    assert diagnose(QUIET) == ()
-
-
-def governed(folder: Path, mode: str) -> Machine:
-    file = folder / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(mode)
-    return Machine(root=folder, run=lambda command: Ran(127))
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"deepest": [sample(1.0)] * 50 + [sample(1.3)] * 50}, "1.30 times slower during the run"),
-        ({"deepest": [sample(1.3)] * 50 + [sample(1.0)] * 50}, "1.30 times faster during the run"),
-        ({"other_cpus": 1.0}, "other processes used 1.0 CPUs"),
-        ({"own_cpus": 2.0}, "threads spin"),
-        ({"fps": 30.0, "deepest": [sample(1.5, 1.5)] * 100}, "at 30 a second .* 1.50 times"),
-        ({"deepest": [sample(1.0, before_ms=3.0)] * 100}, "decoding and preprocessing take 3.00"),
-        ({"shares": (0.0, 0.0, 1.0)}, "exits 1, 2 are never used at balanced"),
-        ({"shares": (0.4, 0.001, 0.6)}, "exit 2 is never used at balanced"),
-    ],
-)
-def test_each_thing_that_is_wrong_is_said_alone(change: dict[str, Any], says: str) -> None:
-    import re
-
-    (said,) = diagnose(replace(QUIET, **change))
-    assert re.search(says, said)
-
-
-def test_a_governor_or_power_mode_that_saves_power_is_said(tmp_path: Path) -> None:
-    (said,) = diagnose(replace(QUIET, machine=governed(tmp_path, "powersave")))
-    assert "governor is powersave" in said
-    assert not diagnose(replace(QUIET, machine=governed(tmp_path, "performance")))
-    tree = tmp_path / "proc/device-tree/compatible"
-    tree.parent.mkdir(parents=True)
-    tree.write_text("nvidia,tegra234")
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/nvpmodel.conf").write_text("< POWER_MODEL ID=0 NAME=MAXN >\n")
-    jetson = Machine(root=tmp_path, run=lambda command: Ran(0, "NV Power Mode: 15W\n2"))
-    said, *more = diagnose(replace(QUIET, machine=jetson, on_gpu=True))
-    assert "power mode 15W" in said
-    assert "sudo nvpmodel -m 0" in said
-    assert "sudo jetson_clocks" in more[0]
-
-
-def test_a_few_rounds_prove_no_slow_down() -> None:
-    deepest = [sample(1.0)] * 6 + [sample(2.0)] * 6
-    assert diagnose(replace(QUIET, deepest=deepest)) == ()
-
-
-# the load
-
-
-def alive(process: int) -> bool:
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except (ProcessLookupError, FileNotFoundError):  # the first one: reaped while it is read
-        return False
-    return stat.rsplit(")", 1)[1].split()[0] != "Z"
-
-
-@pytest.mark.parametrize("error", [None, UsageError, KeyboardInterrupt, SystemExit])
-def test_busy_processes_are_ended_however_it_ends(error: Any) -> None:
-    seen: list[int] = []
-    try:
-        with busy_processes(2) as processes:
-            seen += processes
-            assert all(alive(process) for process in seen)
-            if error is not None:
-                raise error
-    except (UsageError, KeyboardInterrupt, SystemExit):
-        pass
-    assert len(seen) == 2
-    assert not any(alive(process) for process in seen)
-
-
-def test_ctrl_c_in_a_terminal_does_not_reach_them() -> None:
-    with busy_processes(1) as (process,):
-        assert os.getpgid(process) != os.getpgid(0)
-
-
-def test_busy_processes_end_with_a_parent_that_was_killed() -> None:
-    program = (
-        "from mate_edge.runtime.bench.load import busy_processes\nimport time\n"
-        "with busy_processes(1) as found:\n    print(*found, flush=True)\n    time.sleep(60)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert alive(child)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    parent.stdout.close()
-    for _ in range(200):
-        if not alive(child):
-            return
-        time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    pytest.fail("the busy process outlived its parent")
-
-
-def test_what_other_processes_use_is_told_from_what_this_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = SimpleNamespace(monotonic=lambda: 100.0, process_time=lambda: 7.0)
-    monkeypatch.setattr(load, "time", now)
-    ticks, stat = os.sysconf("SC_CLK_TCK"), tmp_path / "stat"
-    stat.write_text("cpu  100 0 100 5000 0 0 0 0 0 0\ncpu0 1 2\n")
-    use = CpuUse(stat)
-    now.monotonic, now.process_time = lambda: 104.0, lambda: 10.0
-    stat.write_text(f"cpu  {100 + 8 * ticks} 0 100 5000 0 0 0 0 0 0\n")
-    assert use.own() == 0.75  # 3 s of the 4
-    assert use.others() == 1.25  # 5 of the 8 s that all CPUs computed
-    assert CpuUse(tmp_path / "none").others() is None
 
 
 # the command
