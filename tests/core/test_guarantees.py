@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from drawn import CLASSES, COSTS, draw
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,20 +23,6 @@ from mate_edge.decide.risk import (
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.tune import Loss
 from mate_edge.errors import UsageError
-
-EXITS, CLASSES = 3, 4
-COSTS = (1.0, 2.0, 3.0)
-
-
-def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw logits of three exits, each surer and better than the last, that err independently.
-
-    So early exits repair some of the last one's mistakes.
-    """
-    labels = rng.integers(0, CLASSES, n)
-    logits = rng.normal(0, 1, (n, EXITS, CLASSES))
-    logits += np.array([1.6, 2.0, 2.4])[:, None] * np.eye(CLASSES)[labels][:, None]
-    return (2 * logits).astype(np.float32), labels
 
 
 @given(n=st.integers(1, 60), k=st.integers(-1, 61), p=st.floats(0.001, 0.999))

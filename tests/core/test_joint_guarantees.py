@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn import COSTS, EXITS, draw
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,18 +16,8 @@ from mate_edge.decide.simulate import simulate
 from mate_edge.decide.tune import Search, losses, lost_on_the_way
 from mate_edge.errors import UsageError
 
-EXITS, CLASSES = 3, 4
-COSTS = (1.0, 2.0, 3.0)
 HURRIED = np.repeat([1, 2, 3], [2, 8, 90])
 """Rounds in which the deadline ends 2 % at exit 1 and 8 % at exit 2."""
-
-
-def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw logits of three exits, each surer and better than the last, that err independently."""
-    labels = rng.integers(0, CLASSES, n)
-    logits = rng.normal(0, 1, (n, EXITS, CLASSES))
-    logits += np.array([1.6, 2.0, 2.4])[:, None] * np.eye(CLASSES)[labels][:, None]
-    return (2 * logits).astype(np.float32), labels
 
 
 def test_a_deadline_ends_a_sample_where_the_policy_would_have_gone_on() -> None:
