@@ -28,14 +28,14 @@ ENGINES: dict[str, str] = {
 EVERYWHERE = "onnxruntime"
 """The engine that needs no GPU and runs every bundle."""
 
-ON_CPU = (EVERYWHERE, "openvino")
-"""The engines that need no GPU."""
-
 NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "tensorrt": (("tensorrt",), ("cuda.bindings", "pycuda")),
     "tensorrt_rtx": (("tensorrt_rtx",), ("cuda.bindings", "pycuda")),
 }
 """What an engine on a GPU imports: of each group, any one."""
+
+ON_CPU = tuple(name for name in ENGINES if name not in NEEDS)
+"""The engines that need no GPU; but for `EVERYWHERE`, each is an extra and imports its own name."""
 
 
 def make_engine(name: str | None, bundle: Bundle, threads: int | None, shared_pool: bool) -> Engine:
@@ -47,9 +47,9 @@ def make_engine(name: str | None, bundle: Bundle, threads: int | None, shared_po
     """
     check_threads(threads)
     name = choose_engine(bundle, warn) if name is None else name
-    if name == "openvino" and not _importable(name):
-        raise EngineError("openvino is not installed: pip install 'mate-edge[openvino]'")
     module, _, kind = look_up("--engine", name, ENGINES).partition(":")
+    if name in ON_CPU and name != EVERYWHERE and not _importable(name):
+        raise EngineError(f"{name} is not installed: pip install 'mate-edge[{name}]'")
     try:
         found = import_module(module)
     except (ImportError, OSError) as error:
