@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import random
 import shutil
 import subprocess
 from datetime import datetime, timezone
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin
@@ -123,7 +121,7 @@ def train(
         TrainingStopped: a signal asked for it; the state is saved.
     """
     check_recipe(run.recipe, len(dataset.train.labels), accelerator.num_processes)
-    _make_repeatable(run.seed)
+    _make_repeatable()
     network = network_of(run)
     if run.structure not in (None, structure_of(network)):
         raise _another_network(run, folder)
@@ -186,11 +184,8 @@ def train(
     accelerator.wait_for_everyone()
 
 
-def _make_repeatable(seed: int) -> None:
-    """Seed whatever draws, alike in all processes, and let torch compute one way only."""
-    torch.manual_seed(seed)
-    random.seed(seed)  # a network of the user's own may draw from any
-    np.random.seed(seed % 2**32)
+def _make_repeatable() -> None:
+    """Let torch compute in one way only; `network_of` seeds whatever draws."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     # nothing reads it, and filling costs 5 %
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
@@ -143,9 +145,15 @@ def assemble(
 def network_of(run: Run) -> MultiExitNet:
     """Build a run's network with fresh weights, without counting anything anew.
 
+    All generators begin with the run's seed: every process draws the same weights, and a network
+    of the user's own draws again what no state dict keeps, such as a buffer that is not persistent.
+
     Raises:
         UsageError: the user's own network can no longer be imported.
     """
+    torch.manual_seed(run.seed)
+    random.seed(run.seed)
+    np.random.seed(run.seed % 2**32)
     preprocessing = run.preprocessing
     network = build_network(
         run.arch,

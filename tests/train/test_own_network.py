@@ -21,8 +21,8 @@ from mate_edge.export.check import check_models
 from mate_edge.export.export import export_run
 from mate_edge.export.segments import export_models
 from mate_edge.files import write_json
-from mate_edge.images import Preprocessing
-from mate_edge.runs import read_finished_run, write_run
+from mate_edge.images import Preprocessing, normalize
+from mate_edge.runs import read_finished_run, read_outputs, write_run
 from mate_edge.train.backbones import make_parts
 from mate_edge.train.ending import Ending
 from mate_edge.train.evaluate import cumulative_flops
@@ -66,6 +66,14 @@ def listing():
     class Pair(nn.Module):
         def forward(self, x): return [x, x]
     return [Pair()]
+class Features(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.rand(4, 1, 1), persistent=False)
+    def forward(self, x):
+        return x * self.scale
+def drawing(channels, size):
+    return [nn.Sequential(conv(channels, 4), Features()), conv(4, 8)]
 def broken(): return 1 / 0
 def one_by_one(): yield conv(1, 4)
 
@@ -336,6 +344,21 @@ def test_a_network_that_computes_something_else_than_it_did_is_not_exported(
     with pytest.raises(ExportError, match="the network is not the one that was trained"):
         export_run(folder, run, "cpu", None, None, tmp_path / "b.mate", print)
     assert not (tmp_path / "b.mate").exists()
+
+
+def test_what_an_own_network_draws_and_no_state_dict_keeps_is_drawn_again(
+    nets: Callable[[str], str], tmp_path: Path
+) -> None:
+    options = Options(data="digits", arch=nets(":drawing"), epochs=1, train_images=64, seed=7)
+    options = dataclasses.replace(options, batch_size=32)
+    folder, run = run_training(options, tmp_path / "run", resume=False)
+    torch.rand(3)  # export is another process: its generators stand elsewhere
+    network = load_network(folder, run)
+    outputs = read_outputs(folder, run)
+    sample = outputs["val_images"]
+    found = network(torch.from_numpy(normalize(sample, run.preprocessing)))
+    kept = torch.from_numpy(outputs["val_logits"][outputs["val_image_indices"]])
+    torch.testing.assert_close(found, kept, rtol=1e-4, atol=1e-4)
 
 
 def test_a_layer_without_weights_may_stand_in_two_stages_and_counts_in_both(
