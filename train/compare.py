@@ -127,13 +127,17 @@ def run_comparison(
 
     Raises:
         UsageError: other options than the comparison was begun with, or several processes were
-            launched to train one run together.
+            launched to train one run together, or `folder` is a run itself.
         MateEdgeError: as `run_training`.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError(
             "compare trains each run in one process: start it once for each device instead, with "
             "the same --out, and each takes its share of the runs"
+        )
+    if (folder / files.RUN).exists():
+        raise UsageError(
+            f"{folder} is a run, and a comparison has runs in it: choose another --out"
         )
     files.make_folder(folder)
     _agree(folder, options)

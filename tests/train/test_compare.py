@@ -115,6 +115,14 @@ def test_runs_of_other_options_are_not_taken_for_these(comparison: Path) -> None
         kept.rename(comparison / "mate+alpha=2-seed0")
 
 
+def test_a_run_is_no_comparison_and_stays_as_it_is(comparison: Path) -> None:
+    folder = comparison / "ce-seed0"
+    before = sorted(folder.iterdir())
+    with pytest.raises(UsageError, match="ce-seed0 is a run, and a comparison has runs in it"):
+        run_comparison(folder, parse_methods("ce"), (0,), QUICK)
+    assert sorted(folder.iterdir()) == before
+
+
 def test_options_with_which_no_run_began_bind_nobody(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--epochs must be 1 or more"):
         run_comparison(tmp_path, parse_methods("ce"), (0,), dataclasses.replace(QUICK, epochs=0))
