@@ -119,7 +119,9 @@ def check_options(folder: Path, run: Run, options: Options) -> None:
         if option.name == "weights":
             wanted = wanted and read_weights(wanted).sha256
         if option.name == "method_options":
-            wanted = wanted and complete_options(run.method, run.method_options | wanted)
+            complete = wanted and complete_options(run.method, run.method_options | wanted)
+            wanted = {name: v for name, v in complete.items() if v != run.method_options.get(name)}
+            found = {name: run.method_options.get(name) for name in wanted}
         if option.name == "exits" and not run.cuts and wanted == str(run.exits):
             continue  # the ends of the stages, in other words
         if wanted not in (None, {}, found):

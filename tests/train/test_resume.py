@@ -249,7 +249,7 @@ def test_a_resume_with_other_options_is_refused_and_changes_nothing(quick: Optio
     for options, says in (
         (Options(arch="resnet20"), "arch resnet8, not resnet20"),
         (Options(epochs=9), "epochs 2, not 9"),
-        (Options(method_options={"beta": 0.5}), "beta"),
+        (Options(method_options={"beta": 0.5}), r"method_options {'beta': 0.7}, not {'beta': 0.5}"),
         (Options(seed=4), "seed 0, not 4"),
     ):
         with pytest.raises(UsageError, match=says):
