@@ -162,11 +162,14 @@ def read_weights(file: Path) -> Weights:
                     file=sys.stderr,
                 )
             found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(
-        isinstance(name, str) and isinstance(t, Tensor) for name, t in found.items()
-    ):
+    foreign = (
+        [str(n) for n, t in found.items() if not (isinstance(n, str) and isinstance(t, Tensor))]
+        if isinstance(found, Mapping)
+        else [f"a {type(found).__name__}"]
+    )
+    if foreign:
         raise UsageError(
-            f"--weights {file} holds no state dict: save it with "
+            f"--weights {file} holds no state dict (but {some(foreign)}): save it with "
             "torch.save(network.state_dict(), ...)"
         )
     if odd := [name for name, tensor in found.items() if tensor.layout is not torch.strided]:

@@ -225,9 +225,9 @@ class Hostile:
             {"model": {"a": torch.zeros(2)}, "args": argparse.Namespace(a=Hostile())},
             r"more than tensors \(getattr\)",
         ),
-        ("list.pth", [torch.zeros(2)], "no state dict"),
-        ("nested.pth", {"epoch": 3}, "no state dict"),
-        ("numbered.pth", {0: torch.zeros(2)}, "no state dict"),
+        ("list.pth", [torch.zeros(2)], r"no state dict \(but a list\)"),
+        ("nested.pth", {"net": {"a": torch.zeros(2)}, "acc": 3}, r"no state dict \(but net, acc\)"),
+        ("numbered.pth", {0: torch.zeros(2)}, r"no state dict \(but 0\)"),
     ],
 )
 def test_a_file_without_a_state_dict_is_a_clear_error_and_runs_no_code(
