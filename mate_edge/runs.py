@@ -200,6 +200,8 @@ def read_run(folder: Path) -> Run:
     path = folder / files.RUN
     if not path.exists() and (folder / files.MANIFEST).is_file():
         raise RunError(f"{folder} is a bundle: name the run that it was exported from")
+    if not path.exists() and (inside := sorted(folder.glob(f"*/{files.RUN}"))):
+        raise RunError(f"{folder} is no run but holds some: name one, such as {inside[0].parent}")
     data = files.read_bytes(path, files.MAX_JSON_BYTES, RunError)
     return files.decode_json(data, Run, path, SCHEMA, RunError)
 

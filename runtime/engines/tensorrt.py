@@ -162,8 +162,6 @@ class TensorRTEngine(Engine):
     def _segments(self) -> tuple[Segment, ...]:
         return self.bundle.manifest.segments
 
-    # what is held
-
     def _open_memory(self) -> _Memory:
         """Return where everything lies; allocate it at first, all or nothing."""
         if self._memory is None:
@@ -275,8 +273,6 @@ class TensorRTEngine(Engine):
     def _failure(self, part: _Part, what: str) -> EngineError:
         said = self._library.errors(of_this_thread=True)
         return EngineError(f"{part.what}: {what}" + (f": {said}" if said else ""))
-
-    # a batch on its way
 
     def load(self, inputs: NDArray[np.generic], k: int = 1) -> None:
         """See `Engine.load`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,16 @@ def test_more_than_ten_times_the_images_of_the_smallest_class_are_noted(tmp_path
     )
 
 
+def test_images_beside_the_class_folders_are_named(tmp_path: Path) -> None:
+    tree = dict.fromkeys(("train/ant", "train/bee", "val/ant", "test/bee"), 2)
+    folder = make_folder(tmp_path, tree)
+    (folder / "train" / "notes.txt").touch()
+    assert "left out" not in load_dataset(str(folder), 32).note
+    shutil.copy(next((folder / "train" / "ant").iterdir()), folder / "train" / "stray.png")
+    note = load_dataset(str(folder), 32).note
+    assert "images outside the class folders are left out: stray.png" in note
+
+
 def test_validation_and_test_folders_may_lack_rare_classes(tmp_path: Path) -> None:
     tree = {"train/ant": 9, "train/bee": 9, "train/cat": 9, "val/bee": 3, "test/ant": 2,
             "test/cat": 4}  # fmt: skip
@@ -142,8 +153,8 @@ def test_a_plain_folder_of_classes_is_split_in_three(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
-        ({}, "0 class folders"),
-        ({"ant": 9}, "1 class folders"),
+        ({}, "two class folders or more, and has 0"),
+        ({"ant": 9}, "two class folders or more, and has 1"),
         ({"ant": 9, "bee": 0}, "bee has no readable image"),
         ({"ant": 3, "bee": 3}, "has 6 images, too few to split off test and val: it takes 7 or"),
         ({"train/a": 3, "train/b": 2, "test/a": 1}, "5 images, .* split off val: it takes 6 or"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ def test_a_run_that_makes_no_sense_is_a_clear_error(
     change(run)
     (tmp_path / "run.json").write_text(json.dumps(run))
     with pytest.raises(RunError, match=f"damaged: .*{says}"):
+        read_run(tmp_path)
+
+
+def test_a_comparison_is_no_run_but_names_one(run_folder: Path, tmp_path: Path) -> None:
+    for name in ("mate-seed0", "ce-seed0"):
+        shutil.copytree(run_folder, tmp_path / name)
+    with pytest.raises(RunError, match=f"holds some: name one, such as {tmp_path}/ce-seed0$"):
         read_run(tmp_path)
 
 

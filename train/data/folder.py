@@ -51,11 +51,11 @@ def load(root: Path, size: int) -> Dataset:
     _check_names(root, top)
     if len(classes) < 2:
         raise DataError(
-            f"{top} has {len(classes)} class folders: put each class's images into a folder of its "
-            "own, two classes or more"
+            f"{top} needs two class folders or more, and has {len(classes)}: put each class's "
+            "images into a folder of its own"
         )
     train = _scan(top, classes, classes)
-    notes = [*_note_gaps(classes), *_note_small(train.paths, size)]
+    notes = [*_note_gaps(classes), *_note_loose(top), *_note_small(train.paths, size)]
     splits = {}
     for name in ("val", "test"):
         if top != root and (root / name).is_dir():
@@ -110,6 +110,16 @@ def _note_gaps(classes: tuple[str, ...]) -> list[str]:
     gaps = sorted(set(range(min(numbers), max(numbers))) - set(numbers))
     missing = some([str(number) for number in gaps])
     return [f"the classes are numbers, and there is no folder {missing}"] if gaps else []
+
+
+def _note_loose(top: Path) -> list[str]:
+    """Name images that lie beside the class folders."""
+    loose = sorted(
+        entry.name
+        for entry in top.iterdir()
+        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    )
+    return [f"images outside the class folders are left out: {some(loose)}"] if loose else []
 
 
 def _note_small(images: Sequence[Path], size: int) -> list[str]:
