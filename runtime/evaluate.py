@@ -92,7 +92,7 @@ def evaluate_folder(
         max_ms: the deadline of each image.
         save: a CSV file to write, one row an image, however it ends.
         engine: a name in `ENGINES`; None lets `choose_engine` choose.
-        say: figures what is going on.
+        say: told what is going on.
         threads: of the CPU engine.
         show: given the figures before `save` is written: a full disk then costs the file alone.
 
