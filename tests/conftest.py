@@ -121,7 +121,7 @@ def cli(warm: Warm) -> Cli:
 def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Like `cli`, in this process: importing torch for a one-line error takes seconds."""
 
-    def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, cwd: Path = Path()) -> subprocess.CompletedProcess[str]:
         command = ["mate-edge", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setattr(os, "_exit", sys.exit)  # how `run` ends

@@ -50,7 +50,7 @@ def compare_segments(modules: list[SegmentModule]) -> set[str]:
     [
         ("mobilenet_v3_small", {"HardSwish", "HardSigmoid"}),
         ("convnext_tiny", {"LayerNormalization", "Gelu"}),
-        ("shufflenet_v2_x0_5", {"Split", "Concat"}),
+        pytest.param("shufflenet_v2_x0_5", {"Split", "Concat"}, marks=pytest.mark.slow),
     ],
 )
 def test_the_families_with_operators_of_their_own_are_exported(arch: str, own: set[str]) -> None:

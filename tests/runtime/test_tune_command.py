@@ -25,18 +25,18 @@ GOAL = ("--max-risk", "10%", "--delta", "0.2")
 HOURS = ("--max-risk", "10%", "--delta", "0.2", "--max-ms", "3600000")
 
 
-def tuned(cli: Any, bundle: Path, *arguments: str | Path) -> dict[str, Any]:
-    done = cli("tune", bundle, *arguments, "--json")
+def tuned(typed: Any, bundle: Path, *arguments: str | Path) -> dict[str, Any]:
+    done = typed("tune", bundle, *arguments, "--json")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def test_it_says_what_the_point_does_on_samples_that_did_not_choose_it(
-    cli: Any, bundle_folder: Path, tmp_path: Path
+    typed: Any, bundle_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "mine.json"
-    done = cli("tune", bundle_folder, *GOAL, "--policy", "margin", "--name", "mine", "--out", out)
+    done = typed("tune", bundle_folder, *GOAL, "--policy", "margin", "--name", "mine", "--out", out)
     assert done.returncode == 0, done.stderr
     bundle = read_bundle(bundle_folder)
     found = read_point(out, bundle)
@@ -79,9 +79,9 @@ def test_it_says_what_the_point_does_on_samples_that_did_not_choose_it(
     ],
 )
 def test_every_goal_gives_a_point_that_runs(
-    arguments: tuple[str, ...], guaranteed: bool, goal: str, cli: Any, bundle_folder: Path
+    arguments: tuple[str, ...], guaranteed: bool, goal: str, typed: Any, bundle_folder: Path
 ) -> None:
-    found = tuned(cli, bundle_folder, *arguments)
+    found = tuned(typed, bundle_folder, *arguments)
     assert found["goal"] == goal
     assert (found["point"]["guarantee"] is not None) == guaranteed
     assert (found["mean_ms"] is not None) == ("--budget-ms" in arguments)
@@ -91,7 +91,7 @@ def test_every_goal_gives_a_point_that_runs(
 
 
 def test_labelled_images_of_ones_own_choose_and_certify(
-    cli: Any, bundle_folder: Path, golden: dict[str, np.ndarray], tmp_path: Path
+    typed: Any, bundle_folder: Path, golden: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     last = golden["logits"][:, -1].argmax(axis=-1)
     for number, (pixels, label) in enumerate(zip(golden["images"], last, strict=True)):
@@ -101,7 +101,7 @@ def test_labelled_images_of_ones_own_choose_and_certify(
             Image.fromarray(pixels[..., 0]).save(folder / f"{number}-{copy}.png")
     (tmp_path / "ours" / str(last[0]) / "bad.png").write_text("no image")
     options = ("--images", tmp_path / "ours", "--threads", "1", "--name", "ours")
-    found = tuned(cli, bundle_folder, "--max-risk", "30%", "--delta", "20%", *options)
+    found = tuned(typed, bundle_folder, "--max-risk", "30%", "--delta", "20%", *options)
     assert found["images"] == str(tmp_path / "ours")
     assert len(found["images_sha256"]) == 64
     assert sum(found["confidences"]) == 40
@@ -111,69 +111,69 @@ def test_labelled_images_of_ones_own_choose_and_certify(
     alike = np.repeat(np.argsort(last, kind="stable"), 5)[held]  # sorted by the class's folder
     outcome = simulate(policy, golden["logits"][alike])
     assert found["point"]["val_accuracy"] == pytest.approx(outcome.accuracy(last[alike]))
-    done = cli("tune", bundle_folder, "--max-drop", "1", *options)
+    done = typed("tune", bundle_folder, "--max-drop", "1", *options)
     assert f"on the 20 images of {tmp_path / 'ours'} held back" in done.stdout
     assert "bad.png" in done.stderr
     assert "40 labelled images are few" in done.stderr
 
 
 def test_images_like_those_of_ones_own_have_not_drifted(
-    cli: Any, bundle_folder: Path, golden: dict[str, np.ndarray], tmp_path: Path
+    typed: Any, bundle_folder: Path, golden: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     folder = tmp_path / "lab" / "0"
     folder.mkdir(parents=True)
     for number, pixels in enumerate(golden["images"]):
         for copy in range(15):
             Image.fromarray(255 - pixels[..., 0]).save(folder / f"{number}-{copy}.png")
-    tuned(cli, bundle_folder, "--max-drop", "100", "--images", tmp_path / "lab", "--name", "lab")
-    ours = cli("run", "--bundle", bundle_folder, "--policy", "lab", folder)
+    tuned(typed, bundle_folder, "--max-drop", "100", "--images", tmp_path / "lab", "--name", "lab")
+    ours = typed("run", "--bundle", bundle_folder, "--policy", "lab", folder)
     assert "120 images" in ours.stdout
     assert "drifted" not in ours.stdout
-    others = cli("run", "--bundle", bundle_folder, "--policy", "balanced", folder)
+    others = typed("run", "--bundle", bundle_folder, "--policy", "balanced", folder)
     assert "not spread as on the validation images" in others.stdout
     for pixels in sorted(folder.iterdir()):
         shutil.copy(folder / "0-0.png", pixels) if pixels.name != "0-0.png" else None
-    changed = cli("run", "--bundle", bundle_folder, "--policy", "lab", folder)
+    changed = typed("run", "--bundle", bundle_folder, "--policy", "lab", folder)
     assert "not spread as on the images it was tuned on" in changed.stdout
 
 
-def test_a_deadline_that_exit_1_may_miss_is_said(cli: Any, bundle_folder: Path) -> None:
-    done = cli("tune", bundle_folder, *GOAL, "--max-ms", "0.001")
+def test_a_deadline_that_exit_1_may_miss_is_said(typed: Any, bundle_folder: Path) -> None:
+    done = typed("tune", bundle_folder, *GOAL, "--max-ms", "0.001")
     assert "0.001 ms is less than" in done.stderr
 
 
 def test_a_budget_in_ms_counts_decoding_once_it_was_measured(
-    cli: Any, bundle_folder: Path, pictures: Path
+    typed: Any, bundle_folder: Path, pictures: Path
 ) -> None:
     budget = ("tune", bundle_folder, "--budget-ms", "1e4")
     not_counted = "these latencies count no decoding of images of yours"
-    assert not_counted in cli(*budget).stderr
+    assert not_counted in typed(*budget).stderr
     bench = ("bench", bundle_folder, "--rounds", "300")
-    assert cli(*bench, "--images", pictures).returncode == 0
-    assert not_counted not in cli(*budget).stderr
-    replaced = cli(*bench)
+    assert typed(*bench, "--images", pictures).returncode == 0
+    assert not_counted not in typed(*budget).stderr
+    replaced = typed(*bench)
     assert re.search(rf"golden images .* replace those of \S+ of {pictures}", replaced.stderr)
-    assert not_counted in cli(*budget).stderr
+    assert not_counted in typed(*budget).stderr
 
 
 def test_run_takes_a_stored_name_and_a_file_and_says_what_holds(
-    cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
+    typed: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "p.json"
-    tuned(cli, bundle_folder, *GOAL, "--name", "mine", "--out", out)
+    tuned(typed, bundle_folder, *GOAL, "--name", "mine", "--out", out)
     for policy in ("mine", out):
-        done = cli("run", "--bundle", bundle_folder, "--policy", policy, pictures)
+        done = typed("run", "--bundle", bundle_folder, "--policy", policy, pictures)
         assert done.returncode == 0, done.stderr
         assert f"policy {policy} is guaranteed: on images like the" in done.stdout
         assert "a deadline voids this" in done.stdout
     run = ("run", "--bundle", bundle_folder, pictures)
-    hurried = cli(*run, "--policy", "mine", "--max-ms", "500").stdout
+    hurried = typed(*run, "--policy", "mine", "--max-ms", "500").stdout
     assert "policy mine carries a guarantee, which this deadline voids" in hurried
-    assert "policy balanced carries no guarantee" in cli(*run).stdout
-    rows = cli("bench", bundle_folder, "--rounds", "2", "--json")
+    assert "policy balanced carries no guarantee" in typed(*run).stdout
+    rows = typed("bench", bundle_folder, "--rounds", "2", "--json")
     assert {"mine", "balanced"} <= set(json.loads(rows.stdout)["points"])
-    exits = [json.loads(line)["exit"]
-             for line in cli(*run, "--policy", "exit-2", "--json").stdout.splitlines()]  # fmt: skip
+    lines = typed(*run, "--policy", "exit-2", "--json").stdout.splitlines()
+    exits = [json.loads(line)["exit"] for line in lines]
     assert exits == [2] * 8
 
 
@@ -187,10 +187,10 @@ def test_run_takes_a_stored_name_and_a_file_and_says_what_holds(
     ],
 )
 def test_a_stored_point_that_makes_no_sense_counts_as_absent(
-    damage: Any, cli: Any, bundle_folder: Path, tmp_path: Path
+    damage: Any, typed: Any, bundle_folder: Path, tmp_path: Path
 ) -> None:
     bundle = read_bundle(bundle_folder)
-    found = tuned(cli, bundle_folder, *GOAL, "--name", "mine")
+    found = tuned(typed, bundle_folder, *GOAL, "--name", "mine")
     assert set(kept_points(bundle)) == {"mine"}
     damage(found["point"])
     path = state_folder(bundle.id, POINTS) / "mine.json"
@@ -199,9 +199,9 @@ def test_a_stored_point_that_makes_no_sense_counts_as_absent(
 
 
 def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
-    cli: Any, bundle_folder: Path, pictures: Path
+    typed: Any, bundle_folder: Path, pictures: Path
 ) -> None:
-    found = tuned(cli, bundle_folder, *HOURS, "--name", "joint")
+    found = tuned(typed, bundle_folder, *HOURS, "--name", "joint")
     guarantee = found["point"]["guarantee"]
     assert guarantee["max_ms"] == 3_600_000
     assert 0 <= guarantee["halted"] < guarantee["n"] / 5, "no round is late, a few may be"
@@ -209,9 +209,9 @@ def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
     assert guarantee["device"]["cpus"] >= 1
     run = ("run", "--bundle", bundle_folder, "--policy", "joint", pictures)
     for longer in ("3600000", "7200000"):
-        assert "at most 10 % of answers" in cli(*run, "--max-ms", longer).stdout
-    assert "is guaranteed" in cli(*run).stdout
-    assert "this shorter one voids the guarantee" in cli(*run, "--max-ms", "60000").stdout
+        assert "at most 10 % of answers" in typed(*run, "--max-ms", longer).stdout
+    assert "is guaranteed" in typed(*run).stdout
+    assert "this shorter one voids the guarantee" in typed(*run, "--max-ms", "60000").stdout
 
 
 @pytest.mark.parametrize(
@@ -264,13 +264,13 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
 
 
 def test_a_point_of_another_bundle_and_one_for_other_exits_are_refused(
-    cli: Any, bundle_folder: Path, own_bundle: Path, pictures: Path, tmp_path: Path
+    typed: Any, bundle_folder: Path, own_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "p.json"
-    found = tuned(cli, bundle_folder, "--max-drop", "1", "--out", out)
+    found = tuned(typed, bundle_folder, "--max-drop", "1", "--out", out)
 
     def refused(bundle: Path) -> str:
-        done = cli("run", "--bundle", bundle, "--policy", out, pictures)
+        done = typed("run", "--bundle", bundle, "--policy", out, pictures)
         assert (done.returncode, done.stdout) == (2, "")
         return str(done.stderr)
 
@@ -295,44 +295,44 @@ def test_a_state_that_cannot_be_looked_into_is_as_if_nothing_was_stored(
 
 
 def test_a_stored_point_that_is_damaged_is_named_and_replaced(
-    cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
+    typed: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")
+    tuned(typed, bundle_folder, "--max-drop", "1", "--name", "mine")
     (stored,) = (tmp_path / "state").rglob("mine.json")
     whole = json.loads(stored.read_text())
     for damaged in ('{"schema": 1', json.dumps(whole | {"confidences": [1, 2]})):
         stored.write_text(damaged)
-        done = cli("run", "--bundle", bundle_folder, "--policy", "mine", pictures)
+        done = typed("run", "--bundle", bundle_folder, "--policy", "mine", pictures)
         assert done.returncode == 2
         assert "mine is stored on this device, but is damaged" in done.stderr
-    again = cli("tune", bundle_folder, "--max-drop", "1", "--name", "mine")
+    again = typed("tune", bundle_folder, "--max-drop", "1", "--name", "mine")
     assert "mine replaces one that was damaged or of another version" in again.stderr
-    assert cli("run", "--bundle", bundle_folder, "--policy", "mine", pictures).returncode == 0
+    assert typed("run", "--bundle", bundle_folder, "--policy", "mine", pictures).returncode == 0
 
 
-def test_what_is_stored_is_listed_and_can_be_removed(cli: Any, bundle_folder: Path) -> None:
-    refused = cli("tune", bundle_folder, "--remove", "mine")
+def test_what_is_stored_is_listed_and_can_be_removed(typed: Any, bundle_folder: Path) -> None:
+    refused = typed("tune", bundle_folder, "--remove", "mine")
     assert refused.returncode == 2
     assert "nothing is stored on this device for" in refused.stderr
-    tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")
-    tuned(cli, bundle_folder, *GOAL, "--name", "sure")
-    listed = cli("tune", bundle_folder, "--list").stdout.splitlines()
+    tuned(typed, bundle_folder, "--max-drop", "1", "--name", "mine")
+    tuned(typed, bundle_folder, *GOAL, "--name", "sure")
+    listed = typed("tune", bundle_folder, "--list").stdout.splitlines()
     assert [line.split()[0] for line in listed[2:]] == ["mine", "sure"]
     assert "--max-drop 1" in listed[2]
     assert " yes " in listed[3]
-    wrong = cli("tune", bundle_folder, "--remove", "min")
+    wrong = typed("tune", bundle_folder, "--remove", "min")
     assert (
         "unknown operating point 'min': choose from mine, sure. Did you mean mine?" in wrong.stderr
     )
-    left = json.loads(cli("tune", bundle_folder, "--remove", "mine", "--json").stdout)
+    left = json.loads(typed("tune", bundle_folder, "--remove", "mine", "--json").stdout)
     assert list(left) == ["sure"]
 
 
 def test_a_stored_name_that_means_something_by_now_is_passed_over(
-    cli: Any, bundle_folder: Path
+    typed: Any, bundle_folder: Path
 ) -> None:
     bundle = read_bundle(bundle_folder)
-    tuned(cli, bundle_folder, "--max-drop", "1", "--name", "mine")
+    tuned(typed, bundle_folder, "--max-drop", "1", "--name", "mine")
     stored = state_folder(bundle.id, POINTS) / "mine.json"
     shutil.copy(stored, stored.with_name("unsplit.json"))
     assert "mine" in all_points(bundle)
@@ -340,30 +340,32 @@ def test_a_stored_name_that_means_something_by_now_is_passed_over(
 
 
 def test_what_was_found_is_kept_under_its_name_where_the_file_cannot_be_written(
-    cli: Any, bundle_folder: Path
+    typed: Any, bundle_folder: Path
 ) -> None:
-    done = cli("tune", bundle_folder, "--max-drop", "1", "--name", "mine", "--out", "/proc/p.json")
+    done = typed(
+        "tune", bundle_folder, "--max-drop", "1", "--name", "mine", "--out", "/proc/p.json"
+    )
     assert done.returncode == 0
     assert "cannot write /proc/p.json" in done.stderr
     assert "stored: mate-edge run --policy mine" in done.stdout
 
 
 def test_what_was_found_is_printed_where_it_cannot_be_kept(
-    cli: Any, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    typed: Any, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
     goal, out = ("--max-drop", "1", "--name", "mine"), tmp_path / "p.json"
-    done = cli("tune", bundle_folder, *goal, "--json")
+    done = typed("tune", bundle_folder, *goal, "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["name"] == "mine"
     assert "mine is not kept on this device: cannot make the folder" in done.stderr
-    plain = cli("tune", bundle_folder, *goal)
+    plain = typed("tune", bundle_folder, *goal)
     assert "validation images held back: accuracy" in plain.stdout
     assert "stored:" not in plain.stdout
     assert (
         f"stored: mate-edge run --policy {out}"
-        in cli("tune", bundle_folder, *goal, "--out", out).stdout
+        in typed("tune", bundle_folder, *goal, "--out", out).stdout
     )
 
 
@@ -398,16 +400,16 @@ def test_a_budget_that_is_exceeded_on_the_half_held_back_is_said(
 
 
 def test_calibration_that_does_not_fit_the_manifest_is_a_clear_error(
-    cli: Any, own_bundle: Path
+    typed: Any, own_bundle: Path
 ) -> None:
     calibrate_on(own_bundle, np.zeros((9, 2, 10)), np.zeros(9, int))
-    done = cli("tune", own_bundle, "--max-drop", "1")
+    done = typed("tune", own_bundle, "--max-drop", "1")
     assert done.returncode == 2
     assert "export the run again" in done.stderr
 
 
 def test_without_a_bundle_it_takes_the_newest(
-    cli: Any, bundle_folder: Path, tmp_path: Path
+    typed: Any, bundle_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(bundle_folder, tmp_path / "only.mate")
-    assert cli("tune", "--max-drop", "1", cwd=tmp_path).returncode == 0
+    assert typed("tune", "--max-drop", "1", cwd=tmp_path).returncode == 0

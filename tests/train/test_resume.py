@@ -152,7 +152,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("call", "epoch", "after"),
-    [(1, 1, "epoch 1"), (2, 2, "epoch 2"), (3, 2, "the last epoch"), (4, 2, "the last epoch")],
+    [
+        pytest.param(1, 1, "epoch 1", marks=pytest.mark.slow),
+        (2, 2, "epoch 2"),
+        (3, 2, "the last epoch"),
+        pytest.param(4, 2, "the last epoch", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_stops_an_evaluation_at_once_and_costs_no_step(
     call: int,
