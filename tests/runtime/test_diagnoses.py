@@ -59,7 +59,6 @@ def governed(folder: Path, mode: str) -> Machine:
     ],
 )
 def test_each_thing_that_is_wrong_is_said_alone(change: dict[str, Any], says: str) -> None:
-
     (said,) = diagnose(replace(QUIET, **change))
     assert re.search(says, said)
 
