@@ -38,7 +38,11 @@ LARGER = {"resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"
         if arch not in LARGER
     ]
     + [("resnet18", head) for head in HEADS]
-    + [("mobilenet_v2", "bottleneck"), ("mobilenet_v2", "sepconv")],
+    + [
+        pytest.param("vgg11_bn", "bottleneck", marks=pytest.mark.slow),
+        ("mobilenet_v2", "bottleneck"),
+        ("mobilenet_v2", "sepconv"),
+    ],
 )
 def test_every_backbone_and_head_trains_at_every_exit(arch: str, head: str) -> None:
     network = build_network(arch, head, channels=1, size=32, classes=7)
