@@ -29,8 +29,8 @@ MEMORY = 0.9
 HICCUP = (1 - MEMORY) * (LARGEST_RATIO - 1)
 """What one slow segment adds to the slow-down factor, at most."""
 
-FORGOTTEN = 50
-"""Rounds after which nothing is left of it: of two segments each, 0.9^100."""
+FORGOTTEN = 100
+"""Rounds after which nothing is left of it, even where each runs one segment: 0.9^100."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,12 @@ class SlowDown:
     def __init__(self) -> None:
         self.factor = 1.0
         self._slow: list[float] = []
+
+    def copy(self) -> SlowDown:
+        """Return another that knows the same."""
+        twin = SlowDown()
+        twin.factor, twin._slow = self.factor, list(self._slow)
+        return twin
 
     def observe(self, ratio: float) -> None:
         """Take in one segment's observed time over its median.
@@ -230,7 +236,7 @@ def time_left(
     return may_continue(table, slow_down.factor, k + 1, elapsed_ms, max_ms, budget.bold)
 
 
-def exits_in_time(measured: Latencies, max_ms: float, careful: bool = False) -> list[int]:
+def exits_in_time(measured: Latencies, max_ms: float) -> list[int]:
     """Return the exit, from 1 to K, to which a deadline lets each measured round go.
 
     As the runtime would have done, one round after another, when no policy leaves early. All that
@@ -239,11 +245,30 @@ def exits_in_time(measured: Latencies, max_ms: float, careful: bool = False) -> 
     Args:
         measured: of this device.
         max_ms: the deadline.
-        careful: never bold, as the first rounds of a process: with the same slow-down factor no
-            round then goes deeper here than there, which is what a guarantee must rest on.
     """
-    table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
-    return _replay(measured, table, max_ms, range(measured.rounds), 1.0, careful)
+    table, slow_down, budget = _table(measured), SlowDown(), MissBudget()
+    exits = []
+    for i in range(measured.rounds):
+        k, elapsed_ms = _replay(measured, table, max_ms, i, slow_down, budget)
+        budget.settle(k > 1 and elapsed_ms > max_ms)
+        exits.append(k)
+    return exits
+
+
+def exits_at_least(measured: Latencies, max_ms: float) -> list[int]:
+    """Return the exit that an image reaches by a deadline in each measured round, at least.
+
+    This is what a guarantee rests on. It is never bold, like the first rounds of a process. And
+    it does not matter where the policy let the images of the rounds before leave: the slow-down
+    factor hears only the segments that run, so each round meets the largest factor that some
+    choice of exits leaves behind. (A factor that is adopted, see `SlowDown.observe`, is heard from
+    images that leave at one exit.)
+
+    Args:
+        measured: of this device.
+        max_ms: the deadline.
+    """
+    return _at_least(measured, _table(measured), max_ms, range(measured.rounds), 1.0)
 
 
 def ended_by_one(measured: Latencies, max_ms: float) -> int:
@@ -256,39 +281,62 @@ def ended_by_one(measured: Latencies, max_ms: float) -> int:
         measured: of this device.
         max_ms: the deadline.
     """
-    table, most = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms), 0
+    table, most = _table(measured), 0
     for first in range(0, measured.rounds, FORGOTTEN):
         part = range(first, min(first + FORGOTTEN, measured.rounds))
         usual, after = (
-            _replay(measured, table, max_ms, part, factor, True) for factor in (1.0, 1 + HICCUP)
+            _at_least(measured, table, max_ms, part, factor) for factor in (1.0, 1 + HICCUP)
         )
         most = max(most, sum(k < other for k, other in zip(after, usual, strict=True)))
     return 1 + most
+
+
+def _table(measured: Latencies) -> LatencyTable:
+    return LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
+
+
+def _at_least(
+    measured: Latencies, table: LatencyTable, max_ms: float, rounds: range, factor: float
+) -> list[int]:
+    """Return the exits of some rounds, see `exits_at_least`, from a slow-down factor on."""
+    ratios = [
+        [ms / usual for ms in segment_ms]
+        for segment_ms, usual in zip(measured.segments_ms, table.median_ms, strict=True)
+    ]
+    leaving = [SlowDown() for _ in ratios]  # what it is where all images leave at exit 1, 2, ...
+    careful, exits = MissBudget(), []
+    for i in rounds:
+        for slow_down in leaving:
+            slow_down.factor = factor
+        exits.append(
+            min(
+                _replay(measured, table, max_ms, i, slow_down.copy(), careful)[0]
+                for slow_down in leaving
+            )
+        )
+        for k, slow_down in enumerate(leaving, start=1):
+            for ratio in ratios[:k]:
+                slow_down.observe(ratio[i])
+        factor = max(slow_down.factor for slow_down in leaving)
+    return exits
 
 
 def _replay(
     measured: Latencies,
     table: LatencyTable,
     max_ms: float,
-    rounds: range,
-    factor: float,
-    careful: bool,
-) -> list[int]:
-    """Return the exits of some rounds, see `exits_in_time`, from a slow-down factor on."""
-    slow_down, budget = SlowDown(), MissBudget()
-    slow_down.factor = factor
+    i: int,
+    slow_down: SlowDown,
+    budget: MissBudget,
+) -> tuple[int, float]:
+    """Return the exit that round i reaches, and when it is there in ms."""
     before = (measured.rest_ms, measured.decode_ms, measured.preprocess_ms)
-    exits = []
-    for i in rounds:
-        elapsed_ms = sum(ms[i] for ms in before if ms)
-        for k, segment_ms in enumerate(measured.segments_ms, start=1):
-            elapsed_ms += segment_ms[i]
-            if not time_left(table, slow_down, budget, k, segment_ms[i], elapsed_ms, max_ms):
-                break
-        if not careful:
-            budget.settle(k > 1 and elapsed_ms > max_ms)
-        exits.append(k)
-    return exits
+    elapsed_ms = sum(ms[i] for ms in before if ms)
+    for k, segment_ms in enumerate(measured.segments_ms, start=1):
+        elapsed_ms += segment_ms[i]
+        if not time_left(table, slow_down, budget, k, segment_ms[i], elapsed_ms, max_ms):
+            break
+    return k, elapsed_ms
 
 
 def check_max_ms(max_ms: float | None) -> None:

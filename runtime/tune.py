@@ -30,7 +30,7 @@ from mate_edge.runtime.deadline import (
     check_max_ms,
     check_reachable,
     ended_by_one,
-    exits_in_time,
+    exits_at_least,
 )
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.labelled import Recorded, record_logits
@@ -230,7 +230,7 @@ def _rounds_in_time(
     table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
     frame_ms = sum(median(ms) for ms in (measured.decode_ms, measured.preprocess_ms) if ms)
     check_reachable(table, max_ms, strict=False, say=say, frame_ms=frame_ms)
-    rounds = np.asarray(exits_in_time(measured, max_ms, careful=True), np.int64)
+    rounds = np.asarray(exits_at_least(measured, max_ms), np.int64)
     num_exits = len(measured.segments_ms)
     return rounds, max(ended_by_one(measured, max_ms), design_effect(rounds, num_exits))
 
