@@ -24,7 +24,8 @@ def bench(
     ] = None,
     load: Annotated[int, typer.Option(help="Run so many busy processes beside it.")] = 0,
     images: Annotated[
-        str | None, typer.Option(help="Show these, a folder or glob; default: golden images.")
+        str | None,
+        typer.Option(help="Measure with these, a folder or glob; default: golden images."),
     ] = None,
     engine: Annotated[
         str | None, typer.Option(help=ENGINE_HELP, autocompletion=one_of("engine"))
@@ -37,7 +38,7 @@ def bench(
 ) -> None:
     """Measure a bundle beside its unsplit network; the verdict first.
 
-    Example: mate-edge bench --max-ms 5 --rounds 100
+    Example: mate-edge bench --max-ms 5
 
     Says whether exits pay here at all, which to merge away, and what disturbed the measurement.
     """

@@ -33,7 +33,7 @@ def compare(
     split: Annotated[
         str,
         typer.Option(
-            help="Show test, or val while you still choose options by it.",
+            help="Images of the tables: test, or val while options are chosen by them.",
             autocompletion=words("test", "val"),
         ),
     ] = "test",

@@ -38,7 +38,7 @@ def run(
         ),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Leave at this confidence, 0 to 1, instead.")
+        float | None, typer.Option(help="Instead of --policy: leave at this confidence, 0 to 1.")
     ] = None,
     patience_frames: Annotated[
         int | None,

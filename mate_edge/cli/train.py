@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def train(
     options: dict[str, Any],
     method: Annotated[
-        str | None, typer.Option(help="mate, ce or a baseline.", autocompletion=one_of("method"))
+        str | None,
+        typer.Option(help="mate, or a baseline such as ce.", autocompletion=one_of("method")),
     ] = None,
     method_option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, such as beta=0.6; repeatable.")

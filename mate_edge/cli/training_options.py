@@ -51,7 +51,7 @@ def training_options(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Over all processes.")] = None,
     accumulate: Annotated[
-        int | None, typer.Option(help="Split each batch into so many, one after another.")
+        int | None, typer.Option(help="Split each batch into so many parts, computed one by one.")
     ] = None,
     optimizer: Annotated[
         str | None,
@@ -111,7 +111,7 @@ def training_options(
     mixup: Annotated[float | None, typer.Option(help="MixUp's alpha, such as 0.2.")] = None,
     flip: Annotated[
         bool | None,
-        typer.Option(help="Mirror images at random; default: all but digits are."),
+        typer.Option(help="Mirror images at random; default: yes, except for digits."),
     ] = None,
     validate_every: Annotated[
         int | None, typer.Option(help="Validate each so many epochs, and after the last.")

@@ -67,8 +67,8 @@ def class_accuracy(subject: Subject, found: Figures) -> list[Plot]:
     hardest = min(shown, key=lambda c: found.classes[c].exit_accuracy[-1])
     most = max(shown, key=lambda c: gains[c])
     says = (
-        f"The hardest class is {subject.classes[hardest]}: the last exit answers "
-        f"{percent(found.classes[hardest].exit_accuracy[-1], 0)} of it rightly."
+        f"The hardest class is {subject.classes[hardest]}: the last exit gets "
+        f"{percent(found.classes[hardest].exit_accuracy[-1], 0)} of its images right."
     )
     if gains[most] > 0:
         says += (

@@ -181,8 +181,8 @@ def _exits(subject: Subject, found: Figures) -> Part:
     if found.num_exits > 1:
         says.append(
             f"The mean of all exits' logits gets {percent(found.ensemble, 2)}; "
-            f"{percent(found.overthinking, 2)} of the images are answered rightly by some exit and "
-            "wrongly by the last one."
+            f"{percent(found.overthinking, 2)} of the images are right at some exit and wrong at "
+            "the last one."
         )
     return Part("exits", "Exits", tuple(says), (Table("", tuple(columns), tuple(rows)),))
 

@@ -89,7 +89,7 @@ def choose_rows(subject: Subject) -> tuple[Row, ...]:
         ("mended", "Saved by leaving early: the last exit is wrong", good & ~right[:, -1], -sure),
         (
             "disagree",
-            "Divide the exits",
+            "The exits disagree",
             (answers != answers[:, :1]).any(axis=1),
             -confidences.min(axis=1),
         ),

@@ -60,8 +60,8 @@ def give_verdict(subject: Subject, found: Figures) -> Verdict:
     last = found.exits[-1]
     if found.num_exits == 1:
         return Verdict(
-            headline=f"This network has one exit: it answers {percent(last.accuracy)} of the "
-            f"{subject.images} rightly, and there is nothing to save.",
+            headline=f"This network has one exit: it classifies {percent(last.accuracy)} of the "
+            f"{subject.images} correctly, and there is nothing to save.",
             lines=_cautions(subject),
             key_figures=(KeyFigure(percent(last.accuracy), "accuracy"),),
         )
@@ -69,14 +69,14 @@ def give_verdict(subject: Subject, found: Figures) -> Verdict:
     shares = [percent(share, 0) for share in point.exit_shares]
     leave = [f"{share} at exit {k}" for k, share in enumerate(shares[1:], start=2)]
     lines = [
-        f"{percent(point.accuracy)} of the {found.images:,} {subject.images} are answered rightly; "
-        f"the last exit alone gets {percent(last.accuracy)}, {_interval(point)}.",
+        f"{percent(point.accuracy)} of the {found.images:,} {subject.images} are classified "
+        f"correctly; the last exit alone gets {percent(last.accuracy)}, {_interval(point)}.",
         f"{shares[0]} of the images leave at exit 1, {listed(leave)}. {percent(point.lost)} of all "
         "are wrong where the last "
         f"exit is right, {percent(point.mended)} are right where the last exit is wrong.",
         f"An image costs {count(point.mean_flops)} FLOPs on average, {count(found.whole_flops)} in "
-        f"{compared}: {fewer(found.whole_flops, point.mean_flops)}. No policy can do "
-        f"better than {found.ceiling:.2f} times, where exit 1 stands.",
+        f"{compared}: {fewer(found.whole_flops, point.mean_flops)}. At most "
+        f"{found.ceiling:.2f} times fewer are possible: exit 1 alone costs that much.",
     ]
     if subject.times is not None and subject.times.verdict:
         lines.append(f"mate-edge bench says: {subject.times.verdict[0]}.")
@@ -168,7 +168,7 @@ def worst_confusion(subject: Subject, found: Figures, k: int) -> str:
         return f"Exit {k} confuses nothing."
     share = n / found.classes[row].images
     return (
-        f"Exit {k} takes {percent(share, 0)} of {subject.classes[row]} for "
+        f"Exit {k} mistakes {percent(share, 0)} of {subject.classes[row]} for "
         f"{subject.classes[column]}, its most frequent confusion ({n:,} images)."
     )
 

@@ -99,7 +99,7 @@ def test_the_page_of_a_run_shows_everything_that_a_run_knows(documented: Any) ->
         "What teacher 1 is made of",
         "Loss over the epochs",
         "Leave first",
-        "Divide the exits",
+        "The exits disagree",
         "git commit",
         "mate (alpha=1",
     ):
