@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import glob
 import hashlib
 import io
 import os
@@ -194,7 +195,8 @@ def check_replaces(path: Path, what: str, is_one: Callable[[bytes], bool]) -> No
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of earlier attempts at `path`: what nobody holds."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    ours = f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.tmp"
+    for leftover in path.parent.glob(ours):
         with suppress(OSError):  # somebody holds it, it is gone, or nothing tells
             descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY)
             try:

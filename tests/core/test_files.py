@@ -272,6 +272,19 @@ def test_leftovers_of_a_running_writer_are_left_alone_also_in_another_container(
         shutil.rmtree(tmp_path / "out")
 
 
+def test_only_what_is_a_leftover_of_that_very_name_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].mate"
+    leftover, others = (
+        files.temporary_name(path),
+        (".a[1].mate.mine.tmp", ".a1.mate.0123456789ab.tmp"),
+    )
+    for name in (leftover.name, *others):
+        (tmp_path / name).mkdir()
+    with files.whole_folder(path):
+        pass
+    assert sorted(os.listdir(tmp_path)) == sorted((path.name, *others))
+
+
 def test_two_writers_of_one_name_and_one_process_number_do_not_mix_their_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
