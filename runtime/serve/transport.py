@@ -81,9 +81,11 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Wait for the next request, or for the client to take the last answer."""
         self._since = self.loop.time()
         super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch()
 
     def pause_writing(self) -> None:
         """Wait for the client to take what waits for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -99,3 +100,39 @@ async def connect_too_often() -> None:
             assert await answer(link) == b"HTTP/1.1 200 OK"
         for _, writer in links:
             writer.close()
+
+
+def test_who_takes_nothing_of_a_last_answer_is_cut_off_however_little_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport.PatientProtocol, "limit_s", 0.1)
+    asyncio.run(asyncio.wait_for(take_nothing(), 60))
+
+
+async def take_nothing() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = bytes(50_000)  # less than asyncio keeps before it says that there is too much
+        headers = [(b"content-length", b"50000")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    config, state = uvicorn.Config(app, log_config=None, ws="none"), ServerState()
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listener, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listening = await loop.create_server(
+            lambda: transport.PatientProtocol(config, state, {}), sock=listener
+        )
+        async with listening:
+            client.setblocking(False)
+            await loop.sock_connect(client, listener.getsockname())
+            request = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            await loop.sock_sendall(client, request)
+            while not state.connections:
+                await asyncio.sleep(0.001)
+            (one,) = state.connections
+            while state.connections:
+                await asyncio.sleep(0.01)
+            assert one.cycle.response_complete
