@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -29,6 +29,8 @@ DATATYPES = (*DTYPES, BYTES)
 """What a request may hold; answers have some more."""
 ANSWER_DTYPES: dict[str, str] = {"FP32": "<f4", "INT32": "<i4", "BOOL": "|b1"}
 MAX_AXES, LONGEST_AXIS = 8, 2**31
+PART_BYTES = 2**16
+"""Of a list in JSON, from which Python's own numbers are made at once."""
 Parameters = dict[str, bool | int | float | str | None]
 """Of a request, an input or an output: no lists, which can cost 30 times their bytes."""
 Listed = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "array"})]
@@ -208,19 +210,32 @@ def _from_json(given: InputTensor) -> NDArray[Any] | list[bytes]:
     before anything is made, and the first of a million empty lists ends it.
     """
     decoder, kind = _ELEMENTS[given.datatype]
-    text, count, name = bytes(given.data), math.prod(given.shape), _quoted(given.name)
-    elements: list[Any] = []
+    dtype = DTYPES.get(given.datatype)
+    count, name = math.prod(given.shape), _quoted(given.name)
+    parts: list[Any] = []
+    text = bytes(given.data)
     if text.startswith(b"[") and text.count(b",") == count - 1:
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):
-            elements = decoder.decode(b"[%b]" % text.translate(None, b"[]"))
-    if len(elements) != count:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError), np.errstate(over="ignore"):
+            for part in _parts(text.translate(None, b"[]")):
+                elements = decoder.decode(b"[%b]" % part)
+                parts.append(elements if given.datatype == BYTES else np.array(elements, dtype))
+    if sum(map(len, parts)) != count:
         raise Refusal(
             400, f"input {name}: the data are not the {count} {kind} of shape {list(given.shape)}"
         )
     if given.datatype == BYTES:
-        return [_from_base64(one, name) for one in elements]
-    with np.errstate(over="ignore"):
-        return np.array(elements, DTYPES[given.datatype]).reshape(given.shape)
+        return [_from_base64(one, name) for part in parts for one in part]
+    return np.concatenate(parts).reshape(given.shape)
+
+
+def _parts(text: bytes) -> Iterator[bytes]:
+    """Yield a list's text in parts: a number takes 40 bytes while it is one of Python's own."""
+    at = 0
+    while at <= len(text):
+        comma = text.find(b",", at + PART_BYTES)
+        end = len(text) if comma < 0 else comma
+        yield text[at:end]
+        at = end + 1
 
 
 def _from_base64(text: str, name: str) -> bytes:

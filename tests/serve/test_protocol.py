@@ -185,6 +185,19 @@ def test_how_the_elements_are_nested_does_not_matter() -> None:
         np.testing.assert_array_equal(found.data, [[1, 2], [3, 4]])
 
 
+def test_a_long_list_is_read_as_a_short_one_is() -> None:
+    numbers = np.arange(300_000).reshape(3, -1)
+
+    def ask(text: str) -> bytes:
+        tensor = f'{{"name":"x","shape":[3,100000],"datatype":"FP32","data":{text}}}'
+        return f'{{"inputs":[{tensor}]}}'.encode()
+
+    text = json.dumps(numbers.tolist(), separators=(",", ":"))
+    np.testing.assert_array_equal(parse_infer(ask(text)).inputs[0].data, numbers)
+    for wrong in (text.replace("299999", ""), text.replace("150000", "1.5.0"), text[:-2] + ",]]"):
+        refused(ask(wrong))
+
+
 MANY = 100_000
 
 
@@ -195,6 +208,7 @@ MANY = 100_000
         ([MANY, 1, 1], [[[]]] * MANY, {}),
         ([MANY, 1, 1, 1], [[[[1]]]] * MANY, {}),
         ([MANY], [{}] * MANY, {}),
+        ([10 * MANY], [1] * 10 * MANY, {}),
         ([1], [1], {"a": [[]] * MANY}),
     ],
 )
