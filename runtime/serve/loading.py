@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.errors import BundleError
+from mate_edge.errors import BundleError, MateEdgeError
 from mate_edge.machine import cpu_count
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import check_reachable
@@ -50,12 +50,11 @@ def choose_workers(threads: int, on_gpu: bool) -> int:
 
 
 def is_on_gpu(folder: Path, engine: str | None) -> bool:
-    """Say whether a bundle would run on a GPU here.
-
-    Raises:
-        MateEdgeError: as `read_bundle` and `choose_engine`.
-    """
-    return (engine or choose_engine(read_bundle(folder), lambda line: None)) not in ON_CPU
+    """Say whether a bundle would run on a GPU here; one that cannot be read runs nowhere."""
+    try:
+        return (engine or choose_engine(read_bundle(folder), lambda line: None)) not in ON_CPU
+    except MateEdgeError:  # loading it says why
+        return False
 
 
 def load_model(

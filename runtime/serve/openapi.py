@@ -17,6 +17,7 @@ ERRORS = {
     401: "the token is missing or wrong",
     403: "a page of another site asked",
     404: "no such model or version",
+    405: "a path that takes another verb",
     408: "the body came too slowly",
     413: "the body is too large",
     415: "a content type that is no image, or a compressed body",

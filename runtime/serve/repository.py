@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from mate_edge.runtime.serve.answer import Refusal, log
 from mate_edge.runtime.serve.catalog import Catalog, Versions
 from mate_edge.runtime.serve.loading import Options, load_model
 from mate_edge.runtime.serve.model import Model
+from mate_edge.runtime.serve.workers import Workers
 
 
 @dataclass
@@ -57,13 +56,16 @@ class Repository:
         self._serving: dict[str, _Serving] = {}
         self._unloaded: set[str] = set()
         self._loading = asyncio.Lock()
-        self._loader = ThreadPoolExecutor(1, "loader")
+        self._loader = Workers(1, max_queue=0)
 
     def load_all(self) -> None:
-        """Load the newest version of every model, before the server listens.
+        """Load the newest version of every model that can be loaded, before the server listens.
+
+        A version that cannot be loaded is said, and the one before it is tried.
 
         Raises:
-            MateEdgeError: one cannot be loaded, or there is none.
+            MateEdgeError: a bundle that was named outright cannot be loaded, none can, or there is
+                none.
         """
         models = self.catalog.models()
         if not models:
@@ -71,7 +73,19 @@ class Repository:
                 f"there is no bundle in {self.catalog.repository}: it takes NAME/1/ or NAME.mate"
             )
         for name, versions in models.items():
-            self._take(self._load(name, max(versions), versions))
+            self._load_newest(name, versions)
+        if not self._serving:
+            raise UsageError(f"no model of {self.catalog.repository} can be loaded: see above")
+
+    def _load_newest(self, name: str, versions: Versions) -> None:
+        for number in sorted(versions, reverse=True):
+            try:
+                self._take(self._load(name, number, versions))
+                break
+            except MateEdgeError as error:
+                if versions[number] in self.catalog.bundles:
+                    raise
+                self._say(f"{name} version {number} cannot be loaded and is left out: {error}")
 
     def loaded(self) -> list[Model]:
         """Return the models that serve."""
@@ -107,7 +121,7 @@ class Repository:
             return name
         if len(self._serving) != 1:
             names = ", ".join(sorted(self._serving)) or "none is loaded"
-            raise Refusal(400, f"say which model, such as ?model=NAME: {names}")
+            raise Refusal(400, f"say in the address which model, such as ?model=NAME: {names}")
         return next(iter(self._serving))
 
     def _find(self, name: str, version: str | None) -> _Serving:
@@ -135,8 +149,7 @@ class Repository:
                 golden inputs, and the one before goes on serving.
         """
         async with self._loading:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._loader, partial(self._prepare, name, version))
+            found = await self._loader.submit(lambda _: self._prepare(name, version))
             if found is not None:
                 self._take(found)
 
@@ -236,9 +249,15 @@ class Repository:
                 found.append({"name": name, "version": str(number), **state})
         return found
 
+    @property
+    def dropped(self) -> int:
+        """Calls of `load` that nobody waited for; what the last one does may go on."""
+        return self._loader.dropped
+
     def close(self) -> None:
-        """Close all models; nothing may be running any more."""
-        self._loader.shutdown()
+        """Close all models; nothing but a load that was dropped may be running any more."""
+        if not self.dropped:
+            self._loader.stop()
         for serving in self._serving.values():
             serving.model.close()
         self._serving.clear()
@@ -248,5 +267,7 @@ def _without(error: Exception, folder: Path) -> str:
     """Return the text of an error without the server's folders."""
     text = str(error)
     for path in (folder, resolved(folder)):
-        text = text.replace(f"{path}/", "").replace(str(path), "the bundle")
+        text = text.replace(f"{path}/", "")
+        if path.is_absolute() or len(path.parts) > 1:  # a short one stands in other words, too
+            text = text.replace(str(path), "the bundle")
     return text if "/" not in text.replace("segments/", "") else "the server's log says why"

@@ -77,8 +77,8 @@ def serve(options: ServeOptions, say: Say) -> None:
     catalog = Catalog(bundles, options.repository)
     listener = _bind(options.host, options.port)
     with listener:
-        newest = [versions[max(versions)] for versions in catalog.models().values()]
-        on_gpu = any(is_on_gpu(folder, options.engine) for folder in newest)
+        folders = [folder for versions in catalog.models().values() for folder in versions.values()]
+        on_gpu = any(is_on_gpu(folder, options.engine) for folder in folders)
         count = options.workers or choose_workers(options.threads, on_gpu)
         threshold = number_of(options.policy)
         policy = options.policy if threshold is None else threshold
@@ -102,11 +102,13 @@ def serve(options: ServeOptions, say: Say) -> None:
         forced = _run(app, listener, options.read_timeout_s, lambda: say(f"serving at {where}"))
         workers.stop()
         repository.close()
-    if workers.dropped:
+    if dropped := workers.dropped + repository.dropped:
         why = "at the second ctrl-C" if forced else f"after {GRACE_S} s"
-        say(f"ended {why}; accepted requests that got 503: {workers.dropped}")
+        say(f"ended {why}; accepted requests that got 503: {dropped}")
     else:
         say("ended: all that was accepted is answered")
+    if repository.dropped:
+        os._exit(0)  # no signal ends an engine that is being built, in its thread
 
 
 def read_token(path: Path | None) -> str | None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +85,18 @@ class Server:
 
 
 @contextmanager
-def started(folder: Path, state: Path, *options: str | Path, **variables: str) -> Iterator[Server]:
+def started(
+    folder: Path,
+    state: Path,
+    *options: str | Path,
+    program: Sequence[str] = ("-m", "mate_edge"),
+    **variables: str,
+) -> Iterator[Server]:
     """Run `mate-edge serve` in `folder` until the block ends."""
     log = folder / f"server-{time.monotonic_ns()}.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mate_edge", "serve", "--port", "0", *map(str, options)],
+            [sys.executable, *program, "serve", "--port", "0", *map(str, options)],
             cwd=folder,
             env={**os.environ, "MATE_EDGE_STATE": str(state), **variables},
             stderr=stderr,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import socket
 import threading
 import time
@@ -92,6 +93,42 @@ def test_what_was_accepted_is_answered_after_sigterm(guarded: Any) -> None:
     assert guarded.log.read_text().endswith("ended: all that was accepted is answered\n")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", guarded.port))
+
+
+NEVER_LOADED = """
+import threading
+from mate_edge.cli import main
+from mate_edge.runtime.serve import repository, serve
+
+def load(folder, name, version, *rest, load=repository.load_model):
+    if version == "2":
+        print("loading version 2", file=__import__("sys").stderr, flush=True)
+        threading.Event().wait()
+    return load(folder, name, version, *rest)
+
+repository.load_model, serve.GRACE_S = load, 1
+main()
+"""
+
+
+def test_a_version_that_is_being_loaded_does_not_keep_it_from_ending(
+    start: Any, bundle_folder: Path, state: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle_folder, tmp_path / "models" / "digits" / "1")
+    replies: list[Any] = []
+    options = ("--repository", "models", "--workers", "1")
+    with start(tmp_path, state, *options, program=("-c", NEVER_LOADED)) as running:
+        shutil.copytree(bundle_folder, tmp_path / "models" / "digits" / "2")
+        path = "/v2/repository/models/digits/load"
+        asking = threading.Thread(target=lambda: replies.append(running.ask("POST", path, b"")))
+        asking.start()
+        while "loading version 2" not in running.log.read_text():
+            time.sleep(0.01)
+        assert running.end() == 0
+        asking.join()
+        assert [reply.status for reply in replies] == [503]
+        last = running.log.read_text().splitlines()[-1]
+        assert last.endswith("ended after 1 s; accepted requests that got 503: 1")
 
 
 def test_a_signal_ends_it_however_early_it_comes(

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
 
 from mate_edge.decide.drift import fine_bin
-from mate_edge.errors import ImageError
+from mate_edge.errors import ImageError, MateEdgeError
 from mate_edge.runtime import verify as verifying
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.latencies import read_latencies
@@ -24,7 +24,7 @@ from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.serve.answer import Refusal
 from mate_edge.runtime.serve.catalog import Catalog
 from mate_edge.runtime.serve.describe import statistics, summary
-from mate_edge.runtime.serve.loading import Options, choose_workers, load_model
+from mate_edge.runtime.serve.loading import Options, choose_workers, is_on_gpu, load_model
 from mate_edge.runtime.serve.repository import Repository
 
 
@@ -162,6 +162,33 @@ def test_loading_again_takes_the_bundle_that_a_link_points_at_now(
         with pytest.raises(Refusal, match="loaded: segments/1.onnx is truncated"):
             asyncio.run(repository.load("current", None))
         assert serving() == 2
+
+
+def test_a_start_takes_the_newest_version_that_can_be_loaded(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    for name in ("good/1", "good/2", "bad/1"):
+        folder = Path(shutil.copytree(bundle_folder, tmp_path / name))
+        if name != "good/1":
+            (folder / "segments" / "1.onnx").write_bytes(b"cut")
+    (Path(shutil.copytree(bundle_folder, tmp_path / "good/3")) / "manifest.json").write_text("{}")
+    assert not is_on_gpu(tmp_path / "good" / "3", None)
+    said: list[str] = []
+    repository = Repository(Catalog([], tmp_path), Options(workers=1), Metrics(), said.append)
+    repository.load_all()
+    with contextlib.closing(repository):
+        assert [(model.name, model.version) for model in repository.loaded()] == [("good", "1")]
+    for left_out in ("good version 3", "good version 2", "bad version 1"):
+        assert any(f"{left_out} cannot be loaded and is left out: " in line for line in said)
+    shutil.rmtree(tmp_path / "good" / "1")
+    for catalog, why in (
+        (Catalog([], tmp_path), "no model of .* can be loaded: see above"),
+        (Catalog([tmp_path / "bad" / "1", bundle_folder]), "1.onnx is truncated"),
+    ):
+        repository = Repository(catalog, Options(workers=1), Metrics(), said.append)
+        with pytest.raises(MateEdgeError, match=why):
+            repository.load_all()
 
 
 def test_what_is_measured_beside_others_is_not_kept_for_other_processes(

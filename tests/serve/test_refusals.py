@@ -166,7 +166,7 @@ def test_an_image_file_that_is_none_or_of_another_type_is_refused(server: Any) -
 
     assert "is not an image" in classify(b"no image", "image/png").error
     assert "is empty" in classify(b"", "image/png").error
-    assert "say which model" in classify(png(4, 4), "image/png", "").error
+    assert "say in the address which model" in classify(png(4, 4), "image/png", "").error
     assert "unknown parameter 'top'" in classify(png(4, 4), "image/png", "model=digits&top=1").error
     unsupported = classify(b"{}", "application/json")
     assert unsupported.status == 415
