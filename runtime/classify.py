@@ -21,7 +21,7 @@ from mate_edge.runtime.deadline import check_max_ms, check_reachable, rounds_nee
 from mate_edge.runtime.engines import choose_engine, make_engine
 from mate_edge.runtime.outputs.answer import Answer, Output, Steady, likeliest
 from mate_edge.runtime.outputs.lines import JsonLines, LiveLine, StdoutError, Table, print_answers
-from mate_edge.runtime.outputs.plain import plain
+from mate_edge.runtime.outputs.plain import plain, print_aside
 from mate_edge.runtime.outputs.summary import Summary
 from mate_edge.runtime.policy import PolicyChoice
 from mate_edge.runtime.predictor import Predictor
@@ -133,7 +133,7 @@ def classify(names: Sequence[str], bundle: Path | None, run: Run) -> int:
 
 def say(message: str) -> None:
     """Print a line for the user beside the answers."""
-    print(f"mate-edge: {plain(message)}", file=sys.stderr)
+    print_aside(f"mate-edge: {plain(message)}")
 
 
 def _open_files(run: Run, names: Sequence[str], sources: Sources, stack: ExitStack) -> list[Output]:
@@ -345,7 +345,7 @@ class _Loop:
         if not self.sum_on_stderr:
             self.attempt(lambda: print_answers(text))
         if self.sum_on_stderr:
-            print(text, file=sys.stderr)
+            print_aside(text)
 
     def _fail(self, error: ImageError) -> None:
         self.summary.failures += 1
@@ -365,7 +365,7 @@ class _Loop:
 
 def announce(predictor: Predictor, max_ms: float | None) -> None:
     """Name bundle and engine, and say what the deadline rests on."""
-    print(f"{plain(str(predictor.bundle.folder))}: {predictor.engine.device}", file=sys.stderr)
+    print_aside(f"{plain(str(predictor.bundle.folder))}: {predictor.engine.device}")
     measured = predictor.timing.measured
     if max_ms is None or predictor.timing.latencies is None or measured is None:
         return
@@ -373,11 +373,10 @@ def announce(predictor: Predictor, max_ms: float | None) -> None:
     kind = "a high quantile" if table.exact else "the maximum"
     times = " ".join(f"{ms:.2f}" for ms in table.finish_ms)
     paced = "one after another" if measured.fps is None else f"{measured.fps:g} a second"
-    print(
+    print_aside(
         f"the deadline rests on {table.samples} rounds, {paced}, measured here at "
-        f"{measured.created}: {kind} of segments {times} ms",
-        file=sys.stderr,
+        f"{measured.created}: {kind} of segments {times} ms"
     )
     if not table.exact:
         needed = rounds_needed(len(table.finish_ms))
-        print(f"a quantile needs {needed} rounds: mate-edge bench measures them", file=sys.stderr)
+        print_aside(f"a quantile needs {needed} rounds: mate-edge bench measures them")

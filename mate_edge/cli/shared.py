@@ -102,9 +102,9 @@ def _complain(message: str) -> int:
 
 def say(message: str) -> None:
     """Print a line for the user beside the answers."""
-    from mate_edge.runtime.outputs.plain import plain
+    from mate_edge.runtime.outputs.plain import plain, print_aside
 
-    print(f"mate-edge: {plain(message)}", file=sys.stderr, flush=True)
+    print_aside(f"mate-edge: {plain(message)}")
 
 
 def _version(asked: bool) -> None:

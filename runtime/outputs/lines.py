@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,7 +11,7 @@ import msgspec
 from mate_edge.errors import UsageError
 from mate_edge.files import shown
 from mate_edge.runtime.outputs.answer import Answer, Output
-from mate_edge.runtime.outputs.plain import plain
+from mate_edge.runtime.outputs.plain import plain, print_aside
 from mate_edge.runtime.outputs.summary import Summary
 
 LONGEST_SOURCE = 48  # characters of a path that the table shows
@@ -171,10 +170,10 @@ class LiveLine:
             self._visible = False
         if self.shown and not self._visible:
             self._visible = True
-            print(f"\r{self.shown}\x1b[K", end="", file=sys.stderr, flush=True)
+            print_aside(f"\r{self.shown}\x1b[K", end="")
 
     def clear(self) -> None:
         """Make room for other lines."""
         if self._visible:
             self._visible = False
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print_aside("\r\x1b[K", end="")

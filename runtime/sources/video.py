@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -185,7 +185,11 @@ class Camera(Decoded):
     def _open(self) -> InputContainer:
         import av
 
-        return av.open(str(self.device), format="v4l2", options=self.options)
+        # a camera without a signal gives nothing, and FFmpeg waits on through every signal
+        return _in_thread(
+            lambda: av.open(str(self.device), format="v4l2", options=self.options),
+            f"{self.name} gives nothing",
+        )
 
 
 class Stream(Decoded):
@@ -199,15 +203,20 @@ class Stream(Decoded):
         # what is lost over UDP, FFmpeg shows as gray blocks
         options = {"rtsp_transport": "tcp"} if self.name.startswith("rtsp") else {}
         container = _in_thread(
-            lambda: av.open(self.name, options=options, timeout=(OPEN_S, STALL_S))
+            lambda: av.open(self.name, options=options, timeout=(OPEN_S, STALL_S)),
+            f"{self.name} gives nothing",
         )
         # a server of RTSP paces what it recorded, too
         self.live = container.duration is None or not self.name.startswith("http")
         return container
 
 
-def _in_thread(call: Callable[[], T]) -> T:
-    """Return what it returns; a signal need not wait for it, as it would for FFmpeg."""
+def _in_thread(call: Callable[[], T], too_long: str) -> T:
+    """Return what it returns; a signal need not wait for it, as it would for FFmpeg.
+
+    Raises:
+        ImageError: it takes too long.
+    """
     done: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
     def run() -> None:
@@ -217,7 +226,10 @@ def _in_thread(call: Callable[[], T]) -> T:
             done.put((None, error))
 
     Thread(target=run, daemon=True).start()
-    found, error = done.get()
+    try:
+        found, error = done.get(timeout=OPEN_S + STALL_S)
+    except Empty:
+        raise ImageError(f"{too_long} for {OPEN_S + STALL_S:g} s") from None
     if error is not None:
         raise error
     return cast("T", found)

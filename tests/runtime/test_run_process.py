@@ -127,6 +127,19 @@ def run_onto_a_full_disk(warm: Any, *arguments: str | Path) -> subprocess.Comple
         return subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
 
 
+def test_a_full_disk_under_stderr_costs_no_answer(bundle_folder: Path, pictures: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mate_edge", "run", "--bundle", bundle_folder, "--json"]
+        done = subprocess.run(
+            [*command, pictures],
+            stdout=subprocess.PIPE, stderr=full, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == len(list(pictures.iterdir()))
+
+
 def test_a_reader_that_goes_away_ends_it_without_a_traceback(
     bundle_folder: Path, pictures: Path
 ) -> None:
