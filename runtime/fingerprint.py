@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from mate_edge import __version__
+from mate_edge.files import sha256
 from mate_edge.machine import cpu_count
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         engine: its `device_key`: library and version, threads or GPU, compute capability, CUDA.
+        gpu: its name and driver, and what CUDA is called through; None on a CPU.
         cpu: the model.
         cpus: how many of them this process may use.
         power_mode: of a Jetson, or the CPU's frequency governor; None where nothing tells.
@@ -35,6 +37,11 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     power_mode: str | None
     gpu_clocks_mhz: tuple[int, int] | None
     versions: dict[str, str]
+    gpu: str | None = None
+
+    def named(self, what: str) -> str:
+        """Return the name of a record of the device in this state, such as `bench-01234567`."""
+        return f"{what}-{sha256(msgspec.json.encode(self, order='deterministic'))[:8]}"
 
     def changes(self, other: Fingerprint) -> list[str]:
         """Name what differs in `other`, such as `power_mode: MAXN, then 15W`."""
@@ -59,6 +66,7 @@ def fingerprint(engine: Engine, machine: Machine | None = None) -> Fingerprint:
     machine = machine or Machine()
     return Fingerprint(
         engine=engine.device_key,
+        gpu=engine.gpu,
         cpu=cpu_name(machine),
         cpus=cpu_count(),
         power_mode=power_mode(machine),

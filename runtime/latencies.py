@@ -1,7 +1,7 @@
 """What predictions took on this device, round by round, kept in the device state.
 
 The raw rounds are kept and no summary of them: a deadline needs a quantile of each segment, tuning
-draws whole rounds, and both must rest on the same measurement.
+replays whole rounds, and both must rest on the same measurement.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mate_edge.bundle import Bundle
-from mate_edge.files import sha256
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.fingerprint import Fingerprint, fingerprint
 from mate_edge.runtime.state import read_state, state_folder, write_state
@@ -114,7 +113,7 @@ def keep_latencies(latencies: Latencies) -> None:
         UsageError: the device state cannot be written.
     """
     folder = state_folder(latencies.bundle_id, latencies.fingerprint.engine)
-    write_state(folder, _name(latencies.fingerprint), latencies)
+    write_state(folder, latencies.fingerprint.named(STATE), latencies)
 
 
 def read_latencies(
@@ -131,13 +130,9 @@ def read_latencies(
         machine: this one when None.
     """
     now = fingerprint(engine, machine)
-    found = read_state(state_folder(bundle.id, engine.device_key), _name(now), Latencies)
+    found = read_state(state_folder(bundle.id, engine.device_key), now.named(STATE), Latencies)
     if found is None or (found.schema, found.bundle_id) != (SCHEMA, bundle.id):
         return None
     if len(found.segments_ms) != len(bundle.manifest.segments):
         return None
     return found if found.fingerprint == now else None
-
-
-def _name(of: Fingerprint) -> str:
-    return f"{STATE}-{sha256(msgspec.json.encode(of, order='deterministic'))[:8]}"

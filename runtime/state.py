@@ -22,7 +22,7 @@ from mate_edge.errors import EngineError, UsageError
 VARIABLE = "MATE_EDGE_STATE"
 VERIFICATION = "verification"
 """What the golden inputs said of the engines in a folder."""
-OF_ENGINES = (VERIFICATION, "bench", "latencies-*")
+OF_ENGINES = (VERIFICATION, "bench-*", "latencies-*")
 """What was measured with the engines in a folder, and is void when they are built anew."""
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
 from mate_edge.report.verification import Comparison, ExitFigures, Verification
 from mate_edge.runtime.agreement import compare, compare_exits, tolerance
 from mate_edge.runtime.build_command import build_if_needed
-from mate_edge.runtime.engines import Say, choose_engine, make_engine
+from mate_edge.runtime.engines import NEEDS, Say, choose_engine, make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.golden import Golden, Reference, read_golden, run_reference
 from mate_edge.runtime.policy import resolve_policy
@@ -101,6 +101,7 @@ def verified_before(engine: Engine) -> bool:
         and found.accepted
         and found.bundle_id == engine.bundle.id
         and found.versions == package_versions()
+        and found.gpu == engine.gpu
     )
 
 
@@ -133,6 +134,7 @@ def verify_engine(whole: Engine, unsplit: Engine, golden: Golden, name: str) -> 
         device=whole.device,
         device_key=whole.device_key,
         versions=package_versions(),
+        gpu=whole.gpu,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         max_batch=whole.max_batch,
         **figures,
@@ -204,7 +206,7 @@ def _judge(
     times = [Times.of(samples) for samples in segments_ms]
     _judge_times(whole, segments_ms, unsplit_ms, findings)
     meant = bundle.manifest.build.engine
-    if name != meant:
+    if name != meant and meant in NEEDS:
         findings.remarks.append(
             f"this was {name}, not {meant}, which the bundle is for: verify it on its device, too"
         )

@@ -87,6 +87,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     device_key: str
     versions: dict[str, str]
+    gpu: str | None = None
     created: str
     max_batch: int
     exits: tuple[ExitFigures, ...] = ()

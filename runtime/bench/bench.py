@@ -80,6 +80,11 @@ def bench(
         raise UsageError("give --engine or --engines, not both")
     opened = read_bundle(find_bundle(bundle))
     frames, source = _frames(opened, images)
+    if source == GOLDEN and options.max_ms is not None:
+        say(
+            "these images are the bundle's own, as small as the network sees them: for files of "
+            "yours, which take longer to decode, give --images"
+        )
     with ExitStack() as stack:
         if engines == ALL:
             subjects = open_all_subjects(opened, threads, say)

@@ -16,7 +16,7 @@ SCHEMA = 1
 
 
 class Benched(msgspec.Struct, frozen=True, kw_only=True):
-    """`bench.json` of the device state: what bench said, of which device as it was then."""
+    """A `bench-….json` of the device state: what bench said, of which device as it was then."""
 
     schema: int = SCHEMA
     fingerprint: Fingerprint
@@ -29,8 +29,8 @@ def keep_bench(bench: Bench, engine: Engine, machine: Machine | None = None) -> 
     Raises:
         UsageError: the device state cannot be written.
     """
-    folder = state_folder(engine.bundle.id, engine.device_key)
-    write_state(folder, STATE, Benched(fingerprint=fingerprint(engine, machine), bench=bench))
+    folder, now = state_folder(engine.bundle.id, engine.device_key), fingerprint(engine, machine)
+    write_state(folder, now.named(STATE), Benched(fingerprint=now, bench=bench))
 
 
 def read_bench(bundle: Bundle, engine: Engine, machine: Machine | None = None) -> Bench | None:
@@ -38,9 +38,10 @@ def read_bench(bundle: Bundle, engine: Engine, machine: Machine | None = None) -
 
     None when there is none, or it is damaged, of another schema, or of a device that has changed.
     """
-    found = read_state(state_folder(bundle.id, engine.device_key), STATE, Benched)
+    now = fingerprint(engine, machine)
+    found = read_state(state_folder(bundle.id, engine.device_key), now.named(STATE), Benched)
     if found is None or (found.schema, found.bench.bundle_id) != (SCHEMA, bundle.id):
         return None
     if len(found.bench.parts.segments) != len(bundle.manifest.segments):
         return None
-    return found.bench if found.fingerprint == fingerprint(engine, machine) else None
+    return found.bench if found.fingerprint == now else None

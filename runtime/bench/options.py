@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from mate_edge.errors import UsageError
 from mate_edge.runtime.deadline import check_max_ms
 
-SLOWEST_FPS = 0.001
+SLOWEST_FPS, FASTEST_FPS = 0.001, 1e6
 MOST_LOAD = 256
 
 
@@ -30,8 +29,10 @@ class Options:
 
     def __post_init__(self) -> None:
         check_max_ms(self.max_ms)
-        if self.fps is not None and not SLOWEST_FPS <= self.fps < math.inf:
-            raise UsageError(f"--fps must be a number from {SLOWEST_FPS} on, not {self.fps}")
+        if self.fps is not None and not SLOWEST_FPS <= self.fps <= FASTEST_FPS:
+            raise UsageError(
+                f"--fps must lie between {SLOWEST_FPS} and {FASTEST_FPS:g}, not {self.fps:g}"
+            )
         if self.rounds is not None and self.rounds < 1:
             raise UsageError(f"--rounds must be 1 or more, not {self.rounds}")
         if not 0 <= self.load <= MOST_LOAD:

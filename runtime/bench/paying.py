@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+NOISE = 0.05
+"""Of the unsplit network's time: what an exit saves or costs below that, another day may not."""
 MOST_EXITS = 16
 """Beyond this there are too many choices of exits to try, and none is judged."""
 

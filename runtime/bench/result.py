@@ -16,7 +16,7 @@ from mate_edge.report.bench import UNSPLIT, Bench
 from mate_edge.runtime.bench.benched import keep_bench, read_bench
 from mate_edge.runtime.bench.diagnoses import Observed, diagnose
 from mate_edge.runtime.bench.options import Options
-from mate_edge.runtime.bench.paying import judge_exits
+from mate_edge.runtime.bench.paying import NOISE, judge_exits
 from mate_edge.runtime.bench.rounds import Sample, Samples
 from mate_edge.runtime.bench.subjects import Subject
 from mate_edge.runtime.bench.verdict import exit_name, judge
@@ -193,7 +193,8 @@ def _paying(
 ) -> tuple[tuple[report.ExitPays, ...], tuple[int, ...]]:
     """Return what each early exit saves, and the exits worth keeping; times as in `_points`.
 
-    Without `shares`, or with too many exits to judge, none is judged and all are kept.
+    Without `shares`, or with too many exits to judge, none is judged and all are kept; so is one
+    whose difference is `NOISE`.
     """
     took = [ms - before for ms, before in zip(up_to_ms, [0.0, *up_to_ms], strict=False)]
     paying = judge_exits(took, unsplit_ms, shares) if shares else None
@@ -203,7 +204,8 @@ def _paying(
         report.ExitPays(exit=k, leave=shares[k - 1], saved_ms=saved)
         for k, saved in enumerate(paying.saved_ms, start=1)
     )
-    return exits, paying.keep
+    unsure = {one.exit for one in exits if abs(one.saved_ms) < NOISE * unsplit_ms}
+    return exits, tuple(sorted(unsure.union(paying.keep)))
 
 
 def _keep(

@@ -105,6 +105,7 @@ def run_command(command: Sequence[str]) -> Ran:
             text=True,
             errors="replace",
             timeout=TIMEOUT_S,
+            env={**os.environ, "LC_ALL": "C", "LANGUAGE": "C"},  # what is read is English
         )
     except subprocess.TimeoutExpired:
         return Ran(124, error=f"{command[0]} took longer than {TIMEOUT_S:g} s")

@@ -114,8 +114,7 @@ class SharedEngines:
         if engine is None:
             raise EngineError(
                 f"{self.library.title} cannot load the engine of {what} ({said or 'no reason'}): "
-                f"remove {self.plans.path(name)} and type mate-edge build "
-                f"{self.plans.bundle.folder}"
+                f"type mate-edge build --force {self.plans.bundle.folder}"
             )
         self._check(engine, what, ports)
         return Deserialized(engine, self._runtime)

@@ -35,6 +35,8 @@ class Engine(ABC):
     """Whether segments run as CUDA graphs at batch 1: `on`, or `off:` and why; empty on a CPU."""
     device: str
     """What computes, for people: `onnxruntime 1.23 on the CPU, 2 threads`."""
+    gpu: str | None = None
+    """The GPU and what reaches it, for the fingerprint; None on a CPU."""
     device_key: str
     """What computes, for the device state: what was built or measured under another is not used."""
     frame_shape: tuple[int, int] | None = None

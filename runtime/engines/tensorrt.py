@@ -130,6 +130,7 @@ class TensorRTEngine(Engine):
         if not self._cuda.has_graphs:
             self._without_graphs(f"{self._cuda.name} has none")
         self.device_key = platform.device_key
+        self.gpu = f"{gpu.name}, CUDA {gpu.driver_version} through {self._cuda.name}"
         self._shared = SharedEngines(self._library, Plans(bundle, platform))
         self._look()
         self._reset()

@@ -75,11 +75,28 @@ def test_a_load_beside_it_is_no_measurement_to_keep(subject: Subject, png: bytes
 def test_what_does_not_fit_counts_as_absent(change: Change, subject: Subject, png: bytes) -> None:
     bundle, engine = subject.whole.bundle, subject.whole.engine
     run(subject, png)
-    path = state_folder(bundle.id, engine.device_key) / f"{benched.STATE}.json"
+    (path,) = state_folder(bundle.id, engine.device_key).glob(f"{benched.STATE}-*.json")
     before = path.read_bytes()
     change(path)
     assert path.read_bytes() != before
     assert read_bench(bundle, engine) is None
+
+
+def test_each_state_of_a_device_has_a_measurement_of_its_own(
+    subject: Subject, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, engine = subject.whole.bundle, subject.whole.engine
+    run(subject, png)
+    here = read_bench(bundle, engine)
+    assert here is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "gpu", "another of its compute capability")
+        assert read_bench(bundle, engine) is None
+        run(subject, png, max_ms=9.0)
+        there = read_bench(bundle, engine)
+    assert read_bench(bundle, engine) == here
+    assert there is not None
+    assert (here.max_ms, there.max_ms) == (None, 9.0)
 
 
 def test_another_bundle_has_none(subject: Subject, png: bytes) -> None:

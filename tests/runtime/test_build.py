@@ -344,7 +344,7 @@ def test_an_engine_that_is_built_anew_must_be_verified_and_measured_anew(
     bundle = gpu_bundle()
     report = build_fakes(bundle)
     folder = report.engines[0].path.parent
-    records = [folder / f"{name}.json" for name in ("verification", "bench", "latencies-1a")]
+    records = [folder / f"{name}.json" for name in ("verification", "bench-1a", "latencies-1a")]
     for record in records:
         record.write_text("{}")
     build_fakes(bundle)

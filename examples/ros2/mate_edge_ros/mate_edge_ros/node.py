@@ -46,6 +46,7 @@ class Classifier(Node):
             policy=self._parameter("policy") or None,
             engine=self._parameter("engine") or None,
             max_ms=self.max_ms,
+            shared_pool=True,  # as bench measures
         )
         self.publisher = self.create_publisher(Classification, "classification", 1)
         self.subscription = self.create_subscription(Image, "image", self.classify, NEWEST_ONLY)
