@@ -128,6 +128,8 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
         halted: with `max_ms`: how many of the n samples the deadline ended before the policy, in
             the longest rounds that those measured leave in doubt.
         rounds: with `max_ms`: how many rounds were measured.
+        measured: with `max_ms`: when they were, by which those of another time are told.
+        effect: with `max_ms`: how many rounds one slow segment ended, see `Calibration`.
     """
 
     loss: Literal["worse", "differs"]
@@ -139,6 +141,8 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
     device: dict[str, Any] | None = None
     halted: int | None = None
     rounds: int | None = None
+    measured: str | None = None
+    effect: float = 1.0
 
     def __post_init__(self) -> None:
         for level in (self.epsilon, self.delta):
@@ -153,12 +157,15 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError("a guarantee under a deadline names its device")
             if self.rounds is None or self.rounds < 1:
                 raise ValueError("a guarantee under a deadline counts its measured rounds")
+            if not 1 <= self.effect < float("inf"):
+                raise ValueError(f"one slow segment ends one round or more, not {self.effect}")
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
     """A policy with its parameters, and what it did on validation images.
 
-    On those it was chosen by, unless there is a guarantee: then on those that certified it.
+    Of a bundle's own point these are all that chose it. Of a tuned one they are the half held back,
+    of the images that it was tuned on, and under the deadline that it was certified with, if any.
     """
 
     policy: str

@@ -170,8 +170,17 @@ def _run_images(
         paths = [found.paths[i] for i in indices]
         return np.stack([crop(decode(path, preprocessing=pre), pre, str(path)) for path in paths])
 
-    left = f"{found.left_out} more could not be read and are left out." if found.left_out else ""
-    return _Images(found.logits, found.labels, f"images in {folder}", left, pictures)
+    cautions = []
+    if found.left_out:
+        cautions.append(f"{found.left_out} more could not be read and are left out.")
+    kept = kept_points(opened).items()
+    if tuned := [name for name, one in kept if one.images_sha256 == found.sha256]:
+        cautions.append(
+            f"These images also chose the thresholds of {', '.join(tuned)}, whose figures are "
+            "therefore a little too good."
+        )
+    what, caution = f"images in {folder}", " ".join(cautions)
+    return _Images(found.logits, found.labels, what, caution, pictures)
 
 
 def read_times(

@@ -8,6 +8,7 @@ from mate_edge.bundle import Guarantee
 from mate_edge.decide.risk import binomial_cdf
 from mate_edge.report.tuned import IN_TIME, bound, promise
 from mate_edge.runtime.fingerprint import Fingerprint
+from mate_edge.runtime.latencies import Latencies
 from mate_edge.runtime.policy import Chosen
 
 UNLIKELY = 0.01
@@ -16,7 +17,7 @@ UNLIKELY = 0.01
 def standing(
     chosen: Chosen,
     max_ms: float | None,
-    device: Fingerprint | None,
+    measured: Latencies | None,
     predictions: int,
     halted: int,
 ) -> str:
@@ -25,7 +26,7 @@ def standing(
     Args:
         chosen: the policy.
         max_ms: the deadline; None for none.
-        device: this one, with a deadline.
+        measured: with a deadline: the rounds of this device that it rests on.
         predictions: how many there were.
         halted: how many of them the deadline ended.
     """
@@ -36,15 +37,23 @@ def standing(
     if max_ms is None:
         return f"{name} is guaranteed: {promise(guarantee)}"
     if guarantee.max_ms is None:
+        certainty = "--mean-risk" if guarantee.delta is None else f"--delta {guarantee.delta:g}"
         return (
             f"{name} carries a guarantee, which this deadline voids: mate-edge tune --max-risk "
-            f"{guarantee.epsilon:g} --max-ms {max_ms:g} certifies both together"
+            f"{guarantee.epsilon:g} {certainty} --loss {guarantee.loss} --max-ms {max_ms:g}, and "
+            "what else it was tuned with, certifies both together"
         )
     carries = f"{name} is certified together with a deadline of {guarantee.max_ms:g} ms"
     if max_ms < guarantee.max_ms:
         return f"{carries}: this shorter one voids the guarantee"
-    if changes := _changes(guarantee, device):
+    if changes := _changes(guarantee, None if measured is None else measured.fingerprint):
         return f"{carries} on another device ({changes}): here nothing is guaranteed"
+    now = None if measured is None else measured.created
+    if guarantee.measured not in (None, now):
+        return (
+            f"{carries}, by rounds of {guarantee.measured} that others of {now} have replaced: "
+            "nothing is guaranteed until it is tuned again"
+        )
     if _halts_more_often(guarantee, predictions, halted):
         certified = 100 * (guarantee.halted or 0) / guarantee.n
         return (
@@ -67,4 +76,6 @@ def _changes(guarantee: Guarantee, device: Fingerprint | None) -> str:
 def _halts_more_often(guarantee: Guarantee, predictions: int, halted: int) -> bool:
     """Say whether the deadline ends more images than chance explains."""
     share = ((guarantee.halted or 0) + 1) / (guarantee.n + 2)
-    return 1 - binomial_cdf(halted - 1, predictions, share) < UNLIKELY
+    # those that one slow segment ends come together, and count as one
+    independent, together = int(predictions / guarantee.effect), int(halted / guarantee.effect)
+    return 1 - binomial_cdf(together - 1, independent, share) < UNLIKELY

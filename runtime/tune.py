@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle, OperatingPoint
 from mate_edge.decide.calibrate import Calibrated, Calibration
-from mate_edge.decide.drift import count_confidences
+from mate_edge.decide.drift import FEWEST, count_confidences
 from mate_edge.decide.policy import NEVER, THRESHOLDS
 from mate_edge.decide.risk import check_levels
 from mate_edge.decide.rounds import design_effect
@@ -176,8 +176,8 @@ def tune(
     measured = _latencies(opened, kind, engine, threads, say) if goal.needs_latencies else None
     if measured is not None and measured.images is None:
         say(
-            "these latencies count no decoding of images of yours: for image files, mate-edge "
-            "bench --images YOURS measures it, then tune again"
+            "these latencies count no decoding or scaling of images of yours: mate-edge bench "
+            "--images YOURS measures it, then tune again"
         )
     if goal.max_risk is None and len(labels) < FEW_SAMPLES:
         say(
@@ -266,9 +266,11 @@ def _point(
     outcome, policy, guarantee = calibrated.outcome, calibrated.policy, calibrated.guarantee
     if guarantee is not None and goal.max_ms is not None and measured is not None:
         device = msgspec.to_builtins(measured.fingerprint)
-        guarantee = msgspec.structs.replace(guarantee, max_ms=goal.max_ms, device=device)
+        guarantee = msgspec.structs.replace(
+            guarantee, max_ms=goal.max_ms, device=device, measured=measured.created
+        )
     confidences: list[int] = []
-    if images is not None:
+    if images is not None and len(images.labels) >= FEWEST:  # else the validation images' count
         confidences = count_confidences(policy.decide(images.logits[:, :1])[1].max(axis=-1))
     return TunedPoint(
         name=name,

@@ -24,7 +24,7 @@ from mate_edge.decide.rounds import draw_exits, ended_shares
 from mate_edge.decide.simulate import Outcome, simulate
 from mate_edge.decide.softmax import Labels, Logits
 from mate_edge.decide.temperature import fit_temperatures
-from mate_edge.decide.tune import Flags, Loss, Search, losses, lost_on_the_way
+from mate_edge.decide.tune import Loss, Search
 from mate_edge.errors import UsageError
 
 HALVING_SEED = 0
@@ -88,9 +88,13 @@ class Calibration:
         effect: float = 1.0,
     ) -> None:
         if len(labels) < 2:
-            raise UsageError(f"thresholds need validation samples, here are {len(labels)}")
+            raise UsageError(
+                f"thresholds need validation images, here are {len(labels)}: tune --images DIR "
+                "takes others"
+            )
         search, certify = halve(len(labels))
         self._num_samples, self._num_exits = logits.shape[:2]
+        self._kind = kind
         self.logits, self.labels = logits[certify], labels[certify]
         self.rounds, self.effect = rounds, effect
         self._certify = certify
@@ -162,8 +166,8 @@ class Calibration:
         if self.rounds is not None:
             risk, wrong, chance = levels_of_images(epsilon, delta)
             deepest = self._met_by(chance)[self._certify]
-        policies = [self.search.policy(thresholds) for thresholds in self.search.path(loss)]
-        lost = [self.lost(policy, loss, deepest) for policy in policies]
+        path, held = self.search.path(loss), self.held_back(deepest)
+        lost = [held.lost[loss][held.taken(thresholds)] for thresholds in path]
         if wrong is None:
             passed = conformal_risk_control(lost, risk)
         else:
@@ -174,7 +178,7 @@ class Calibration:
                 f"leave early: {int(lost[0].sum())} of {len(self.labels)} answers are lost"
                 f"{self._ended(deepest)}"
             )
-        policy, halted = policies[passed - 1], None
+        policy, halted = self.search.policy(path[passed - 1]), None
         if deepest is not None:
             halted = int((simulate(policy, self.logits).exits > deepest).sum())
         guarantee = Guarantee(
@@ -185,32 +189,18 @@ class Calibration:
             losses=int(lost[passed - 1].sum()),
             halted=halted,
             rounds=None if self.rounds is None else len(self.rounds),
+            effect=self.effect,
         )
         return self._calibrated(policy, guarantee)
 
-    def lost(
-        self, policy: Thresholds, loss: Loss, deepest: NDArray[np.int64] | None = None
-    ) -> Flags:
-        """Return which samples of the certification half have the loss, bool [n].
+    def held_back(self, deepest: NDArray[np.int64] | None = None) -> Search:
+        """Return the certification half, to count on it what thresholds lose.
 
         Args:
-            policy: that answers.
-            loss: see `Guarantee`.
-            deepest: int64 [n], where a deadline ends each; see `lost_on_the_way`.
+            deepest: int64 [n], where a deadline ends each sample; see `lost_on_the_way`.
         """
-        outcome = simulate(policy, self.logits)
-        if deepest is None:
-            return losses(outcome.predictions, self.logits, self.labels)[loss]
-        answers = np.stack(
-            [
-                policy.answer(self.logits[:, : k + 1]).argmax(axis=-1)
-                for k in range(self.logits.shape[1])
-            ],
-            axis=1,
-        )
-        lost = lost_on_the_way(losses(answers, self.logits, self.labels)[loss], deepest)
-        taken: Flags = lost[np.arange(len(lost)), outcome.exits - 1]
-        return taken
+        costs = list(self.search.costs)
+        return Search(self.logits, self.labels, self.temperatures, costs, self._kind, deepest)
 
     def _met_by(self, chance: float | None) -> NDArray[np.int64]:
         """Return how deep each sample of both halves may go; see `ended_shares`."""

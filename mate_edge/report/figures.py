@@ -217,8 +217,13 @@ def count_figures(subject: Subject) -> Figures:
 
 
 def half_width(share: float, n: int) -> float:
-    """Return half the width of a share's 95 % interval, by the normal approximation."""
-    return CERTAIN * math.sqrt(max(share * (1 - share), 0.0) / max(n, 1))
+    """Return half the width of a share's 95 % interval, Wilson's, which is never 0.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
+    """
+    n, square = max(n, 1), CERTAIN**2
+    variance = max(share * (1 - share), 0.0) / n + square / (2 * n) ** 2
+    return CERTAIN * math.sqrt(variance) / (1 + square / n)
 
 
 def _exit(subject: Subject, k: int, accuracy: float) -> ExitFigures:
@@ -246,12 +251,15 @@ def _point(
 ) -> PointFigures:
     right = outcome.predictions == labels
     lost, mended = float((last_right & ~right).mean()), float((right & ~last_right).mean())
-    drop = lost - mended
+    drop, n = lost - mended, len(labels)
+    changed = lost + mended
+    if (outcome.exits < len(flops)).any():  # few that show no difference do not say there is none
+        changed = (n * changed + 0.5) / (n + 1)
     mean_flops = outcome.mean_cost(flops)
     return PointFigures(
         accuracy=float(right.mean()),
         drop=drop,
-        drop_half=CERTAIN * math.sqrt(max(lost + mended - drop**2, 0.0) / len(labels)),
+        drop_half=CERTAIN * math.sqrt(max(changed - drop**2, 0.0) / n),
         mean_flops=mean_flops,
         saved=1 - mean_flops / whole,
         mean_ms=None if exit_ms is None else outcome.mean_cost(exit_ms),

@@ -133,15 +133,17 @@ def print_tuned(found: TunedPoint, manifest: Manifest) -> None:
     whose = "validation images" if found.images is None else f"images of {found.images}"
     drop = 100 * (found.last_accuracy - point.val_accuracy)
     flops = point.val_mean_flops
+    guarantee = point.guarantee
+    under = guarantee and guarantee.max_ms and f", under {guarantee.max_ms:g} ms as measured"
     print(
-        f"on the {found.samples} {whose} held back: accuracy "
+        f"on the {found.samples} {whose} held back{under or ''}: accuracy "
         f"{percent(point.val_accuracy)} %, {abs(drop):.2f} points "
         f"{'below' if drop >= 0 else 'above'} the last exit; mean {count(flops)} FLOPs, "
         f"{fewer(manifest.unsplit_flops, flops)} than unsplit"
         + ("" if found.mean_ms is None else f"; mean {found.mean_ms:.3g} ms on this device")
     )
-    if point.guarantee is None:
+    if guarantee is None:
         print("guaranteed: nothing; the thresholds are a search on the other half")
     else:
-        print(f"guaranteed: {promise(point.guarantee)}")
-        print(f"            ({point.guarantee.losses} of {point.guarantee.n} were lost)")
+        print(f"guaranteed: {promise(guarantee)}")
+        print(f"            ({guarantee.losses} of {guarantee.n} were lost)")

@@ -177,7 +177,8 @@ def _points(
     """
     found = {}
     for name, point in all_points(bundle).items():
-        if len(point.val_exit_shares) == len(up_to_ms):
+        under = point.guarantee and point.guarantee.max_ms  # the shares are those of that deadline
+        if under is None and len(point.val_exit_shares) == len(up_to_ms):
             weighted = zip(point.val_exit_shares, up_to_ms, strict=True)
             expected = sum(share * ms for share, ms in weighted)
             found[name] = report.Point(

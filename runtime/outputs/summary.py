@@ -74,9 +74,8 @@ class Summary:
             were = "1 frame was" if dropped == 1 else f"{dropped} frames were"
             lines.append(f"{were} dropped for newer ones (--every-frame keeps them)")
         measured = self.predictor.timing.measured
-        device = None if measured is None else measured.fingerprint
         lines.append(
-            standing(self.predictor.chosen, self.max_ms, device, self.count, self.by_deadline)
+            standing(self.predictor.chosen, self.max_ms, measured, self.count, self.by_deadline)
         )
         if self.steadied:
             lines.append(

@@ -83,9 +83,10 @@ def test_a_thousand_calibrations_break_their_promise_no_more_often_than_delta(lo
     tested, controlled = [], []  # the risks that were settled for
     for _ in range(10):
         calibration = Calibration(*draw(rng, 2 * n), COSTS)
-        policies = [calibration.search.policy(step) for step in calibration.search.path(loss)]
+        path = calibration.search.path(loss)
         calibration.logits, calibration.labels = draw(rng, 4000)
-        losses = np.stack([calibration.lost(policy, loss) for policy in policies])
+        held = calibration.held_back()
+        losses = np.stack([held.lost[loss][held.taken(step)] for step in path])
         truth = losses.mean(axis=1)
         assert (calibration.logits[:, 0].argmax(1) == calibration.labels)[
             calibration.logits[:, 2].argmax(1) != calibration.labels

@@ -91,14 +91,10 @@ def test_a_thousand_calibrations_under_a_deadline_keep_their_promise_as_often_as
     certified: dict[int, list[float]] = {20: [], 200: []}
     for _ in range(10):
         calibration = Calibration(*draw(rng, 2 * n), COSTS, rounds=HURRIED)
-        policies = [calibration.search.policy(step) for step in calibration.search.path("worse")]
+        path = calibration.search.path("worse")
         calibration.logits, calibration.labels = draw(rng, 4000)
-        by_depth = np.array(
-            [
-                [calibration.lost(policy, "worse", np.full(4000, k)) for k in (1, 2, 3)]
-                for policy in policies
-            ]
-        )
+        held = [calibration.held_back(np.full(4000, k)) for k in (1, 2, 3)]
+        by_depth = np.array([[one.lost["worse"][one.taken(step)] for one in held] for step in path])
         risk_of = np.einsum("skn,k->s", by_depth, [0.02, 0.08, 0.9]) / 4000
         for m, risks in certified.items():
             for _ in range(100):
@@ -115,9 +111,10 @@ def test_a_thousand_calibrations_under_a_deadline_keep_their_promise_as_often_as
 
 def test_what_is_lost_under_a_deadline_is_what_the_simulation_loses_at_least() -> None:
     calibration = Calibration(*draw(np.random.default_rng(5), 800), COSTS, rounds=HURRIED)
+    held = calibration.held_back(calibration.deepest)
     for step in calibration.search.path("worse"):
         policy = calibration.search.policy(step)
-        lost = calibration.lost(policy, "worse", calibration.deepest)
+        lost = held.lost["worse"][held.taken(step)]
         met = simulate(policy, calibration.logits, calibration.deepest).predictions
         assert lost[losses(met, calibration.logits, calibration.labels)["worse"]].all()
 

@@ -21,7 +21,7 @@ from mate_edge.errors import BundleError, UsageError
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.deadline import exits_in_time
 from mate_edge.runtime.fingerprint import Fingerprint, fingerprint
-from mate_edge.runtime.latencies import record_latencies
+from mate_edge.runtime.latencies import Latencies, record_latencies
 from mate_edge.runtime.policy import Chosen, choose_policy, resolve_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.standing import standing
@@ -232,6 +232,16 @@ def test_damaged_calibration_costs_no_answer(
 # what still holds
 
 
+def rounds_of(here: Fingerprint) -> Latencies:
+    return Latencies(
+        bundle_id="b",
+        fingerprint=here,
+        segments_ms=((1.0,),) * 3,
+        rest_ms=(0.1,),
+        created="2026-11-30",
+    )
+
+
 def chosen(certified_on: Fingerprint, **changes: Any) -> Chosen:
     guarantee = Guarantee(
         loss="worse",
@@ -243,6 +253,7 @@ def chosen(certified_on: Fingerprint, **changes: Any) -> Chosen:
         device=msgspec.to_builtins(certified_on),
         halted=20,
         rounds=500,
+        measured="2026-11-30",
     )
     policy = make_policy("deepest", {"temperatures": (1.0,) * 3})
     return Chosen("mine", policy, msgspec.structs.replace(guarantee, **changes))
@@ -267,13 +278,17 @@ def chosen(certified_on: Fingerprint, **changes: Any) -> Chosen:
         ({"delta": None}, 5.0, 20, "on average over such sets of 1000"),
         ({"loss": "differs"}, None, 0, "other ones than the last exit's"),
         ({"device": {"cpu": "a"}}, 5.0, 0, "here nothing is guaranteed"),
+        ({"measured": "2026-11-29"}, 5.0, 0, "others of 2026-11-30 have replaced: nothing is"),
+        ({"measured": None}, 5.0, 0, "at most 1 % of answers"),  # of a version before
+        ({"effect": 20.0}, 5.0, 60, "at most 1 % of answers"),  # three slow segments
+        ({"effect": 2.0}, 5.0, 60, "and here ended 6.0 %"),
     ],
 )
 def test_what_holds_is_said_in_one_line(
     changes: dict[str, Any], max_ms: float | None, halted: int, says: str, predictor: Predictor
 ) -> None:
     here = fingerprint(predictor.engine)
-    line = standing(chosen(here, **changes), max_ms, here, 1000, halted)
+    line = standing(chosen(here, **changes), max_ms, rounds_of(here), 1000, halted)
     assert says in line
     assert "\n" not in line
 
@@ -281,7 +296,7 @@ def test_what_holds_is_said_in_one_line(
 def test_a_guarantee_of_another_device_names_what_differs(predictor: Predictor) -> None:
     here = fingerprint(predictor.engine)
     other = msgspec.structs.replace(here, power_mode="15W")
-    line = standing(chosen(other), 5.0, here, 1000, 0)
+    line = standing(chosen(other), 5.0, rounds_of(here), 1000, 0)
     assert "power_mode: 15W, then" in line
     assert "nothing is guaranteed" in line
 
@@ -297,6 +312,7 @@ def test_a_guarantee_of_another_device_names_what_differs(predictor: Predictor) 
         {"halted": 2000},
         {"rounds": None},
         {"rounds": 0},
+        {"effect": 0.5},
     ],
 )
 def test_a_guarantee_that_makes_no_sense_is_not_read(wrong: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def test_labelled_images_of_ones_own_choose_and_certify(
     found = tuned(typed, bundle_folder, "--max-risk", "30%", "--delta", "20%", *options)
     assert found["images"] == str(tmp_path / "ours")
     assert len(found["images_sha256"]) == 64
-    assert sum(found["confidences"]) == 40
+    assert found["confidences"] == [], "too few to tell drift by"
     assert (found["samples"], found["last_accuracy"]) == (20, 1.0)
     policy = resolve_policy(read_bundle(bundle_folder), "ours")
     _, held = halve(40)
@@ -146,7 +146,7 @@ def test_a_budget_in_ms_counts_decoding_once_it_was_measured(
     typed: Any, bundle_folder: Path, pictures: Path
 ) -> None:
     budget = ("tune", bundle_folder, "--budget-ms", "1e4")
-    not_counted = "these latencies count no decoding of images of yours"
+    not_counted = "these latencies count no decoding or scaling of images of yours"
     assert not_counted in typed(*budget).stderr
     bench = ("bench", bundle_folder, "--rounds", "300")
     assert typed(*bench, "--images", pictures).returncode == 0
