@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,7 @@ class Ending:
         rows: those of `metrics.csv` so far.
         progress: where each epoch is told.
         stop: entered.
+        validated: the validation split's logits [n, K, C] of the last epoch that was validated.
     """
 
     accelerator: Accelerator
@@ -63,6 +64,7 @@ class Ending:
     rows: list[Row]
     progress: TrainingProgress
     stop: StopSignal
+    validated: list[NDArray[np.float32]] = field(default_factory=list)
 
     def conclude(self, row: Row) -> None:
         """Validate the epoch that `row` is of and write the row, unless it is there already.
@@ -89,8 +91,9 @@ class Ending:
         """
         logits = None
         if self.accelerator.is_main_process:
-            splits = (self.dataset.val, self.dataset.test)
-            logits = self._until_signal(lambda: [self._logits(images) for images in splits])
+            logits = self._until_signal(
+                lambda: (self._val_logits(), self._logits(self.dataset.test))
+            )
         if should_stop(self.accelerator, self.stop):
             raise stopped("the last epoch", self.folder, self.stop)
         if logits is not None:
@@ -110,12 +113,18 @@ class Ending:
         """Return the validation accuracies, if it is an epoch to validate after."""
         if epoch % self.run.validate_every and epoch < self.run.recipe.epochs:
             return {}
-        images = self.dataset.val
-        accuracies, ensemble = exit_accuracy(self._logits(images), images.labels)
+        self.validated.clear()
+        accuracies, ensemble = exit_accuracy(self._val_logits(), self.dataset.val.labels)
         return {
             **{f"val_accuracy_{k}": a for k, a in enumerate(accuracies, start=1)},
             "val_ensemble": ensemble,
         }
+
+    def _val_logits(self) -> NDArray[np.float32]:
+        """Return those of the weights that were validated last, or else of those of now."""
+        if not self.validated:
+            self.validated.append(self._logits(self.dataset.val))
+        return self.validated[0]
 
     def _logits(self, images: Images) -> NDArray[np.float32]:
         preprocessing, device = self.dataset.preprocessing, self.accelerator.device

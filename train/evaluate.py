@@ -21,7 +21,7 @@ CHANCE = 1.2
 def images_at_once(size: int) -> int:
     """Return how many images of `size` pixels are evaluated at once: 256 up to 224 pixels.
 
-    Larger ones take fewer, by their area: evaluation is to need no more memory than training.
+    Larger ones take fewer, by their area, and so do all where the memory is too small.
     """
     return max(1, min(256, 256 * 224**2 // size**2))
 
@@ -43,12 +43,19 @@ def compute_logits(
     """
     network.eval()
     parts = []
-    count, step = len(images.labels), images_at_once(preprocessing.size)
-    for start in range(0, count, step):
+    count, step, start = len(images.labels), images_at_once(preprocessing.size), 0
+    while start < count:
         indices = range(start, min(start + step, count))
         batch = normalize(images.plain(indices, preprocessing), preprocessing)
-        inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
-        parts.append(network(inputs).float().cpu().numpy())
+        try:
+            inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
+            parts.append(network(inputs).float().cpu().numpy())
+        except torch.OutOfMemoryError:  # training may take fewer at once
+            if step == 1:
+                raise
+            step //= 2
+        else:
+            start += step
     return np.concatenate(parts)
 
 

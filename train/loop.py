@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader
 from mate_edge.errors import RunError, UsageError
 from mate_edge.runs import Run
 from mate_edge.stop import StopSignal
+from mate_edge.train.backbones.own import check_training
+from mate_edge.train.backbones.parts import channels_last
 from mate_edge.train.data.dataset import Dataset
 from mate_edge.train.data.loader import make_loader, waiting_advice
 from mate_edge.train.ending import Ending, should_stop, stopped
@@ -125,10 +127,19 @@ def train(
     network = network_of(run)
     if run.structure not in (None, structure_of(network)):
         raise _another_network(run, folder)
+    if ":" in run.arch and accelerator.num_processes > 1:  # one process may have begun it
+        check_training(
+            run.arch,
+            network,
+            run.preprocessing.channels,
+            run.preprocessing.size,
+            len(run.classes),
+            accelerator.num_processes,
+        )
     if run.weights is not None:
         load_initial(folder, network)
     method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)
-    objective = Objective(network.to(memory_format=torch.channels_last), method)
+    objective = Objective(channels_last(network), method)
     optimizer = make_optimizer(objective, run.recipe)
     loader, order = make_loader(dataset, run.recipe, run.seed, workers)
     prepared, optimizer, loader = accelerator.prepare(objective, optimizer, loader)

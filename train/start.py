@@ -132,6 +132,14 @@ def run_training(
                 "anew in parts of a batch, such as --accumulate 4, with --precision bf16 or a "
                 "smaller --batch-size, and another --out"
             ) from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RunError(
+                f"a process that prepares images was ended ({first_line(error)}): containers "
+                "often have too little shared memory (docker run --shm-size 2g), or go on with "
+                f"mate-edge train --resume --workers 0 --out {folder}"
+            ) from None
         except ImageError as error:
             reason = str(error).rsplit("ImageError: ", 1)[-1].strip()  # a worker's: a traceback
             raise ImageError(

@@ -30,7 +30,7 @@ from mate_edge.train.backbones import TORCHVISION, make_parts
 from mate_edge.train.backbones.imagenet import first_convolution
 from mate_edge.train.backbones.parts import Classifier, Parts
 
-AVERAGED = "_ema"
+AVERAGED = re.compile(r"(^|[_.])ema([_.]|$)")
 """How the weights' running averages are called, beside the weights."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Under these names training scripts keep the state dict, beside optimiser and epoch."""
@@ -154,7 +154,7 @@ def read_weights(file: Path) -> Weights:
         found = _load_saved(file, data)
     for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            averaged = [name for name in found if str(name).endswith(AVERAGED)]
+            averaged = [name for name in found if AVERAGED.search(str(name))]
             if averaged:
                 print(
                     f"--weights {file}: {wrapper} is taken; the averaged weights in "

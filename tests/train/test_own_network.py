@@ -75,6 +75,16 @@ class Features(nn.Module):
 def drawing(channels, size):
     return [nn.Sequential(conv(channels, 4), Features()), conv(4, 8)]
 def broken(): return 1 / 0
+def with_defaults(width=6, depth=1): return [conv(1, width), conv(width, 8)]
+def named(channels=3, size=224): return [conv(channels, channels), conv(channels, size)]
+class Dynamic(nn.Module):  # kernels that are mixed: weights of five axes
+    def __init__(self):
+        super().__init__()
+        self.kernels = nn.Parameter(torch.randn(2, 4, 1, 3, 3) / 3)
+    def forward(self, x): return nn.functional.conv2d(x, self.kernels.mean(0), stride=2, padding=1)
+def dynamic(): return [Dynamic(), conv(4, 8)]
+def computed():
+    return [nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 4, 3))), conv(4, 8)]
 def one_by_one(): yield conv(1, 4)
 
 def scripted():
@@ -173,7 +183,14 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str
 
 @pytest.mark.parametrize(
     ("name", "widths"),
-    [("stages", [8, 16]), ("without_arguments", [4, 8]), ("ready", [4, 8]), ("Whole", [4, 8])],
+    [
+        ("stages", [8, 16]),
+        ("without_arguments", [4, 8]),
+        ("with_defaults", [6, 8]),
+        ("named", [1, 32]),
+        ("ready", [4, 8]),
+        ("Whole", [4, 8]),
+    ],
 )
 def test_functions_classes_and_ready_lists_give_stages(
     name: str, widths: list[int], nets: Callable[[str], str]
@@ -227,6 +244,7 @@ def test_a_last_module_that_classifies_is_the_last_head(nets: Callable[[str], st
         (":classifying", r"stage 1 \(unused.weight\) and stage 2 \(2.weight\)"),
         (":broken", r"broken\(\) fails \(ZeroDivisionError: division by zero in .*\.py:\d+\)"),
         (":leaving", r"leaving\(\) fails \(SystemExit: 3"),
+        (":computed", r"network that cannot be copied \(RuntimeError.*use .*parametrizations"),
     ],
 )
 def test_a_network_that_cannot_work_is_a_clear_error(
@@ -275,6 +293,11 @@ def test_a_weight_without_a_gradient_is_refused_only_where_processes_must_agree_
     with pytest.raises(UsageError, match=r"nothing depends on \(stages.0.1.left.weight"):
         new_run(options, None, processes=2)
     new_run(options, None)
+
+
+def test_weights_of_five_axes_train(nets: Callable[[str], str]) -> None:
+    _, run = run_training(Options(data="digits", arch=nets(":dynamic"), epochs=1), None, False)
+    assert run.finished
 
 
 def test_a_network_that_a_function_hands_out_is_copied(nets: Callable[[str], str]) -> None:

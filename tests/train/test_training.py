@@ -186,6 +186,39 @@ def test_a_gpu_that_is_too_small_is_said_with_what_needs_less(
         run_training(quick, None, resume=False)
 
 
+def test_an_evaluation_takes_no_more_at_once_than_there_is_memory_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset, device = load_dataset("digits"), torch.device("cpu")
+    network = build_network("resnet8", "linear", 1, 32, 10)
+    answer, taken = network.forward, []
+
+    def fill(inputs: torch.Tensor) -> torch.Tensor:
+        if len(inputs) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        taken.append(len(inputs))
+        return answer(inputs)
+
+    whole = compute_logits(network, dataset.val, dataset.preprocessing, device)
+    monkeypatch.setattr(network, "forward", fill)
+    parts = compute_logits(network, dataset.val, dataset.preprocessing, device)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-4)
+    assert max(taken) == 64
+    assert sum(taken) == len(whole)
+
+
+def test_a_worker_that_is_ended_is_said_with_the_way_to_go_on(
+    quick: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*given: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is ...")
+
+    monkeypatch.setattr("mate_edge.train.start.train", end)
+    says = r"images was ended \(.*Bus error.*--shm-size 2g.*--resume --workers 0 --out runs/"
+    with pytest.raises(RunError, match=says):
+        run_training(quick, None, resume=False)
+
+
 def test_a_buffer_may_hold_infinity_as_a_mask_does(quick: Options, tmp_path: Path) -> None:
     (tmp_path / "masked.py").write_text(
         "import torch\n"

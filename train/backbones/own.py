@@ -6,19 +6,23 @@ import copy
 import importlib
 import inspect
 import os
+import random
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mate_edge.errors import UsageError, first_line
 from mate_edge.names import some
-from mate_edge.train.backbones.parts import Parts, output_shapes
+from mate_edge.train.backbones.parts import Parts, channels_last, output_shapes
 
+BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 PROBE_IMAGES = 3
 """So many train a network once; two are what its shapes are found with."""
 
@@ -26,11 +30,11 @@ PROBE_IMAGES = 3
 def own_network(arch: str, channels: int, size: int, classes: int | None) -> Parts:
     """Import the user's stages, or the function that makes them.
 
-    A function (or class) is called with (channels, size) if it takes two arguments, else with
-    none. What is ready, or comes of a function, is copied, with the weights that it has, so that
-    several trainings of one process begin alike: of a training's seed only what a function makes
-    depends. Each stage maps [B, C, H, W] to
-    [B, C', H', W']; the last module may be the classifier, to [B, classes].
+    A function (or class) is called with (channels, size) if it needs two arguments, or has two of
+    these names; else with none. What is ready, or comes of a function, is copied, with the weights
+    that it has, so that several trainings of one process begin alike: of a training's seed only
+    what a function makes depends. Each stage maps [B, C, H, W] to [B, C', H', W']; the last module
+    may be the classifier, to [B, classes].
 
     Weights in a file have the names of the `nn.Sequential` or `nn.ModuleList` that was given, or
     else of an `nn.ModuleList` of the stages: `0.conv.weight`.
@@ -96,7 +100,7 @@ def check_training(
     Raises:
         UsageError: the step fails.
     """
-    tried = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
+    tried = channels_last(copy.deepcopy(network).train())
     with torch.random.fork_rng():
         images = torch.rand(PROBE_IMAGES, channels, size, size)
         images = images.to(memory_format=torch.channels_last)
@@ -172,8 +176,7 @@ def _make(arch: str, channels: int, size: int) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)  # what is made there is the same in every process
+        with _seeded():  # what is made there is the same in every process
             found = getattr(importlib.import_module(module), name)
     except (
         Exception,
@@ -182,16 +185,38 @@ def _make(arch: str, channels: int, size: int) -> Any:
         raise UsageError(
             f"--arch {arch} cannot be imported from {os.getcwd()} ({_tell(error)})"
         ) from error
-    if isinstance(found, nn.Module) or not callable(found):
-        return copy.deepcopy(found)
-    arguments = (channels, size) if _takes_two(found) else ()
+    made = found
+    if callable(found) and not isinstance(found, nn.Module):
+        arguments = (channels, size) if _takes_two(found) else ()
+        try:
+            made = found(*arguments)
+        except (Exception, SystemExit) as error:  # the user's code, again
+            call = f"{name}({', '.join(map(str, arguments))})"
+            raise UsageError(f"--arch {arch}: {call} fails ({_tell(error)})") from error
+    if not isinstance(made, nn.Module | Sequence):  # which is refused later
+        return made
     try:
-        made = found(*arguments)
-        # it may hand out a network of its module's; what is none is refused later
-        return copy.deepcopy(made) if isinstance(made, nn.Module | Sequence) else made
-    except (Exception, SystemExit) as error:  # the user's code, again
-        call = f"{name}({', '.join(map(str, arguments))})"
-        raise UsageError(f"--arch {arch}: {call} fails ({_tell(error)})") from error
+        return copy.deepcopy(made)  # it may be handed out again
+    except Exception as error:  # whatever its parts raise
+        raise UsageError(
+            f"--arch {arch} gives a network that cannot be copied ({_tell(error)}): for weights "
+            "that are computed from others, use torch.nn.utils.parametrizations"
+        ) from error
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Let all generators begin at 0, and go on afterwards as if nothing had been drawn."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def _tell(error: BaseException) -> str:
@@ -202,11 +227,13 @@ def _tell(error: BaseException) -> str:
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
+    """Say whether a function needs two arguments, or takes two of the names that they have."""
     try:
-        inspect.signature(function).bind(0, 0)
-    except (TypeError, ValueError):  # ValueError: a builtin without a signature
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a builtin without a signature
         return False
-    return True
+    needed = [one for one in parameters if one.default is one.empty and one.kind in BY_PLACE]
+    return len(needed) == 2 or [one.name for one in parameters[:2]] == ["channels", "size"]
 
 
 def _describe(made: object) -> str:

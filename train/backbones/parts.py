@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mate_edge.errors import UsageError, first_line
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Classifier(nn.Sequential):
@@ -42,6 +45,14 @@ class Parts:
     network: nn.Module
     classifier: nn.Module | None = None
     outputs: int | None = None
+
+
+def channels_last(module: M) -> M:
+    """Lay the weights of convolutions out as images are; `Module.to` fails at one of five axes."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 @torch.no_grad()

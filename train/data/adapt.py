@@ -13,8 +13,9 @@ from mate_edge import files
 from mate_edge.errors import DataError, UsageError
 from mate_edge.images import MAX_SIDE
 from mate_edge.names import some
-from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, LARGE, Dataset
+from mate_edge.train.data.dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset
 from mate_edge.train.data.folder import as_numbers
+from mate_edge.train.data.images import LARGE
 
 T = TypeVar("T")
 

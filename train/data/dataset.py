@@ -14,6 +14,7 @@ from mate_edge.images import Preprocessing
 from mate_edge.names import some
 from mate_edge.runs import Recipe
 from mate_edge.train.data.images import (
+    LARGE,
     REDUCING_GAP,
     FileImages,
     Images,
@@ -24,8 +25,6 @@ from mate_edge.train.data.splits import choose_some, split_off
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 ARCH = "resnet18"
-LARGE = 128
-"""From this size on (px), images stay on disk and are cut at random sizes in training."""
 
 AT_ONCE = 1000
 """Images whose pixels are counted in one go."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from mate_edge.train.data.augment import crop_resized, crop_shifted, flip_some
 
 REDUCING_GAP = 2.0
 """Of every new run, see `Preprocessing`: Pillow's `thumbnail` has it, too."""
+LARGE = 128
+"""From this size on (px), images stay on disk and are cut at random sizes in training."""
 
 Pixels = NDArray[np.uint8]
 
@@ -178,7 +181,14 @@ class FileImages:
             std=(1,) * 3,
             reducing_gap=REDUCING_GAP,
         )
-        pixels = np.empty((len(self.paths), size, size, 3), np.uint8)
+        shape = (len(self.paths), size, size, 3)
+        try:
+            pixels = np.empty(shape, np.uint8)
+        except MemoryError:
+            raise ImageError(
+                f"{len(self.paths)} images of {size} pixels need {math.prod(shape) / 1e9:.3g} GB "
+                f"of memory: from --size {LARGE} on they stay in their files"
+            ) from None
 
         def load(i: int) -> None:
             try:
