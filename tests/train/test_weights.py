@@ -544,6 +544,9 @@ def test_averaged_weights_beside_those_taken_are_named_and_sparse_ones_refused(
     torch.save({"model": tensors, "model_ema": tensors, "epoch": 3}, tmp_path / "a.pth")
     read_weights(tmp_path / "a.pth")
     assert "model is taken; the averaged weights in model_ema are others" in capsys.readouterr().err
+    torch.save({"state_dict": tensors, "ema_state_dict": tensors}, tmp_path / "c.pth")
+    read_weights(tmp_path / "c.pth")
+    assert "the averaged weights in ema_state_dict are others" in capsys.readouterr().err
     torch.save({"a.weight": torch.eye(3).to_sparse()}, tmp_path / "b.pth")
     with pytest.raises(UsageError, match=r"b\.pth holds sparse tensors: a\.weight"):
         read_weights(tmp_path / "b.pth")
