@@ -68,11 +68,11 @@ def main() -> None:
         train_images=arguments.train_images,
         seed=arguments.seed,
     )
-    weights = arguments.out / "plain.pth"
-    if not weights.exists():
-        arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    weights, ways = arguments.out / "plain.pth", arguments.ways.split(",")
+    if not weights.exists() and ways != ["scratch"]:
         train_plainly(plain, arguments.epochs, weights)
-    for way in arguments.ways.split(","):
+    for way in ways:
         options = options_of(way, plain, arguments.epochs, weights)
         folder, run = find_or_train(None, arguments.out / way, options)
         print(f"\n{way}")
