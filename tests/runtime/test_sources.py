@@ -204,6 +204,19 @@ def test_a_camera_is_asked_for_the_size_and_rate_that_are_wanted(
         open_sources(["camera:3"])
 
 
+def test_a_camera_that_never_gives_a_frame_is_no_endless_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    monkeypatch.setattr(video_module, "DEVICES", tmp_path)
+    monkeypatch.setattr(video_module, "OPEN_S", 0.01)
+    monkeypatch.setattr(video_module, "STALL_S", 0.01)
+    monkeypatch.setattr(av, "open", lambda *given, **options: threading.Event().wait())
+    (tmp_path / "video0").write_bytes(b"")
+    (error,) = list(open_sources(["camera:0"]))
+    assert str(error) == "camera:0 gives nothing for 0.02 s"
+
+
 def test_an_rtsp_camera_plays_until_it_vanishes(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="PyAV is not installed")
     server = RtspServer(write_clip(tmp_path / "live.mp4", 50, "mpeg4"))
