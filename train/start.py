@@ -105,7 +105,14 @@ def run_training(
                 if not run.finished:
                     announce_import(folder, run)
             else:
-                folder, run, dataset = new_run(options, out, state.num_processes)
+                try:
+                    folder, run, dataset = new_run(options, out, state.num_processes)
+                except torch.cuda.OutOfMemoryError as error:  # already of the imported network
+                    raise RunError(
+                        "the GPU's memory is too small to evaluate the imported network "
+                        f"({first_line(error)}): end what else uses it, or train on the CPU with "
+                        "CUDA_VISIBLE_DEVICES= before the command"
+                    ) from None
                 held.enter_context(_alone(folder))
             check(run)
             shared = [str(folder)]
@@ -136,15 +143,24 @@ def run_training(
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise RunError(
-                f"a process that prepares images was ended ({first_line(error)}): containers "
-                "often have too little shared memory (docker run --shm-size 2g), or go on with "
-                f"mate-edge train --resume --workers 0 --out {folder}"
+                f"a process that prepares images was ended ({first_line(error)}): "
+                f"{_helps(str(error))}mate-edge train --resume --out {folder} goes on"
             ) from None
         except ImageError as error:
             reason = str(error).rsplit("ImageError: ", 1)[-1].strip()  # a worker's: a traceback
             raise ImageError(
                 f"{reason}: mend it, then type mate-edge train --resume --out {folder}"
             ) from None
+
+
+def _helps(error: str) -> str:
+    """Return what to do about a loader's process that was ended, where the signal tells."""
+    if "Bus error" in error:
+        return (
+            "containers often have too little shared memory, so give it more (docker run "
+            "--shm-size 2g), or add --workers 0; "
+        )
+    return "if memory ran out, add --workers 0; " if "Killed" in error else ""
 
 
 @contextmanager

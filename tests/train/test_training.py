@@ -207,15 +207,24 @@ def test_an_evaluation_takes_no_more_at_once_than_there_is_memory_for(
     assert sum(taken) == len(whole)
 
 
+@pytest.mark.parametrize(
+    ("ended", "says"),
+    [
+        ("Bus error", "--shm-size 2g.*--workers 0; mate-edge train"),
+        ("Killed", "if memory ran out, add --workers 0; mate-edge train"),
+        ("Terminated", r"\.\): mate-edge train"),
+    ],
+)
 def test_a_worker_that_is_ended_is_said_with_the_way_to_go_on(
-    quick: Options, monkeypatch: pytest.MonkeyPatch
+    ended: str, says: str, quick: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end(*given: Any) -> None:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is ...")
+        raise RuntimeError(f"DataLoader worker (pid 7) is killed by signal: {ended}. ")
 
     monkeypatch.setattr("mate_edge.train.start.train", end)
-    says = r"images was ended \(.*Bus error.*--shm-size 2g.*--resume --workers 0 --out runs/"
-    with pytest.raises(RunError, match=says):
+    with pytest.raises(
+        RunError, match=rf"images was ended \(.*{ended}.*{says} --resume --out runs/"
+    ):
         run_training(quick, None, resume=False)
 
 
