@@ -76,6 +76,8 @@ def drawing(channels, size):
     return [nn.Sequential(conv(channels, 4), Features()), conv(4, 8)]
 def broken(): return 1 / 0
 def with_defaults(width=6, depth=1): return [conv(1, width), conv(width, 8)]
+def one_needed(in_channels, image_size=8): return [conv(in_channels, 4), conv(4, image_size)]
+def by_name_only(*, channels=5, size=8): return [conv(1, channels), conv(channels, size)]
 def named(channels=3, size=224): return [conv(channels, channels), conv(channels, size)]
 class Dynamic(nn.Module):  # kernels that are mixed: weights of five axes
     def __init__(self):
@@ -188,6 +190,8 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str
         ("without_arguments", [4, 8]),
         ("with_defaults", [6, 8]),
         ("named", [1, 32]),
+        ("one_needed", [4, 32]),
+        ("by_name_only", [5, 8]),
         ("ready", [4, 8]),
         ("Whole", [4, 8]),
     ],

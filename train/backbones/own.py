@@ -227,13 +227,16 @@ def _tell(error: BaseException) -> str:
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
-    """Say whether a function needs two arguments, or takes two of the names that they have."""
+    """Say whether a function takes two arguments, and needs one or has the names that they have."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # a builtin without a signature
         return False
-    needed = [one for one in parameters if one.default is one.empty and one.kind in BY_PLACE]
-    return len(needed) == 2 or [one.name for one in parameters[:2]] == ["channels", "size"]
+    placed = [one for one in parameters if one.kind in BY_PLACE]
+    needed = [one for one in placed if one.default is one.empty]
+    if len(placed) < 2 or len(needed) > 2:
+        return False
+    return bool(needed) or [one.name for one in placed[:2]] == ["channels", "size"]
 
 
 def _describe(made: object) -> str:

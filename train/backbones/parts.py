@@ -51,7 +51,7 @@ def channels_last(module: M) -> M:
     """Lay the weights of convolutions out as images are; `Module.to` fails at one of five axes."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return module
 
 
