@@ -21,7 +21,7 @@ CHANCE = 1.2
 def images_at_once(size: int) -> int:
     """Return how many images of `size` pixels are evaluated at once: 256 up to 224 pixels.
 
-    Larger ones take fewer, by their area, and so do all where the memory is too small.
+    Larger ones take fewer, by their area.
     """
     return max(1, min(256, 256 * 224**2 // size**2))
 
@@ -34,6 +34,8 @@ def compute_logits(
     device: torch.device,
 ) -> NDArray[np.float32]:
     """Return every exit's logits for a split, float32 [N, K, C].
+
+    Fewer images at once are tried where the memory is too small.
 
     Args:
         network: put into evaluation mode here and left in it.

@@ -127,6 +127,8 @@ def train(
     network = network_of(run)
     if run.structure not in (None, structure_of(network)):
         raise _another_network(run, folder)
+    if run.weights is not None:
+        load_initial(folder, network)
     if ":" in run.arch and accelerator.num_processes > 1:  # one process may have begun it
         check_training(
             run.arch,
@@ -136,8 +138,6 @@ def train(
             len(run.classes),
             accelerator.num_processes,
         )
-    if run.weights is not None:
-        load_initial(folder, network)
     method = make_method(run.method, network.num_exits, len(run.classes), run.method_options)
     objective = Objective(channels_last(network), method)
     optimizer = make_optimizer(objective, run.recipe)

@@ -154,7 +154,11 @@ def read_weights(file: Path) -> Weights:
         found = _load_saved(file, data)
     for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            averaged = [name for name in found if AVERAGED.search(str(name))]
+            averaged = [
+                name
+                for name, value in found.items()
+                if AVERAGED.search(str(name)) and isinstance(value, Mapping)
+            ]
             if averaged:
                 print(
                     f"--weights {file}: {wrapper} is taken; the averaged weights in "

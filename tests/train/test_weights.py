@@ -547,6 +547,9 @@ def test_averaged_weights_beside_those_taken_are_named_and_sparse_ones_refused(
     torch.save({"state_dict": tensors, "ema_state_dict": tensors}, tmp_path / "c.pth")
     read_weights(tmp_path / "c.pth")
     assert "the averaged weights in ema_state_dict are others" in capsys.readouterr().err
+    torch.save({"model": tensors, "ema_decay": 0.999, "ema": None}, tmp_path / "d.pth")
+    read_weights(tmp_path / "d.pth")
+    assert not capsys.readouterr().err
     torch.save({"a.weight": torch.eye(3).to_sparse()}, tmp_path / "b.pth")
     with pytest.raises(UsageError, match=r"b\.pth holds sparse tensors: a\.weight"):
         read_weights(tmp_path / "b.pth")
