@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from statistics import median
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -71,6 +72,11 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True):
     def rounds(self) -> int:
         """The number n of rounds."""
         return len(self.rest_ms)
+
+    @property
+    def frame_ms(self) -> float:
+        """What decoding and preprocessing usually take; 0 where nothing was decoded."""
+        return sum(median(row) for row in (self.decode_ms, self.preprocess_ms) if row)
 
 
 def record_latencies(

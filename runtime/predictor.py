@@ -88,8 +88,9 @@ class Predictor:
         Args:
             bundle: the folder.
             policy: see `choose_policy`.
-            engine: a name in `ENGINES`; None takes the one that the bundle was exported for, or
-                onnxruntime, with a warning, where there is no NVIDIA GPU.
+            engine: a name in `ENGINES`; None takes the one that the bundle was exported for (on a
+                CPU the fastest that `mate-edge build` found here, if it did), or onnxruntime, with
+                a warning, where there is no NVIDIA GPU.
             threads: of the CPU engine; None lets it choose.
             shared_pool: see `OnnxRuntimeEngine`.
             lazy: open a segment only when it is first needed: for one image without a deadline.
@@ -117,7 +118,8 @@ class Predictor:
             predictor = when_it_fails.enter_context(cls(made, policy))
             if max_ms is not None:
                 load_decoders(made.bundle.manifest.preprocessing)
-                check_reachable(predictor.know_latencies(), max_ms, strict, warn)
+                table = predictor.know_latencies()
+                check_reachable(table, max_ms, strict, warn, predictor.timing.frame_ms)
             elif not lazy:
                 predictor.warm_up()
             when_it_fails.pop_all()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import median
 
 import msgspec
 import numpy as np
@@ -228,8 +227,7 @@ def _rounds_in_time(
 ) -> tuple[NDArray[np.int64], float]:
     """Return the exit that each measured round reaches by a deadline, and their design effect."""
     table = LatencyTable.from_samples(measured.segments_ms, measured.rest_ms)
-    frame_ms = sum(median(ms) for ms in (measured.decode_ms, measured.preprocess_ms) if ms)
-    check_reachable(table, max_ms, strict=False, say=say, frame_ms=frame_ms)
+    check_reachable(table, max_ms, strict=False, say=say, frame_ms=measured.frame_ms)
     rounds = np.asarray(exits_at_least(measured, max_ms), np.int64)
     num_exits = len(measured.segments_ms)
     return rounds, max(ended_by_one(measured, max_ms), design_effect(rounds, num_exits))

@@ -98,7 +98,7 @@ def load_model(
         for policy in (*all_points(bundle), "patience-1"):  # or its first request measures it
             predictor.latencies_of(resolve_policy(bundle, policy))
         if options.max_ms is not None:
-            check_reachable(table, options.max_ms, False, say)
+            check_reachable(table, options.max_ms, False, say, predictor.timing.frame_ms)
         load_decoders(bundle.manifest.preprocessing)
         predictors = [predictor]
         predictors += (

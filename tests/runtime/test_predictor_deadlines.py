@@ -17,6 +17,7 @@ from mate_edge.bundle import read_bundle
 from mate_edge.decide.policy import Confidence
 from mate_edge.errors import UsageError
 from mate_edge.images import normalize
+from mate_edge.runtime.latencies import keep_latencies, record_latencies
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.warn import MateEdgeWarning
 
@@ -270,6 +271,12 @@ def test_a_deadline_given_at_load_is_judged_at_load(bundle_folder: Path) -> None
         Predictor.load(bundle_folder, max_ms=0.0001).close()
     with pytest.raises(UsageError, match="exit 1 may need"):
         Predictor.load(bundle_folder, max_ms=0.0001, strict=True)
+    with Predictor.load(bundle_folder) as predictor:  # what bench --images would keep
+        rounds = [[0.5] * 20] * predictor.engine.num_segments
+        shared = {"decode_ms": [25.0] * 20, "preprocess_ms": [5.0] * 20, "images": "photos"}
+        keep_latencies(record_latencies(predictor.engine, rounds, [0.1] * 20, **shared))
+    with pytest.raises(UsageError, match="20 ms is less than the .* 30.00 ms of it before the net"):
+        Predictor.load(bundle_folder, policy="deepest", max_ms=20, strict=True)
     for odd in (-1, float("nan"), "5"):
         with pytest.raises(UsageError, match="the deadline must be a positive number of ms, not"):
             Predictor.load(bundle_folder, max_ms=odd)  # type: ignore[arg-type]
