@@ -174,6 +174,7 @@ def print_engines(found: Sequence[Bench]) -> None:
     judged = next((bench.judged for bench in found if bench.judged), "no operating point")
     headers = ["engine", "unsplit ms", "deepest ms", f"{judged}, expected ms"]
     print_table("engines, medians", headers, rows)
+    print("--engine NAME takes one of them; mate-edge build remembers the fastest of a CPU's")
 
 
 def _print_contenders(title: str, contenders: dict[str, Contender]) -> None:

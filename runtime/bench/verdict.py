@@ -59,14 +59,11 @@ def judge(
         )
     if exits and len(keep) == 1 and not late:  # or they may be what answers in time
         lines.append(
-            "no exit pays on this device: run the unsplit network, or train with --exits elsewhere"
+            "no exit pays on this device: run the unsplit network, or train with --exits "
+            f"elsewhere; without early exits, where the run is: {_merge(manifest, keep)}"
         )
     elif len(keep) <= len(exits) and not late:
-        lines.append(
-            "merge what does not pay, where the run is: mate-edge export "
-            f"{_of_run(manifest, keep)} --target {shlex.quote(manifest.target)} --precision "
-            f"{manifest.precision}{_batch(manifest)}"
-        )
+        lines.append(f"merge what does not pay, where the run is: {_merge(manifest, keep)}")
     if exits and ceiling <= 1:
         lines.append(
             "no policy can be faster than the unsplit network here: segment 1 alone takes "
@@ -78,6 +75,14 @@ def judge(
             "(unsplit / segment 1)"
         )
     return tuple(lines)
+
+
+def _merge(manifest: Manifest, keep: Sequence[int]) -> str:
+    """Return the command that exports the bundle anew, with these exits alone."""
+    return (
+        f"mate-edge export {_of_run(manifest, keep)} --target {shlex.quote(manifest.target)} "
+        f"--precision {manifest.precision}{_batch(manifest)}"
+    )
 
 
 def _of_run(manifest: Manifest, keep: Sequence[int]) -> str:

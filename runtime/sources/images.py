@@ -63,12 +63,15 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
             matches = match(source)
             if not matches:
                 raise UsageError(f"nothing matches {source!r}")
-            named = set(matches)
+            named, empty = set(matches), True
             for file in matches:
-                if file.is_dir():
-                    yield from (image for image in images_in(file) if image not in named)
-                else:
-                    yield file
+                within = images_in(file) if file.is_dir() else (file,)
+                for image in within:
+                    if image is file or image not in named:
+                        empty = False
+                        yield image
+            if empty:
+                raise UsageError(f"what {source!r} matches holds no images ({KINDS})")
 
 
 def walk(folder: Path, suffixes: Set[str]) -> Iterator[Path | ImageError]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,12 @@ def test_the_verdict_says_first_when_no_exits_are_needed(bench_of: Measure) -> N
         "save 1.3 ms on average"
     )  # 1.5 ms at 60, 30 and 10 %
     assert found.points["balanced"].expected_ms == pytest.approx(1.5)
+
+
+def test_where_no_exit_pays_the_verdict_says_how_to_export_without(bench_of: Measure) -> None:
+    text = " ".join(bench_of([4.0, 1.0, 1.0], 2.0).verdict)
+    assert "no exit pays on this device" in text
+    assert re.search("without early exits, .*: mate-edge export .*--exits 3 --target cpu", text)
 
 
 def test_the_verdict_names_the_deepest_exit_that_is_in_time(bench_of: Measure) -> None:
@@ -411,13 +418,12 @@ def test_deadlines_then_rest_on_what_was_benched(
     assert "never measured" not in done.stderr
 
 
-def test_all_engines_are_compared_and_those_that_lack_something_named(
-    cli: Any, bundle_folder: Path
-) -> None:
+def test_all_engines_that_are_here_are_compared(cli: Any, bundle_folder: Path) -> None:
     done = cli("bench", bundle_folder, "--rounds", "2", "--engines", "all", "--json")
     assert done.returncode == 0, done.stderr
     engines = [json.loads(line)["engine"] for line in done.stdout.splitlines()]
     assert "onnxruntime" in engines
+    assert ("openvino" in engines) == (find_spec("openvino") is not None)
     assert not {"tensorrt", "tensorrt_rtx"} & set(engines)
 
 
@@ -446,6 +452,7 @@ def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], says:
         (["--engines", "some"], "--engines takes all"),
         (["--engines", "all", "--engine", "onnxruntime"], "not both"),
         (["--images", "none.jpg"], "none.jpg does not exist"),
+        (["--images", str(Path(__file__).parents[1] / "ru*")], "ru*' matches holds no images"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(
