@@ -136,7 +136,7 @@ def _pictures(run: Run) -> tuple[Any, str]:
 
 
 def _about(run: Run) -> str:
-    method = "MATE" if run.method == "mate" else run.method
+    method = "MATE (reconstructed)" if run.method == "mate" else run.method
     return (
         f"{run.arch} with {exits_text(run.exits)}, trained with {method} on "
         f"{Path(run.data).name} for {epochs_text(run.recipe.epochs)}"

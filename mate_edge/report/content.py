@@ -330,7 +330,8 @@ def _teachers(subject: Subject, plots: tuple[Plot, ...]) -> tuple[Part, ...]:
     if not plots:
         return ()
     says = (
-        "MATE trains each exit with teachers, one an exit; teacher i is a mixture of all exits' "
+        "MATE, reconstructed from the published abstract, trains each exit with teachers, one an "
+        "exit; teacher i is a mixture of all exits' "
         "logits, and the weights of the mixture, the rows of A, are learned.",
     )
     return (Part("teachers", "MATE's teachers", says, plots=plots),)

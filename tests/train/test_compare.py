@@ -164,9 +164,11 @@ def make_rows(**accuracies: list[float]) -> list[Row]:
             row: Row = {"method": method, "seed": seed, "options": ""}
             for figure in ("exit_1", "exit_2", "mean", "ensemble", "overthinking", "area"):
                 row[f"test_{figure}"] = row[f"val_{figure}"] = value
+            row["test_overthinking"], row["test_area"] = value / 10, value - 0.01
             for figure in ("loss_1", "loss_2", "loss"):
                 row[f"test_{figure}"] = row[f"val_{figure}"] = 1 - value
-            rows.append(row | {"step_ms": 100.0 + seed, "flops_1": 1e6, "flops_2": 2e6})
+            step_ms = (150.0 if method == "mate" else 100.0) + seed
+            rows.append(row | {"step_ms": step_ms, "flops_1": 1e6, "flops_2": 2e6})
     return rows
 
 
@@ -208,12 +210,16 @@ def test_the_tables_show_losses_as_well_as_gains() -> None:
     assert headers[:5] == ["method", "seeds", "exit 1", "exit 2", "mean"]
     text = as_markdown(headers, cells)
     assert "| mate | 2 | 57.00 ± 7.07 |" in text
+    columns = dict(zip(headers, cells[[line[0] for line in cells].index("mate")], strict=True))
+    assert columns["overthinking"] == "5.70 ± 0.71"
+    assert columns["area"] == "56.00 ± 7.07"
     assert "+2.00 ± 0.00 *" in text
     assert "-10.50 ± 6.35 *" in text
     headers, cells = difference_table(rows, "mate")
     assert [line[0] for line in cells] == ["ce", "eed"]
     assert cells[1][3] == "+12.50 ± 6.35 *"
-    assert relative_step(rows, "mate") == 1.0
+    assert relative_step(rows, "mate") == pytest.approx(1.5, abs=0.01)
+    assert relative_step(rows, "eed") == 1.0
 
 
 def test_the_picture_is_a_png() -> None:
