@@ -18,6 +18,7 @@ without early exits, which under `frozen` is the plain one. Processes may share 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,9 @@ def train_plainly(options: Options, epochs: int, file: Path) -> None:
             optimizer.step()
             right, seen = right + int((logits.argmax(1) == labels).sum()), seen + len(labels)
         print(f"plain, epoch {epoch + 1} of {epochs}: training {percent(right / seen)} %")
-    torch.save(network.state_dict(), file)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")  # another process may wait for it
+    torch.save(network.state_dict(), unfinished)
+    unfinished.replace(file)
 
 
 if __name__ == "__main__":

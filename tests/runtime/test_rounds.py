@@ -73,7 +73,7 @@ def ended(segments_ms: np.ndarray, max_ms: float, leave_at: np.ndarray) -> np.nd
     return found
 
 
-def test_no_image_is_ended_earlier_than_counted_wherever_those_before_it_left() -> None:
+def test_no_image_is_ended_earlier_than_counted_though_those_before_it_left_early() -> None:
     rng, earlier = np.random.default_rng(0), 0
     for _ in range(20):
         drawn = rng.normal(1, 0.001, (3, 400))

@@ -123,6 +123,7 @@ def test_a_version_that_is_being_loaded_does_not_keep_it_from_ending(
         asking = threading.Thread(target=lambda: replies.append(running.ask("POST", path, b"")))
         asking.start()
         while "loading version 2" not in running.log.read_text():
+            assert asking.is_alive(), replies
             time.sleep(0.01)
         assert running.end() == 0
         asking.join()
