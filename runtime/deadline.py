@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from mate_edge.errors import UsageError
 from mate_edge.runtime.latencies import Latencies
@@ -148,6 +149,40 @@ class SlowDown:
             self._slow.clear()
 
 
+class WorstSlowDown(SlowDown):
+    """A slow-down whose factor is not below that of any it stands for; see `exits_at_least`.
+
+    Three slow segments in a row may have been heard by images of different exits. So it keeps the
+    largest slow ratios that may have come in a row, also after some were adopted: the median of any
+    three is the second largest at most.
+    """
+
+    def copy(self) -> WorstSlowDown:
+        """See `SlowDown.copy`."""
+        twin = WorstSlowDown()
+        twin.factor, twin._slow = self.factor, list(self._slow)
+        return twin
+
+    @staticmethod
+    def of(several: Sequence[WorstSlowDown]) -> WorstSlowDown:
+        """Return the one that stands for all of them."""
+        worst = WorstSlowDown()
+        worst.factor = max(one.factor for one in several)
+        ranks = zip_longest(*(one._slow for one in several), fillvalue=0.0)
+        worst._slow = [max(ratios) for ratios in ranks]
+        return worst
+
+    def observe(self, ratio: float) -> None:
+        """See `SlowDown.observe`."""
+        self.factor = max(1.0, MEMORY * self.factor + (1 - MEMORY) * min(ratio, LARGEST_RATIO))
+        if ratio <= SLOW_RATIO:
+            self._slow.clear()
+            return
+        self._slow = sorted([*self._slow, ratio], reverse=True)[:3]
+        if len(self._slow) == 3:
+            self.factor = max(self.factor, self._slow[1])
+
+
 class MissBudget:
     """How many deadlines may still be missed: as an error budget, earned slowly and spent at once.
 
@@ -260,9 +295,8 @@ def exits_at_least(measured: Latencies, max_ms: float) -> list[int]:
 
     This is what a guarantee rests on. It is never bold, like the first rounds of a process. And
     it does not matter where the policy let the images of the rounds before leave: the slow-down
-    factor hears only the segments that run, so each round meets the largest factor that some
-    choice of exits leaves behind. (A factor that is adopted, see `SlowDown.observe`, is heard from
-    images that leave at one exit.)
+    factor hears only the segments that run, so each round meets a factor that no choice of exits
+    leaves a larger one than.
 
     Args:
         measured: of this device.
@@ -299,25 +333,15 @@ def _at_least(
     measured: Latencies, table: LatencyTable, max_ms: float, rounds: range, factor: float
 ) -> list[int]:
     """Return the exits of some rounds, see `exits_at_least`, from a slow-down factor on."""
-    ratios = [
-        [ms / usual for ms in segment_ms]
-        for segment_ms, usual in zip(measured.segments_ms, table.median_ms, strict=True)
-    ]
-    leaving = [SlowDown() for _ in ratios]  # what it is where all images leave at exit 1, 2, ...
-    careful, exits = MissBudget(), []
+    careful, worst, exits = MissBudget(), WorstSlowDown(), []
+    worst.factor = factor
     for i in rounds:
-        for slow_down in leaving:
-            slow_down.factor = factor
-        exits.append(
-            min(
-                _replay(measured, table, max_ms, i, slow_down.copy(), careful)[0]
-                for slow_down in leaving
-            )
-        )
-        for k, slow_down in enumerate(leaving, start=1):
-            for ratio in ratios[:k]:
-                slow_down.observe(ratio[i])
-        factor = max(slow_down.factor for slow_down in leaving)
+        exits.append(_replay(measured, table, max_ms, i, worst.copy(), careful)[0])
+        leaving, heard = [], worst.copy()  # by an image that leaves at exit 1, 2, ...
+        for segment_ms, usual in zip(measured.segments_ms, table.median_ms, strict=True):
+            heard.observe(segment_ms[i] / usual)
+            leaving.append(heard.copy())
+        worst = WorstSlowDown.of(leaving)
     return exits
 
 
