@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 
@@ -13,5 +14,9 @@ def plain(text: str) -> str:
 
 def print_aside(text: str, end: str = "\n") -> None:
     """Print on stderr; where it takes no more, as on a full disk, the answers go on."""
-    with suppress(OSError):
+    try:
         print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        # what stderr has kept must not fail again when it is flushed at the end
+        with suppress(OSError, ValueError):  # one that a test or a program put in its place
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

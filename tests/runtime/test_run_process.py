@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -127,7 +128,10 @@ def run_onto_a_full_disk(warm: Any, *arguments: str | Path) -> subprocess.Comple
         return subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_full_disk_under_stderr_costs_no_answer(bundle_folder: Path, pictures: Path) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_full_disk_under_stderr_costs_no_answer(
+    kept: bool, bundle_folder: Path, pictures: Path
+) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
     with open("/dev/full", "w") as full:
@@ -135,6 +139,7 @@ def test_a_full_disk_under_stderr_costs_no_answer(bundle_folder: Path, pictures:
         done = subprocess.run(
             [*command, pictures],
             stdout=subprocess.PIPE, stderr=full, text=True, timeout=60,
+            env={**os.environ, "PYTHONUNBUFFERED": "" if kept else "1"},
         )  # fmt: skip
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == len(list(pictures.iterdir()))
