@@ -99,7 +99,6 @@ def judge_subject(
     points = _points(subject.whole.bundle, up_to, unsplit_median)
     judged = DEFAULT_POLICY if DEFAULT_POLICY in points else next(iter(points), None)
     shares = points[judged].exit_shares if judged is not None else ()
-    exits, keep = _paying(up_to, unsplit_median, shares)
     parts = report.Parts(
         decode=Times.of([sample.decode_ms for sample in deepest]),
         preprocess=Times.of([sample.preprocess_ms for sample in deepest]),
@@ -107,9 +106,13 @@ def judge_subject(
         rest=Times.of([sample.rest_ms for sample in deepest]),
         unsplit=Times.of([sample.segment_ms[0] for sample in samples[UNSPLIT]]),
     )
+    noise_ms = NOISE * parts.unsplit.median_ms  # of the network: decoding is no part of it
+    exits, keep = _paying(up_to, unsplit_median, shares, noise_ms)
     ceiling = parts.unsplit.median_ms / parts.segments[0].median_ms
     found = Bench(
-        verdict=judge(manifest, contenders, points, judged, exits, keep, ceiling, options.max_ms),
+        verdict=judge(
+            manifest, contenders, points, judged, exits, keep, ceiling, noise_ms, options.max_ms
+        ),
         diagnoses=diagnose(
             Observed(
                 deepest=deepest,
@@ -190,12 +193,12 @@ def _points(
 
 
 def _paying(
-    up_to_ms: Sequence[float], unsplit_ms: float, shares: Sequence[float]
+    up_to_ms: Sequence[float], unsplit_ms: float, shares: Sequence[float], noise_ms: float
 ) -> tuple[tuple[report.ExitPays, ...], tuple[int, ...]]:
     """Return what each early exit saves, and the exits worth keeping; times as in `_points`.
 
     Without `shares`, or with too many exits to judge, none is judged and all are kept; so is one
-    whose difference is `NOISE`.
+    that makes no more difference than `noise_ms`.
     """
     took = [ms - before for ms, before in zip(up_to_ms, [0.0, *up_to_ms], strict=False)]
     paying = judge_exits(took, unsplit_ms, shares) if shares else None
@@ -205,7 +208,7 @@ def _paying(
         report.ExitPays(exit=k, leave=shares[k - 1], saved_ms=saved)
         for k, saved in enumerate(paying.saved_ms, start=1)
     )
-    unsure = {one.exit for one in exits if abs(one.saved_ms) < NOISE * unsplit_ms}
+    unsure = {one.exit for one in exits if abs(one.saved_ms) < noise_ms}
     return exits, tuple(sorted(unsure.union(paying.keep)))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from mate_edge.bundle import Manifest
 from mate_edge.report.bench import UNSPLIT, Contender, ExitPays, Point, tail
 from mate_edge.runs import RUNS
-from mate_edge.runtime.bench.paying import NOISE
 from mate_edge.runtime.points import DEEPEST
 from mate_edge.times import samples_needed
 
@@ -26,6 +25,7 @@ def judge(
     exits: Sequence[ExitPays],
     keep: Sequence[int],
     ceiling: float,
+    noise_ms: float,
     max_ms: float | None,
 ) -> tuple[str, ...]:
     """Say whether exits are needed, what they save, which of them pay, and what is possible.
@@ -38,6 +38,7 @@ def judge(
         exits: what each early exit saves there.
         keep: the exits worth keeping, the last one among them.
         ceiling: of the speed-up.
+        noise_ms: what an exit saves or costs below that is not told.
         max_ms: a deadline, if there is one.
     """
     point = points.get(judged) if judged is not None else None
@@ -50,7 +51,7 @@ def judge(
     for exit_ in exits:
         share = f"{100 * exit_.leave:.0f} % of the images leave there at {judged}"
         verb = "pays" if exit_.exit in keep else "does not pay"
-        if abs(exit_.saved_ms) < NOISE * contenders[UNSPLIT].times.median_ms:
+        if abs(exit_.saved_ms) < noise_ms:
             verb = "makes no difference beyond noise"
         sign = "saves" if exit_.saved_ms > 0 else "costs"
         lines.append(
