@@ -51,8 +51,8 @@ def standing(
     now = None if measured is None else measured.created
     if guarantee.measured not in (None, now):
         return (
-            f"{carries}, by rounds of {guarantee.measured} that others of {now} have replaced: "
-            "nothing is guaranteed until it is tuned again"
+            f"{carries}, by rounds of {guarantee.measured}, while deadlines here rest on others of "
+            f"{now}: nothing is guaranteed until it is tuned by these"
         )
     if _halts_more_often(guarantee, predictions, halted):
         certified = 100 * (guarantee.halted or 0) / guarantee.n

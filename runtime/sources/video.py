@@ -227,9 +227,10 @@ def _in_thread(call: Callable[[], T], too_long: str) -> T:
 
     Thread(target=run, daemon=True).start()
     try:
-        found, error = done.get(timeout=OPEN_S + STALL_S)
+        # FFmpeg may take so long twice: to connect, and to see what comes
+        found, error = done.get(timeout=2 * OPEN_S + STALL_S)
     except Empty:
-        raise ImageError(f"{too_long} for {OPEN_S + STALL_S:g} s") from None
+        raise ImageError(f"{too_long} for {2 * OPEN_S + STALL_S:g} s") from None
     if error is not None:
         raise error
     return cast("T", found)

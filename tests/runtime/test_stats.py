@@ -278,7 +278,7 @@ def chosen(certified_on: Fingerprint, **changes: Any) -> Chosen:
         ({"delta": None}, 5.0, 20, "on average over such sets of 1000"),
         ({"loss": "differs"}, None, 0, "other ones than the last exit's"),
         ({"device": {"cpu": "a"}}, 5.0, 0, "here nothing is guaranteed"),
-        ({"measured": "2026-11-29"}, 5.0, 0, "others of 2026-11-30 have replaced: nothing is"),
+        ({"measured": "2026-11-29"}, 5.0, 0, "rest on others of 2026-11-30: nothing is"),
         ({"measured": None}, 5.0, 0, "at most 1 % of answers"),  # of a version before
         ({"effect": 20.0}, 5.0, 60, "at most 1 % of answers"),  # three slow segments
         ({"effect": 2.0}, 5.0, 60, "and here ended 6.0 %"),
