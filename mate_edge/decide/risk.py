@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
     return min(1.0, math.exp(largest) * float(np.exp(logs - largest).sum()))
 
 
+@lru_cache(maxsize=1024)
 def upper_share(k: int, n: int, delta: float) -> float:
     """Return the share that k of n draws are below with probability 1 - delta, 0 < delta < 1.
 
