@@ -214,7 +214,7 @@ def test_a_camera_that_never_gives_a_frame_is_no_endless_wait(
     monkeypatch.setattr(av, "open", lambda *given, **options: threading.Event().wait())
     (tmp_path / "video0").write_bytes(b"")
     (error,) = list(open_sources(["camera:0"]))
-    assert str(error) == "camera:0 gives nothing for 0.02 s"
+    assert str(error) == "camera:0 gives nothing for 0.03 s"
 
 
 def test_an_rtsp_camera_plays_until_it_vanishes(tmp_path: Path) -> None:
