@@ -127,12 +127,6 @@ class SlowDown:
         self.factor = 1.0
         self._slow: list[float] = []
 
-    def copy(self) -> SlowDown:
-        """Return another that knows the same."""
-        twin = SlowDown()
-        twin.factor, twin._slow = self.factor, list(self._slow)
-        return twin
-
     def observe(self, ratio: float) -> None:
         """Take in one segment's observed time over its median.
 
@@ -158,7 +152,7 @@ class WorstSlowDown(SlowDown):
     """
 
     def copy(self) -> WorstSlowDown:
-        """See `SlowDown.copy`."""
+        """Return another that knows the same."""
         twin = WorstSlowDown()
         twin.factor, twin._slow = self.factor, list(self._slow)
         return twin
