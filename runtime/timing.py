@@ -122,9 +122,8 @@ class Timing:
 
     @property
     def frame_ms(self) -> float:
-        """What an image of the user's own took before the network; 0 where none was measured."""
-        own = self.measured
-        return 0.0 if own is None or own.images is None else own.frame_ms
+        """What an image took before the network; 0 where none was measured."""
+        return 0.0 if self.measured is None else self.measured.frame_ms
 
     def use(self, measured: Latencies) -> None:
         """Let deadlines rest on these; clones do so from their next one on."""
