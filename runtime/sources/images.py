@@ -63,15 +63,14 @@ def find_images(sources: Iterable[str]) -> Iterator[Path]:
             matches = match(source)
             if not matches:
                 raise UsageError(f"nothing matches {source!r}")
-            named, empty = set(matches), True
-            for file in matches:
-                within = images_in(file) if file.is_dir() else (file,)
-                for image in within:
-                    if image is file or image not in named:
-                        empty = False
-                        yield image
-            if empty:
+            images = dict.fromkeys(  # a folder and what is in it may both be matched
+                image
+                for file in matches
+                for image in (images_in(file) if file.is_dir() else [file])
+            )
+            if not images:
                 raise UsageError(f"what {source!r} matches holds no images ({KINDS})")
+            yield from images
 
 
 def walk(folder: Path, suffixes: Set[str]) -> Iterator[Path | ImageError]:
