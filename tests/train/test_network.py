@@ -12,6 +12,7 @@ from torch import nn
 
 from mate_edge.errors import UsageError
 from mate_edge.train.backbones import BACKBONES, TORCHVISION, make_parts
+from mate_edge.train.backbones.parts import channels_last
 from mate_edge.train.heads import DEFAULT_HEAD, HEADS, remaining_shapes
 from mate_edge.train.network import MultiExitNet, assemble, build_network
 
@@ -245,3 +246,13 @@ def test_unknown_names_list_the_valid_ones() -> None:
         build_network("resnet17", "sepconv", 3, 32, 10)
     with pytest.raises(UsageError, match="pooled, sepconv, bottleneck, linear"):
         build_network("resnet8", "sep", 3, 32, 10)
+
+
+@pytest.mark.parametrize(("inputs", "kernel"), [(4, 1), (1, 3), (4, 3)])
+def test_weights_lie_as_module_to_lays_them_where_one_side_is_1_too(
+    inputs: int, kernel: int
+) -> None:
+    # gradients are laid so, and DistributedDataParallel's buckets as the weights are
+    ours, own = (torch.nn.Conv2d(inputs, 8, kernel) for _ in range(2))
+    expected = own.to(memory_format=torch.channels_last).weight.stride()
+    assert channels_last(ours).weight.stride() == expected
