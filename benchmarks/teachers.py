@@ -71,6 +71,8 @@ def main() -> None:
     folders = sorted(path for path in arguments.out.glob("*") if path.is_dir())
     names = arguments.names or [folder.name for folder in folders]
     lines = [line for name in names for line in lines_of(name, arguments.out / name)]
+    if not lines:
+        parser.error(f"{arguments.out} holds no finished run of mate of these experiments")
     print_table("the last epoch, training images", HEADERS, lines)
 
 

@@ -29,7 +29,9 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMET
 """A path that somebody gave cannot even be looked at; its file is named in the error."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF)
 """A stream, which has no name, takes no more."""
-ENGINE_HELP = "onnxruntime, openvino, tensorrt or tensorrt_rtx; default: what build found fastest."
+ENGINE_HELP = (
+    "onnxruntime, openvino, tensorrt or tensorrt_rtx; default: build's fastest, or the bundle's."
+)
 
 
 def main() -> None:
