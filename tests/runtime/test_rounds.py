@@ -94,12 +94,13 @@ def test_no_image_is_ended_earlier_than_counted_wherever_those_before_it_left() 
 
 
 def test_slow_segments_that_images_of_different_exits_heard_count_as_heard_in_a_row() -> None:
-    drawn = np.ones((3, 100))
+    drawn = np.ones((3, 400))  # so many that the quantiles are of usual rounds
     drawn[:, 50], drawn[:, 51] = (3, 1, 1), (3, 3, 1)
-    leave_at = np.full(100, 3)
+    leave_at = np.full(400, 3)
     leave_at[50:52] = 1, 2  # hears 3, 3 and 3, and takes the device for three times slower
-    assert ended(drawn, 4.5, leave_at)[52] == 1
-    assert exits_at_least(measured(drawn), 4.5)[52] == 1
+    assert ended(drawn, 4.4, leave_at)[52] == 2
+    assert ended(drawn, 4.4, np.full(400, 3))[52] == 3
+    assert exits_at_least(measured(drawn), 4.4)[52] == 2
 
 
 def test_independent_rounds_count_as_many_as_they_are_and_blocks_as_so_many_blocks() -> None:
