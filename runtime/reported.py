@@ -33,13 +33,14 @@ from mate_edge.report.words import drop_goal, exits_text
 from mate_edge.runtime.bench.benched import read_bench
 from mate_edge.runtime.bench.verdict import exit_name
 from mate_edge.runtime.calibration import read_calibration
-from mate_edge.runtime.deadline import LatencyTable, exits_in_time
+from mate_edge.runtime.deadline import LatencyTable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.labelled import record_logits
 from mate_edge.runtime.latencies import Latencies, read_latencies
 from mate_edge.runtime.points import DEEPEST, kept_points
 from mate_edge.runtime.policy import DEFAULT_POLICY, resolve_policy
+from mate_edge.runtime.replay import exits_in_time
 
 DEADLINES = 48
 """How many deadlines the curves are made of."""

@@ -24,18 +24,13 @@ from mate_edge.names import look_up
 from mate_edge.report.tuned import TunedPoint
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.calibration import read_calibration
-from mate_edge.runtime.deadline import (
-    LatencyTable,
-    check_max_ms,
-    check_reachable,
-    ended_by_one,
-    exits_at_least,
-)
+from mate_edge.runtime.deadline import LatencyTable, check_max_ms, check_reachable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.labelled import Recorded, record_logits
 from mate_edge.runtime.latencies import Latencies
 from mate_edge.runtime.points import check_name, check_out, keep_point, kept_point, stored_names
 from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.replay import ended_by_one, exits_at_least
 
 DEFAULT_NAME = "tuned"
 DEFAULT_DELTA = 0.05

@@ -17,13 +17,12 @@ from mate_edge.runtime.deadline import (
     SlowDown,
     check_max_ms,
     check_reachable,
-    exits_at_least,
-    exits_in_time,
     may_continue,
     rounds_needed,
 )
 from mate_edge.runtime.fingerprint import Fingerprint
 from mate_edge.runtime.latencies import Latencies
+from mate_edge.runtime.replay import exits_at_least, exits_in_time
 
 
 def test_the_quantile_is_the_order_statistic_of_the_spec() -> None:

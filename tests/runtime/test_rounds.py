@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 
 from mate_edge.decide.rounds import design_effect, ended_shares
-from mate_edge.runtime.deadline import (
-    FORGOTTEN,
-    HICCUP,
-    LatencyTable,
-    MissBudget,
-    SlowDown,
-    ended_by_one,
-    exits_at_least,
-    time_left,
-)
+from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, time_left
 from mate_edge.runtime.fingerprint import Fingerprint
 from mate_edge.runtime.latencies import Latencies
+from mate_edge.runtime.replay import FORGOTTEN, HICCUP, ended_by_one, exits_at_least
 
 HERE = Fingerprint(engine="e", cpu="c", cpus=1, power_mode=None, gpu_clocks_mhz=None, versions={})
 

@@ -19,11 +19,11 @@ from mate_edge.decide.policy import POLICIES, Confidence, Policy, make_policy
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import BundleError, UsageError
 from mate_edge.runtime.calibration import read_calibration
-from mate_edge.runtime.deadline import exits_in_time
 from mate_edge.runtime.fingerprint import Fingerprint, fingerprint
 from mate_edge.runtime.latencies import Latencies, record_latencies
 from mate_edge.runtime.policy import Chosen, choose_policy, resolve_policy
 from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.replay import exits_in_time
 from mate_edge.runtime.standing import standing
 from mate_edge.runtime.stats import Tally
 
