@@ -319,9 +319,7 @@ def normalize(
     scale, shift = _scale_and_shift(preprocessing.mean, preprocessing.std)
     planes = pixels.transpose(0, 3, 1, 2)
     if out is None:
-        out = planes.astype(np.float32, order="C")
-    else:
-        np.copyto(out, planes, casting="unsafe")
-    out *= scale
+        out = np.empty(planes.shape, np.float32)
+    np.multiply(planes, scale, out=out)
     out -= shift
     return out

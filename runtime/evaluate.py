@@ -27,7 +27,6 @@ from mate_edge.runtime.points import DEEPEST, all_points
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.prediction import Prediction
 from mate_edge.runtime.predictor import Predictor
-from mate_edge.runtime.segments import Recording
 from mate_edge.runtime.sources.images import find_labelled, holds_images
 from mate_edge.times import Times
 
@@ -214,19 +213,18 @@ def _all_exits(
     """Take every image through all exits, and simulate the policies on what they say."""
     manifest, policies = predictor.manifest, _policies(predictor.bundle)
     tallies = {name: _Tally(manifest) for name in policies}
-    recording = Recording(manifest.temperatures)
     readable, frame_ms, waiting = list[tuple[Path, int]](), list[float](), list[_Recorded]()
     right = np.zeros(len(manifest.exits), np.int64)
     try:
         for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
             try:
-                prediction = predictor.predict(path, policy=recording)
+                prediction = predictor.predict(path, policy=DEEPEST)
             except ImageError as error:
                 say(str(error))
                 continue
             readable.append((path, label))
             frame_ms.append(prediction.decode_ms + prediction.preprocess_ms)
-            waiting.append(_Recorded(path, label, prediction, recording.logits))
+            waiting.append(_Recorded(path, label, prediction, np.stack(predictor.passed, axis=1)))
             if len(waiting) == TOGETHER:
                 right += _count(waiting, policies, tallies, manifest, rows)
     finally:

@@ -41,6 +41,7 @@ class DLPackArray(Protocol):
         """Return kind and number of the device."""
 
 
+UINT8 = np.dtype(np.uint8)
 OVERSHOOT = 0.25
 """By which share of their range preprocessed numbers may leave it: some filters sharpen edges."""
 
@@ -105,8 +106,8 @@ def ready_pixels(
     """
     if not isinstance(frame, np.ndarray) or preprocessing.resize != preprocessing.size:
         return None
-    shape = (preprocessing.size, preprocessing.size, preprocessing.channels)
-    if frame.dtype != np.uint8 or frame.shape != shape:
+    size = preprocessing.size
+    if frame.dtype != UINT8 or frame.shape != (size, size, preprocessing.channels):
         return None
     return frame[:, :, ::-1] if color == "bgr" else frame
 
@@ -124,7 +125,7 @@ def goes_in_raw(frame: Frame, color: str, engine: Engine) -> bool:
         ImageError: it does not, and the frame lies in device memory, where nobody else can.
     """
     on_host = isinstance(frame, np.ndarray)
-    if on_host and engine.frame_shape is None:
+    if on_host and engine.frame_shape is None:  # the usual case
         return False
     shape = tuple(frame.shape) if isinstance(frame, np.ndarray) else device_shape(frame)
     if shape is None:
@@ -192,6 +193,8 @@ def plain_ms(max_ms: float) -> float:
     Raises:
         UsageError: no positive number.
     """
+    if type(max_ms) is float and 0 < max_ms < inf:  # the usual case
+        return max_ms
     if not isinstance(max_ms, Real):
         raise UsageError(f"the deadline must be a positive number of ms, not {max_ms!r:.80}")
     try:

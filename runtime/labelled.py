@@ -16,8 +16,8 @@ from mate_edge.errors import DataError, ImageError
 from mate_edge.images import read_image
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
+from mate_edge.runtime.points import DEEPEST
 from mate_edge.runtime.predictor import Predictor
-from mate_edge.runtime.segments import Recording
 from mate_edge.runtime.sources.images import find_labelled
 
 
@@ -60,10 +60,9 @@ def record_logits(
     """
     labelled = find_labelled(folder, bundle.manifest.classes, say)
     chosen = engine or choose_engine(bundle, say)
-    recording = Recording(bundle.manifest.temperatures)
 
     def start() -> Predictor:
-        return Predictor.warmed_up(make_engine(chosen, bundle, threads, True), recording)
+        return Predictor.warmed_up(make_engine(chosen, bundle, threads, True), DEEPEST)
 
     found: list[tuple[Path, int, Logits]] = []
     digest = hashlib.sha256()
@@ -76,7 +75,7 @@ def record_logits(
                 say(str(error))
                 continue
             digest.update(label.to_bytes(8, "little") + hashlib.sha256(data).digest())
-            found.append((path, label, recording.logits[0]))
+            found.append((path, label, np.concatenate(predictor.passed)))
     if not found:
         raise DataError(f"none of the {len(labelled)} images could be read")
     paths, labels, logits = zip(*found, strict=True)

@@ -37,7 +37,7 @@ from mate_edge.runtime.inputs import (
 from mate_edge.runtime.latencies import Latencies
 from mate_edge.runtime.policy import Chosen, PolicyChoice, choose_policy, resolve_policy
 from mate_edge.runtime.prediction import Prediction
-from mate_edge.runtime.segments import run_batch, run_one
+from mate_edge.runtime.segments import Loop, run_batch
 from mate_edge.runtime.stats import Stats, Tally
 from mate_edge.runtime.timing import Timing
 from mate_edge.runtime.warm import load_decoders
@@ -54,6 +54,7 @@ class Predictor:
 
     Attributes:
         timing: what it knows of this device; see `know_latencies`.
+        passed: the logits, float32 [1, C], of each exit that the last single image passed.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Predictor:
         self.engine, self.clock = engine, clock
         self.bundle: Bundle = engine.bundle
         self.manifest = self.bundle.manifest
-        self.chosen: Chosen = choose_policy(self.bundle, policy)
         self.timing = Timing(engine, clock)
+        self._use(choose_policy(self.bundle, policy))
+        self.passed: list[NDArray[np.float32]] = []
+        self._preprocessing = self.manifest.preprocessing
         self._tally, self._lock = Tally(self.bundle), threading.Lock()
         self._closed = False
 
@@ -231,28 +234,27 @@ class Predictor:
             max_ms = plain_ms(max_ms)
         if color != "rgb" and color != "bgr":
             raise UsageError(f"color must be rgb or bgr, not {color!r}")
-        chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
+        loop = self._loop if policy is None else self._other_loop(policy)
         with self._alone():
             self._check_open()
-            if max_ms is not None:
-                self.timing.know(chosen, warn)
-            frame, name = read_frame(frame)
-            began = self.clock()
+            table = None if max_ms is None else self.timing.know(loop.policy, warn)
+            engine, pre, clock = self.engine, self._preprocessing, self.clock
+            pixels = ready_pixels(frame, color, pre) if engine.frame_shape is None else None
+            name = None
+            if pixels is None:
+                frame, name = read_frame(frame)
+            decoded = began = clock()
             started = began if started_ns is None else check_started(started_ns, began)
-            pre = self.manifest.preprocessing
-            decoded = began
-            if goes_in_raw(frame, color, self.engine):
-                self.engine.load_frame(frame)
+            if pixels is None and goes_in_raw(frame, color, engine):
+                engine.load_frame(frame)
             else:
-                pixels = ready_pixels(frame, color, pre)
                 if pixels is None:
                     image = to_image(frame, name, color, pre)
-                    decoded = self.clock()
+                    decoded = clock()
                     pixels = crop(image, pre, name or "the image")
-                self.engine.load(normalize(pixels[None], pre, self.engine.input_memory))
-            ready = self.clock()
-            times = (decoded - began) / 1e6, (ready - decoded) / 1e6
-            return self._answer(chosen, started, max_ms, *times)
+                engine.load(normalize(pixels[None], pre, engine.input_memory))
+            decode_ms, preprocess_ms = (decoded - began) / 1e6, (clock() - decoded) / 1e6
+            return self._answer(loop, started, table, max_ms, decode_ms, preprocess_ms)
 
     def predict_batch(
         self, frames: Sequence[Frame], *, policy: PolicyChoice = None
@@ -319,18 +321,17 @@ class Predictor:
         check_inputs(inputs, self.manifest.preprocessing)
         if max_ms is not None and len(inputs) > 1:
             raise UsageError("a deadline is one image's: give them one by one")
-        chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
+        loop = self._loop if policy is None else self._other_loop(policy)
         with self._alone():
             self._check_open()
-            if max_ms is not None:
-                self.timing.know(chosen, warn)
+            table = None if max_ms is None else self.timing.know(loop.policy, warn)
             started = self.clock()
             if started_ns is not None:
                 started = check_started(started_ns, started)
             if len(inputs) > 1:
-                return self._answer_batches(inputs, chosen, started)
+                return self._answer_batches(inputs, loop.policy, started)
             self.engine.load(inputs)
-            return [self._answer(chosen, started, max_ms)]
+            return [self._answer(loop, started, table, max_ms)]
 
     def stream(
         self, sources: Iterable[str | Path], *, max_ms: float | None = None
@@ -354,8 +355,16 @@ class Predictor:
 
     def set_policy(self, policy: PolicyChoice) -> None:
         """Change the policy; see `choose_policy`."""
-        self.chosen = choose_policy(self.bundle, policy)
+        self._use(choose_policy(self.bundle, policy))
         self._tally.forget_confidences()
+
+    def _use(self, chosen: Chosen) -> None:
+        self.chosen = chosen
+        self._loop = Loop(self.engine, chosen.policy, self.clock)
+
+    def _other_loop(self, policy: PolicyChoice) -> Loop:
+        """Return the loop of another policy than the predictor's own."""
+        return Loop(self.engine, resolve_policy(self.bundle, policy), self.clock)
 
     def stats(self) -> Stats:
         """Sum up the predictions so far; see `Stats`.
@@ -379,7 +388,8 @@ class Predictor:
         """
         self._check_open()
         twin = Predictor(self.engine.clone(), self.policy, self.clock)
-        twin.chosen, twin.timing = self.chosen, self.timing.clone(twin.engine)
+        twin.timing = self.timing.clone(twin.engine)
+        twin._use(self.chosen)
         if self.timing.is_warm:
             with ExitStack() as when_it_fails:
                 when_it_fails.enter_context(twin)
@@ -417,22 +427,22 @@ class Predictor:
             self.close()  # a failure that follows from another is not worth telling
 
     def _answer(
-        self, policy: Policy, started: int, max_ms: float | None = None, *times: float
+        self,
+        loop: Loop,
+        started: int,
+        table: LatencyTable | None = None,
+        max_ms: float | None = None,
+        decode_ms: float = 0.0,
+        preprocess_ms: float = 0.0,
     ) -> Prediction:
         """Run the sample loaded, and count; confidences only of the predictor's own policy."""
         timing = self.timing
-        found, first = run_one(
-            self.engine,
-            policy,
-            self.clock,
-            started,
-            timing.slow_down,
-            timing.budget,
-            timing.latencies if max_ms is None else timing.table(policy),
-            max_ms,
-            *times,
+        table = table or timing.latencies
+        found, first = loop(
+            started, timing.slow_down, timing.budget, table, max_ms, decode_ms, preprocess_ms
         )
-        self._tally.add(found, first if policy is self.policy else None)
+        self.passed = loop.passed
+        self._tally.add(found, first if loop is self._loop else None)
         return found
 
     def _answer_batches(

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from math import isfinite
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mate_edge.decide.glance import Glance, is_clear
+from mate_edge.decide.glance import glance, is_clear
 from mate_edge.decide.policy import Confidence, Deepest, FixedExit, Policy, decide
 from mate_edge.decide.softmax import Logits, largest
 from mate_edge.errors import EngineError
@@ -16,137 +15,133 @@ from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, time_
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.prediction import HaltedBy, Prediction
 
-
-class Recording:
-    """The deepest policy, which keeps what every exit says of one sample.
-
-    Attributes:
-        passed: the logits of each exit so far, [1, C].
-    """
-
-    def __init__(self, temperatures: tuple[float, ...]) -> None:
-        self._deepest = Deepest(temperatures)
-        self.passed: list[Logits] = []
-
-    def glance(self, logits: Logits, k: int) -> Glance | None:
-        """Keep the logits of exit k, and see what `Deepest` sees."""
-        if k == 1:
-            self.passed = []
-        self.passed.append(logits)
-        return self._deepest.glance(logits, k)
-
-    def decide(self, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
-        """See `Policy.decide`."""
-        return self._deepest.decide(logits)
-
-    @property
-    def logits(self) -> Logits:
-        """Of all exits, float32 [1, K, C]."""
-        return np.stack(self.passed, axis=1)
+GLANCE = (Confidence, Deepest, FixedExit)
+"""Policies that ask for a least confidence only; a subclass of somebody else's may ask for more."""
 
 
-GLANCE = (Confidence, Deepest, FixedExit, Recording)
-"""The policies with a `glance`; a subclass of somebody else's may decide otherwise."""
+class Loop:
+    """Takes one sample through the segments, as one policy says.
 
-
-def run_one(
-    engine: Engine,
-    policy: Policy,
-    clock: Callable[[], int],
-    started: int,
-    slow_down: SlowDown,
-    budget: MissBudget,
-    latencies: LatencyTable | None = None,
-    max_ms: float | None = None,
-    decode_ms: float = 0.0,
-    preprocess_ms: float = 0.0,
-) -> tuple[Prediction, float]:
-    """Run segments over the one sample that the engine has loaded until it leaves.
-
-    A small segment takes 100 us and leaves little of this code in the processor's caches: so the
-    usual case, a confidence that is clearly above or below its threshold, touches no numpy.
+    A small segment takes 100 us and leaves little of Python's code and data in the processor's
+    caches, so that every object touched costs. What does not change from sample to sample is looked
+    up once, and the usual case, a confidence that is clearly above or below its threshold, touches
+    no numpy.
 
     Args:
-        engine: with the sample loaded.
-        policy: says whether it leaves.
+        engine: whose segments.
+        policy: says whether a sample leaves.
         clock: in ns.
-        started: when the deadline began, by the clock.
-        slow_down: follows each segment when the latencies are known.
-        budget: of misses; settled when there is a deadline.
-        latencies: what a deadline rests on.
-        max_ms: the deadline; None for none.
-        decode_ms: for the prediction.
-        preprocess_ms: likewise.
 
-    Returns:
-        The prediction, and exit 1's confidence.
-
-    Raises:
-        EngineError: the engine failed, or returned something that is no number.
+    Attributes:
+        policy: as given.
+        passed: the logits of each exit that the last sample passed, float32 [1, C] each.
     """
-    num_segments = engine.num_segments
-    passed: list[Logits] = []
-    segment_ms: list[float] = []
-    glance = None
-    if isinstance(policy, GLANCE) and type(policy) in GLANCE:
-        glance = policy.glance
-    first = 0.0
-    for k in range(1, num_segments + 1):
-        engine.open(k)
-        began = clock()
-        logits = engine.run(k)
-        now = clock()
-        ms = (now - began) / 1e6
-        segment_ms.append(ms)
-        passed.append(logits)
-        seen = glance(logits, k) if glance else None
-        if seen is not None:
-            leaves, confidence = seen[:2]
+
+    def __init__(self, engine: Engine, policy: Policy, clock: Callable[[], int]) -> None:
+        self.policy = policy
+        self.passed: list[Logits] = []
+        self._engine, self._run, self._clock = engine, engine.run, clock
+        self._classes, self._last = engine.bundle.manifest.classes, engine.num_segments
+        self._exits: tuple[tuple[float, float], ...] = ()
+        if isinstance(policy, GLANCE) and type(policy) in GLANCE:
+            self._exits = tuple(zip(policy.temperatures, policy.least_confidences, strict=True))
+        self._opened = 0
+
+    def __call__(
+        self,
+        started: int,
+        slow_down: SlowDown,
+        budget: MissBudget,
+        latencies: LatencyTable | None = None,
+        max_ms: float | None = None,
+        decode_ms: float = 0.0,
+        preprocess_ms: float = 0.0,
+    ) -> tuple[Prediction, float]:
+        """Run segments over the one sample that the engine has loaded until it leaves.
+
+        Args:
+            started: when the deadline began, by the clock.
+            slow_down: follows each segment when the latencies are known.
+            budget: of misses; settled when there is a deadline.
+            latencies: what a deadline rests on.
+            max_ms: the deadline; None for none.
+            decode_ms: for the prediction.
+            preprocess_ms: likewise.
+
+        Returns:
+            The prediction, and exit 1's confidence.
+
+        Raises:
+            EngineError: the engine failed, or returned something that is no number.
+        """
+        run, clock, exits, last = self._run, self._clock, self._exits, self._last
+        self.passed = passed = []
+        segment_ms: list[float] = []
+        first = 0.0
+        k = 0
+        while True:
+            k += 1
+            if k > self._opened:
+                self._engine.open(k)
+                self._opened = k
+            began = clock()
+            logits = run(k)
+            now = clock()
+            ms = (now - began) / 1e6
+            segment_ms.append(ms)
+            passed.append(logits)
+            seen = None
+            if exits:
+                temperature, least = exits[k - 1]
+                seen = glance(logits, temperature, least)
+            if seen is not None:
+                leaves, confidence, doubt, relative = seen
+            else:
+                leaves, confidence, probabilities = self._decide()
+            if k == 1:
+                first = confidence
+            if latencies is not None:
+                if max_ms is not None:
+                    now = clock()  # deciding may have taken long
+                since_ms = (now - started) / 1e6
+                if not time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms):
+                    break
+            if leaves or k == last:
+                break
+        if seen is None:
+            index = int(probabilities.argmax())
+        elif confidence > 0.5 + doubt or is_clear(seen):
+            index = relative.index(1.0)
         else:
-            _check(logits, k, engine)
-            leave, probabilities = decide(policy, np.stack(passed, axis=1))
-            leaves, confidence = bool(leave[0]), float(largest(probabilities)[0])
-        if k == 1:
-            first = confidence
-        goes_on = k < num_segments
-        if latencies is not None:
-            if max_ms is not None:
-                now = clock()  # deciding may have taken long
-            since_ms = (now - started) / 1e6
-            goes_on &= time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms)
-        if leaves or not goes_on:
-            break
-    halted_by: HaltedBy = "policy"
-    if k == num_segments:
-        halted_by = "last-exit"
-    elif not leaves:
-        halted_by = "deadline"
-    relative: list[float] | Logits
-    if seen is not None and is_clear(seen):
-        relative = seen[3]
-        index = relative.index(1.0)
-    else:
-        answer = decide(policy, np.stack(passed, axis=1))[1][0] if seen else probabilities[0]
-        index, relative = int(answer.argmax()), answer
-        confidence = answer.item(index)
-    elapsed_ms = (clock() - started) / 1e6  # the answer is known
-    missed = max_ms is not None and elapsed_ms > max_ms
-    if max_ms is not None:
-        budget.settle(missed and k > 1)
-    prediction = Prediction(
-        label=engine.bundle.manifest.classes[index],
-        index=index,
-        confidence=confidence,
-        exit=k,
-        halted_by=halted_by,
-        elapsed_ms=elapsed_ms,
-        decode_ms=decode_ms,
-        preprocess_ms=preprocess_ms,
-        segment_ms=tuple(segment_ms),
-        deadline_missed=missed,
-        relative=relative,
-    )
-    return prediction, first
+            probabilities = self._decide()[2]
+            index = int(probabilities.argmax())
+            confidence = probabilities.item(index)
+            seen = None
+        elapsed_ms = (clock() - started) / 1e6  # the answer is known
+        missed = False
+        if max_ms is not None:
+            missed = elapsed_ms > max_ms
+            budget.settle(missed and k > 1)
+        prediction = Prediction(
+            label=self._classes[index],
+            index=index,
+            confidence=confidence,
+            exit=k,
+            halted_by="last-exit" if k == last else "policy" if leaves else "deadline",
+            elapsed_ms=elapsed_ms,
+            decode_ms=decode_ms,
+            preprocess_ms=preprocess_ms,
+            segment_ms=tuple(segment_ms),
+            deadline_missed=missed,
+            relative=probabilities if seen is None else relative,
+        )
+        return prediction, first
+
+    def _decide(self) -> tuple[bool, float, Logits]:
+        """Ask the policy itself; return whether the sample leaves, how sure, and [C]."""
+        _check(self.passed[-1], len(self.passed), self._engine)
+        leave, probabilities = decide(self.policy, np.stack(self.passed, axis=1))
+        return bool(leave[0]), float(largest(probabilities)[0]), probabilities[0]
 
 
 def run_batch(
@@ -160,7 +155,7 @@ def run_batch(
 ) -> tuple[list[Prediction], list[float]]:
     """Run segments over the n samples that the engine has loaded until all have left.
 
-    Those that leave make the next segment's batch smaller. See `run_one` for what is not said here.
+    Those that leave make the next segment's batch smaller. See `Loop` for what is not said here.
 
     Returns:
         The predictions, and exit 1's confidence in each sample.

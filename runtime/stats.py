@@ -64,7 +64,8 @@ class Tally:
         Raises:
             UsageError: one of the two confidences is no probability; nothing is counted.
         """
-        check_confidence(prediction.confidence)
+        if not 0.0 <= prediction.confidence <= 1.0:
+            check_confidence(prediction.confidence)
         if confidence is not None:
             self.fine[fine_bin(confidence)] += 1
         self.left[prediction.halted_by][prediction.exit - 1] += 1

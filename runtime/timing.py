@@ -24,7 +24,7 @@ from mate_edge.runtime.latencies import (
     record_latencies,
 )
 from mate_edge.runtime.prediction import Prediction
-from mate_edge.runtime.segments import GLANCE, run_one
+from mate_edge.runtime.segments import GLANCE, Loop
 
 MEASURE_MS = 1000.0
 """How long the latencies are measured, at most; at least `FEWEST_ROUNDS` are."""
@@ -222,12 +222,5 @@ class Timing:
         shape = (1, pre.size, pre.size, pre.channels)
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         self._engine.load(normalize(noise, pre))
-        return run_one(
-            self._engine,
-            policy,
-            self._clock,
-            self._clock(),
-            SlowDown(),
-            MissBudget(),
-            self.latencies,
-        )[0]
+        loop = Loop(self._engine, policy, self._clock)
+        return loop(self._clock(), SlowDown(), MissBudget(), self.latencies)[0]

@@ -6,9 +6,9 @@ bins, which need no reference and no memory; only when somebody asks are they co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log2, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ def fine_bin(confidence: float) -> int:
     if not 0.0 <= confidence <= 1.0:
         check_confidence(confidence)
         confidence = 1.0
-    return int(math.log2(1.0 - confidence + SMALLEST) * -SCALE)
+    return int(log2(1.0 - confidence + SMALLEST) * -SCALE)
 
 
 def check_confidence(confidence: float) -> None:
@@ -125,4 +125,4 @@ def compare(reference: Sequence[int], counts: Sequence[int]) -> Drift | None:
 def chi_square(freedom: int, z: float) -> float:
     """Return the chi-square quantile at the normal quantile z (Wilson and Hilferty, 1931)."""
     width = 2 / (9 * freedom)
-    return freedom * (1 - width + z * math.sqrt(width)) ** 3
+    return freedom * (1 - width + z * sqrt(width)) ** 3

@@ -1,4 +1,4 @@
-"""What plain floats see of one sample, where they are sure to decide as a policy does."""
+"""What plain floats see of one sample, where they are sure to decide as float32 would."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ ROUNDING = 2.0**-24
 """Of float32, relative."""
 
 Glance = tuple[bool, float, float, list[float]]
-"""What plain floats see of one sample, where they are sure to decide as `Policy.decide` does.
-
-Whether it leaves; its confidence; how far float32 may be from that at most; and the probabilities
-in proportion to the largest. Right after a segment numpy's code is out of the cache, and `decide`
-takes 20 us where a glance takes 5. Floats round differently from float32: a policy's `glance`, of
-logits [1, C] of exit k, is None where only `decide` can tell.
-"""
+"""Whether a sample leaves; its confidence; how far float32 may be from that at most; and all
+probabilities in proportion to the largest."""
 
 
-def soften(logits: Logits, temperature: float) -> tuple[float, float, list[float]] | None:
-    """Return the largest probability of [1, C], float32's error in it, and all in proportion to it.
+def glance(logits: Logits, temperature: float, least: float) -> Glance | None:
+    """See whether the largest probability is at least `least`, as `Confidence.decide` does.
 
-    The error is first order: a scaled logit s is off by |s| roundings, and so is the largest one
-    that is taken off; their difference, of 2 |s|, once more; a sum of C by C, exp and division by a
-    few. The sum holds all that twice.
+    Right after a segment numpy's code is out of the cache, and `decide` takes 20 us where a glance
+    takes 5. Floats round differently from float32, whose error is known to first order: a scaled
+    logit s is off by |s| roundings, and so is the largest one that is taken off; their difference,
+    of 2 |s|, once more; a sum of C by C, exp and division by a few. The sum holds all that twice.
 
-    None for more than `FEW_CLASSES`, where floats are slower, for logits that float32 rounds too
-    much, and for those that are no finite numbers.
+    Args:
+        logits: of one sample, [1, C].
+        temperature: by which they are divided.
+        least: the confidence from which on it leaves.
+
+    Returns:
+        None where only `decide` can tell: too close to `least`, logits that float32 rounds too much
+        or that are no finite numbers; and with more than `FEW_CLASSES`, where floats are slower.
     """
-    (values,) = logits.tolist()
+    values = logits.tolist()[0]
     if len(values) > FEW_CLASSES:
         return None
     top = max(values)
@@ -44,7 +46,8 @@ def soften(logits: Logits, temperature: float) -> tuple[float, float, list[float
     if not confidence > 0:  # one of them is no number
         return None
     doubt = confidence * ROUNDING * (8 * farthest + len(values) + 12)
-    return confidence, doubt, weights
+    above = confidence - least
+    return None if abs(above) < doubt else (above > 0, confidence, doubt, weights)
 
 
 def is_clear(glance: Glance) -> bool:

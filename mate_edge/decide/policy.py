@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.decide.glance import Glance, soften
 from mate_edge.decide.softmax import Logits, largest, log_softmax, softmax
 from mate_edge.errors import UsageError
 from mate_edge.names import look_up
@@ -172,16 +171,10 @@ class Confidence(Thresholds):
 
     score = staticmethod(largest)
 
-    def glance(self, logits: Logits, k: int) -> Glance | None:
-        """See `Glance`; None also close to the threshold."""
-        seen = soften(logits, self.temperatures[k - 1])
-        if seen is None:
-            return None
-        confidence, doubt, _ = seen
-        if k > len(self.thresholds):
-            return True, *seen
-        above = confidence - self.thresholds[k - 1]
-        return None if abs(above) < doubt else (above > 0, *seen)
+    @property
+    def least_confidences(self) -> tuple[float, ...]:
+        """From which confidence on a sample leaves each exit, the last one included, [K]."""
+        return *self.thresholds, 0.0
 
 
 class Entropy(Thresholds):
@@ -267,10 +260,10 @@ class _AtDepth(_Tempered):
         """See `Policy.decide`."""
         return np.full(len(logits), logits.shape[1] >= self.depth), self.answer(logits)
 
-    def glance(self, logits: Logits, k: int) -> Glance | None:
-        """See `Glance`."""
-        seen = soften(logits, self.temperatures[k - 1])
-        return None if seen is None else (k >= self.depth, *seen)
+    @property
+    def least_confidences(self) -> tuple[float, ...]:
+        """See `Confidence.least_confidences`."""
+        return (NEVER,) * (self.depth - 1) + (0.0,) * (len(self.temperatures) - self.depth + 1)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class Engine(ABC):
     frame_color: str = "rgb"
     """Their channel order, `rgb` or `bgr`."""
 
+    input_memory: NDArray[np.float32] | None = None
+    """Where segment 1 reads one image, [1, C, H, W]: given this, `load` copies nothing. None while
+    there is none, or none that the host can write."""
+
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.max_batch: int = bundle.manifest.build.max_batch
@@ -65,14 +69,6 @@ class Engine(ABC):
             BundleError: its file is missing or altered.
             EngineError: it cannot be made ready on this device.
         """
-
-    @property
-    def input_memory(self) -> NDArray[np.float32] | None:
-        """Where segment 1 reads one image, float32 [1, C, H, W]: given this, `load` copies nothing.
-
-        None while there is none, or none that the host can write.
-        """
-        return None
 
     @abstractmethod
     def load(self, inputs: NDArray[np.generic], k: int = 1) -> None:

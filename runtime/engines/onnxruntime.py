@@ -75,11 +75,6 @@ class OnnxRuntimeEngine(Engine):
                 f"segment {k} of {self.bundle.folder}",
             )
 
-    @property
-    def input_memory(self) -> NDArray[np.float32] | None:
-        """See `Engine.input_memory`."""
-        return self._single[1].source if 1 in self._single else None
-
     def load(self, inputs: NDArray[np.generic], k: int = 1) -> None:
         """See `Engine.load`."""
         self._features = inputs
@@ -87,15 +82,15 @@ class OnnxRuntimeEngine(Engine):
     def run(self, k: int) -> NDArray[np.float32]:
         """See `Engine.run`."""
         single = self._single.get(k) or self._bind(k)
+        logits: NDArray[np.float32]
         try:
-            if single.takes(self._features):
-                outputs = single.run()
+            if self._features is single.source or single.takes(self._features):
+                single.session.run_with_iobinding(single.binding)
+                self._features, logits = single.features, single.logits.copy()
             else:
-                outputs = self._several[k].run(self._features, self.at_once)
+                self._features, logits = self._several[k].run(self._features, self.at_once)
         except Exception as error:  # ONNX Runtime's own exception types share no base class
             raise self._failure(k, error) from None
-        self._features = outputs[0]
-        logits: NDArray[np.float32] = outputs[-1]
         return logits
 
     def _bind(self, k: int) -> _Single:
@@ -108,6 +103,8 @@ class OnnxRuntimeEngine(Engine):
             self._single[k] = _Single(self._sessions[k], segment, source)
         except Exception as error:  # a manifest that names other tensors than the model has
             raise self._failure(k, error) from None
+        if k == 1:
+            self.input_memory = self._single[k].source
         return self._single[k]
 
     def _failure(self, k: int, error: Exception) -> EngineError:
@@ -131,12 +128,13 @@ class OnnxRuntimeEngine(Engine):
         twin = object.__new__(OnnxRuntimeEngine)
         twin.__dict__.update(self.__dict__)
         twin._single, twin._several, twin._features = {}, {}, None
+        twin.input_memory = None
         return twin
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._sessions, self._single, self._several = {}, {}, {}
-        self._features = None
+        self._features = self.input_memory = None
 
 
 class _Single:
@@ -150,8 +148,11 @@ class _Single:
         source: what it reads, [1, ...]; None gives it memory of its own, to be copied into.
 
     Attributes:
+        session: as given.
+        binding: of it to the memory below.
         source: what it reads.
         features: what it writes for the next segment; the logits after the last one.
+        logits: what it writes for its exit, float32 [1, C].
     """
 
     def __init__(
@@ -160,34 +161,27 @@ class _Single:
         segment: Segment,
         source: NDArray[np.generic] | None,
     ) -> None:
-        self._session, self._binding = session, session.io_binding()
+        self.session, self.binding = session, session.io_binding()
         if source is None:
             source = np.empty((1, *segment.input.shape), segment.input.dtype)
         self.source: NDArray[Any] = source
         given = _shared(source)
-        self._binding.bind_ortvalue_input(segment.input.name, given)
+        self.binding.bind_ortvalue_input(segment.input.name, given)
         written = []
         for output in segment.outputs:
             written.append(np.empty((1, *output.shape), output.dtype))
-            self._binding.bind_ortvalue_output(output.name, _shared(written[-1]))
+            self.binding.bind_ortvalue_output(output.name, _shared(written[-1]))
         self.features: NDArray[np.generic] = written[0]
-        self._logits: NDArray[np.float32] = written[-1]
+        self.logits: NDArray[np.float32] = written[-1]
 
     def takes(self, features: NDArray[np.generic] | None) -> bool:
-        """Say whether this is one sample as the segment wants it, and take it if so."""
-        if features is self.source:
-            return True
+        """Say whether this is one sample as the segment wants it, and copy it if so."""
         if features is None or features.shape != self.source.shape:
             return False
         if features.dtype != self.source.dtype:
             return False
         np.copyto(self.source, features)
         return True
-
-    def run(self) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
-        """Run it on what was taken; return `features`, and the logits [1, C], the caller's own."""
-        self._session.run_with_iobinding(self._binding)
-        return self.features, self._logits.copy()
 
 
 class _Several:

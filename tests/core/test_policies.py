@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mate_edge.decide.glance import LARGE, Glance, is_clear
+from mate_edge.decide.glance import LARGE, Glance, glance, is_clear
 from mate_edge.decide.policy import (
     COLDEST,
     HOTTEST,
@@ -97,21 +97,26 @@ def test_a_glance_decides_as_the_policy_does_or_not_at_all(
     for k in (1, 2):
         passed = np.repeat(logits, k, axis=1)
         (leaves,), (probabilities,) = policy.decide(passed)
-        confidence, glance = probabilities.max(), policy.glance(passed[:, -1], k)
-        if glance is None:
+        confidence, seen = probabilities.max(), look(policy, passed[:, -1], k)
+        if seen is None:
             too_large = max(map(abs, values)) >= LARGE * temperature
             assert too_large or abs(confidence - threshold) < SMALL
             continue
-        assert glance[0] == leaves
-        check_glance(glance, probabilities)
+        assert seen[0] == leaves
+        check_glance(seen, probabilities)
 
 
-def check_glance(glance: Glance, probabilities: np.ndarray) -> None:
+def look(policy: Confidence | Deepest | FixedExit, logits: np.ndarray, k: int) -> Glance | None:
+    """Return what a glance sees at exit k for a policy."""
+    return glance(logits, policy.temperatures[k - 1], policy.least_confidences[k - 1])
+
+
+def check_glance(seen: Glance, probabilities: np.ndarray) -> None:
     """Check what a glance says besides where a sample leaves."""
-    _, confidence, doubt, relative = glance
+    _, confidence, doubt, relative = seen
     assert abs(confidence - probabilities.max()) <= doubt < SMALL
     assert np.abs(np.array(relative) * confidence - probabilities).max() <= doubt
-    if is_clear(glance):
+    if is_clear(seen):
         assert relative.index(1.0) == probabilities.argmax()
     else:
         second, first = np.sort(probabilities)[-2:]
@@ -130,12 +135,12 @@ def test_a_glance_knows_which_exit_is_fixed(
     logits = np.array([[values]], np.float32)
     for k in (1, 2):
         (leaves,), (probabilities,) = fixed.decide(np.repeat(logits, k, axis=1))
-        glance = fixed.glance(logits[:, 0], k)
-        if glance is None:
+        seen = look(fixed, logits[:, 0], k)
+        if seen is None:
             assert max(map(abs, values)) >= LARGE * temperature
             continue
-        assert glance[0] == leaves
-        check_glance(glance, probabilities)
+        assert seen[0] == leaves
+        check_glance(seen, probabilities)
 
 
 @given(
@@ -148,9 +153,9 @@ def test_a_glance_tells_confidences_apart_that_differ_by_a_millionth(
     logits = np.array([values], np.float32)
     largest = float(softmax(logits, temperature).max())
     for threshold in (largest - 1e-6, largest + 1e-6):
-        glance = Confidence((threshold,), (temperature, temperature)).glance(logits, 1)
-        assert glance is not None
-        assert glance[0] == (largest > threshold)
+        seen = glance(logits, temperature, threshold)
+        assert seen is not None
+        assert seen[0] == (largest > threshold)
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
@@ -158,7 +163,7 @@ def test_a_glance_tells_confidences_apart_that_differ_by_a_millionth(
 def test_a_glance_at_what_is_no_number_tells_nothing(odd: float, place: int) -> None:
     logits = np.zeros((1, 3), np.float32)
     logits[0, place] = odd
-    assert Confidence((0.9,), (1.0, 1.0)).glance(logits, 1) is None
+    assert glance(logits, 1.0, 0.9) is None
 
 
 def test_entropy_and_margin_are_their_closed_forms() -> None:
