@@ -17,7 +17,7 @@ from mate_edge.errors import ImageError, MateEdgeError, UsageError
 from mate_edge.extras import extra
 from mate_edge.files import resolved
 from mate_edge.runtime.build_command import build_if_needed
-from mate_edge.runtime.deadline import check_max_ms, check_reachable, rounds_needed
+from mate_edge.runtime.deadline import check_max_ms, check_reachable
 from mate_edge.runtime.engines import choose_engine, make_engine
 from mate_edge.runtime.outputs.answer import Answer, Output, Steady, likeliest
 from mate_edge.runtime.outputs.lines import JsonLines, LiveLine, StdoutError, Table, print_answers
@@ -377,6 +377,3 @@ def announce(predictor: Predictor, max_ms: float | None) -> None:
         f"the deadline rests on {table.samples} rounds, {paced}, measured here at "
         f"{measured.created}: {kind} of segments {times} ms"
     )
-    if not table.exact:
-        needed = rounds_needed(len(table.finish_ms))
-        print_aside(f"a quantile needs {needed} rounds: mate-edge bench measures them")

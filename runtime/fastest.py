@@ -41,9 +41,11 @@ class Fastest(msgspec.Struct, frozen=True, kw_only=True):
         engine: its name.
         median_ms: of an image, on each engine measured.
         versions: of their libraries then; with others the choice is void.
+        cpu: the model that they were measured on; another one voids it, too.
     """
 
     engine: str
+    cpu: str
     median_ms: dict[str, float]
     versions: dict[str, str]
 
@@ -51,7 +53,9 @@ class Fastest(msgspec.Struct, frozen=True, kw_only=True):
 def read_fastest(bundle: Bundle) -> str | None:
     """Return the engine that was the fastest here, with the libraries of today; None: unknown."""
     found = read_state(_folder(bundle), STATE, Fastest)
-    return found.engine if found and found.versions == _versions(found.median_ms) else None
+    if found is None or found.versions != _versions(found.median_ms) or found.cpu != _cpu():
+        return None
+    return found.engine
 
 
 def keep_fastest(
@@ -92,7 +96,7 @@ def keep_fastest(
         for engine in engines.values():
             engine.close()
     best = min(median_ms, key=lambda name: median_ms[name] * (WORTH if name == names[0] else 1))
-    found = Fastest(engine=best, median_ms=median_ms, versions=_versions(median_ms))
+    found = Fastest(engine=best, cpu=_cpu(), median_ms=median_ms, versions=_versions(median_ms))
     for name, ms in median_ms.items():
         say(f"{devices[name]}: {ms:.3f} ms an image, median")
     try:
@@ -150,6 +154,14 @@ def _versions(engines: Iterable[str]) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def _cpu() -> str:
+    # only who has measured engines comes here, and these take 14 ms to import
+    from mate_edge.runtime.doctor.hardware import cpu_name
+    from mate_edge.runtime.doctor.machine import Machine
+
+    return cpu_name(Machine())
 
 
 def _folder(bundle: Bundle) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,7 @@ def serve(
         from mate_edge.runtime.serve.serve import ServeOptions
         from mate_edge.runtime.serve.serve import serve as run_server
 
-    run_server(
+    still_loading = run_server(
         ServeOptions(
             bundles=bundles or [],
             repository=repository,
@@ -83,3 +84,5 @@ def serve(
         ),
         say,
     )
+    if still_loading:
+        os._exit(0)

@@ -217,13 +217,16 @@ def count_figures(subject: Subject) -> Figures:
 
 
 def half_width(share: float, n: int) -> float:
-    """Return half the width of a share's 95 % interval, Wilson's, which is never 0.
+    """Return how far the limits of a share's 95 % interval lie from it, the farther one.
 
-    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
+    The interval is Wilson's, whose centre lies nearer to 1/2 than the share, and which is never
+    empty: "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
     """
     n, square = max(n, 1), CERTAIN**2
     variance = max(share * (1 - share), 0.0) / n + square / (2 * n) ** 2
-    return CERTAIN * math.sqrt(variance) / (1 + square / n)
+    half = CERTAIN * math.sqrt(variance) / (1 + square / n)
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    return half + abs(centre - share)
 
 
 def _exit(subject: Subject, k: int, accuracy: float) -> ExitFigures:

@@ -134,7 +134,9 @@ def print_tuned(found: TunedPoint, manifest: Manifest) -> None:
     drop = 100 * (found.last_accuracy - point.val_accuracy)
     flops = point.val_mean_flops
     guarantee = point.guarantee
-    under = guarantee and guarantee.max_ms and f", under {guarantee.max_ms:g} ms as measured"
+    under = None
+    if guarantee and guarantee.max_ms:
+        under = f", each as deep as the measured rounds surely go in {guarantee.max_ms:g} ms"
     print(
         f"on the {found.samples} {whose} held back{under or ''}: accuracy "
         f"{percent(point.val_accuracy)} %, {abs(drop):.2f} points "

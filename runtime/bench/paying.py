@@ -25,7 +25,8 @@ class Paying:
     Attributes:
         saved_ms: [K - 1], of an image on average: the best network with the exit against the best
             one without it; 0 or less: it does not pay.
-        keep: the exits of the best network, from 1, always with the last one.
+        keep: the exits worth keeping, from 1, always with the last one: those of the best network,
+            and as many more as all together cost no more than noise.
     """
 
     saved_ms: tuple[float, ...]
@@ -33,7 +34,7 @@ class Paying:
 
 
 def judge_exits(
-    took_ms: Sequence[float], unsplit_ms: float, shares: Sequence[float]
+    took_ms: Sequence[float], unsplit_ms: float, shares: Sequence[float], noise_ms: float = 0.0
 ) -> Paying | None:
     """Judge each early exit by what it takes and who leaves there.
 
@@ -44,6 +45,7 @@ def judge_exits(
         took_ms: [K], what each segment adds to a prediction, with its head and its decision.
         unsplit_ms: of a prediction by the network without early heads.
         shares: [K], of the images that leave at each exit.
+        noise_ms: what exits cost below that is no reason to merge them.
 
     Returns:
         None for more exits than can be tried in every combination.
@@ -58,12 +60,16 @@ def judge_exits(
         for keep in combinations(range(1, last), count)
     }
     best = min(cost, key=lambda keep: (cost[keep], len(keep)))
+    as_good = [
+        keep for keep, ms in cost.items() if {*best} <= {*keep} and ms - cost[best] < noise_ms
+    ]
+    keep = max(as_good, key=lambda keep: (len(keep), -cost[keep]), default=best)
     saved = tuple(
         min(ms for keep, ms in cost.items() if exit_ not in keep)
         - min(ms for keep, ms in cost.items() if exit_ in keep)
         for exit_ in range(1, last)
     )
-    return Paying(saved, (*best, last))
+    return Paying(saved, (*keep, last))
 
 
 def _mean_ms(

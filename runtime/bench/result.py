@@ -197,19 +197,17 @@ def _paying(
 ) -> tuple[tuple[report.ExitPays, ...], tuple[int, ...]]:
     """Return what each early exit saves, and the exits worth keeping; times as in `_points`.
 
-    Without `shares`, or with too many exits to judge, none is judged and all are kept; so is one
-    that makes no more difference than `noise_ms`.
+    Without `shares`, or with too many exits to judge, none is judged and all are kept.
     """
     took = [ms - before for ms, before in zip(up_to_ms, [0.0, *up_to_ms], strict=False)]
-    paying = judge_exits(took, unsplit_ms, shares) if shares else None
+    paying = judge_exits(took, unsplit_ms, shares, noise_ms) if shares else None
     if paying is None:
         return (), tuple(range(1, len(up_to_ms) + 1))
     exits = tuple(
         report.ExitPays(exit=k, leave=shares[k - 1], saved_ms=saved)
         for k, saved in enumerate(paying.saved_ms, start=1)
     )
-    unsure = {one.exit for one in exits if abs(one.saved_ms) < noise_ms}
-    return exits, tuple(sorted(unsure.union(paying.keep)))
+    return exits, paying.keep
 
 
 def _keep(

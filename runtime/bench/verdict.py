@@ -130,9 +130,8 @@ def _for_deadline(
         ms, what = tail(contenders[exit_name(k, num_exits)].times)
         if ms <= max_ms and k == num_exits:
             return (
-                f"{over}, but with all exits it is {ms:.3g} ms ({what}): the two differ by noise, "
-                f"so the deadline is just what the network takes; --max-ms {max_ms:g} leaves "
-                "earlier whenever it must"
+                f"{over}, but with all exits it is {ms:.3g} ms ({what}): the deadline is about "
+                f"what the network takes; --max-ms {max_ms:g} leaves earlier whenever it must"
             )
         if ms <= max_ms:
             return (

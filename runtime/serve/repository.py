@@ -49,6 +49,9 @@ class Repository:
         options: how models are run.
         metrics: watches them.
         say: told what is loaded.
+
+    Attributes:
+        dropped: calls of `load` that nobody waited for; what one of them does may go on.
     """
 
     def __init__(self, catalog: Catalog, options: Options, metrics: Metrics, say: Say) -> None:
@@ -57,15 +60,17 @@ class Repository:
         self._unloaded: set[str] = set()
         self._loading = asyncio.Lock()
         self._loader = Workers(1, max_queue=0)
+        self.dropped = 0
 
     def load_all(self) -> None:
         """Load the newest version of every model that can be loaded, before the server listens.
 
-        A version that cannot be loaded is said, and the one before it is tried.
+        A damaged version, or one that no engine can run, is said, and the one before it is tried.
 
         Raises:
-            MateEdgeError: a bundle that was named outright cannot be loaded, none can, or there is
-                none.
+            UsageError: an option that makes no sense, such as an unknown policy; no model can be
+                loaded, or there is none.
+            MateEdgeError: a bundle that was named outright cannot be loaded.
         """
         models = self.catalog.models()
         if not models:
@@ -83,7 +88,8 @@ class Repository:
                 self._take(self._load(name, number, versions))
                 break
             except MateEdgeError as error:
-                if versions[number] in self.catalog.bundles:
+                # an older version does not mend an option
+                if isinstance(error, UsageError) or versions[number] in self.catalog.bundles:
                     raise
                 self._say(f"{name} version {number} cannot be loaded and is left out: {error}")
 
@@ -148,10 +154,14 @@ class Repository:
             Refusal: 404, there is no such version; 400, it cannot be loaded or is refused by its
                 golden inputs, and the one before goes on serving.
         """
-        async with self._loading:
-            found = await self._loader.submit(lambda _: self._prepare(name, version))
-            if found is not None:
-                self._take(found)
+        try:
+            async with self._loading:
+                found = await self._loader.submit(lambda _: self._prepare(name, version))
+                if found is not None:
+                    self._take(found)
+        except asyncio.CancelledError:
+            self.dropped += 1
+            raise
 
     def _read_catalog(self) -> dict[str, Versions]:
         """Return what is on disk; what is wrong there is the owner's to read, in the log.
@@ -248,11 +258,6 @@ class Repository:
                 state = {"state": "READY"} if ready else {"state": "UNAVAILABLE", "reason": reason}
                 found.append({"name": name, "version": str(number), **state})
         return found
-
-    @property
-    def dropped(self) -> int:
-        """Calls of `load` that nobody waited for; what the last one does may go on."""
-        return self._loader.dropped
 
     def close(self) -> None:
         """Close all models; nothing but a load that was dropped may be running any more."""

@@ -62,8 +62,11 @@ class ServeOptions:
     workers: int | None
 
 
-def serve(options: ServeOptions, say: Say) -> None:
+def serve(options: ServeOptions, say: Say) -> bool:
     """Serve until SIGTERM or SIGINT; what was accepted before is answered.
+
+    Returns:
+        Whether a load that nobody waits for goes on, in a thread that no signal ends.
 
     Raises:
         UsageError: an option that makes no sense, or a port that cannot be had.
@@ -107,8 +110,7 @@ def serve(options: ServeOptions, say: Say) -> None:
         say(f"ended {why}; accepted requests that got 503: {dropped}")
     else:
         say("ended: all that was accepted is answered")
-    if repository.dropped:
-        os._exit(0)  # no signal ends an engine that is being built, in its thread
+    return repository.dropped > 0
 
 
 def read_token(path: Path | None) -> str | None:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mate_edge.report.class_plots import class_accuracy
 from mate_edge.report.content import make_content
-from mate_edge.report.figures import count_figures
+from mate_edge.report.figures import CERTAIN, count_figures, half_width
 from mate_edge.report.gallery import MOST, choose_rows
 from mate_edge.report.page import to_html
 from mate_edge.report.subject import Deadline, DeviceTimes, Ending, Subject
@@ -38,6 +40,16 @@ def test_a_point_is_counted_against_the_last_exit_image_by_image(make_subject: M
     assert found.ceiling == 1.5
     assert [exit_.accuracy for exit_ in found.exits] == [1 / 2, 3 / 4]
     assert found.overthinking == 1 / 4
+
+
+@given(right=st.integers(0, 400), more=st.integers(1, 400))
+def test_a_shares_interval_reaches_as_far_as_wilsons_farther_limit(right: int, more: int) -> None:
+    n = right + more
+    share = right / n
+    half = half_width(share, n)
+    limit = share + half if share <= 0.5 else share - half
+    assert (limit - share) ** 2 == pytest.approx(CERTAIN**2 * limit * (1 - limit) / n)
+    assert 0 < half < 1
 
 
 def test_classes_and_confusions_are_counted(make_subject: MakeSubject) -> None:

@@ -18,6 +18,8 @@ from mate_edge.runtime import engines, fastest
 from mate_edge.runtime.bench.bench import bench
 from mate_edge.runtime.bench.options import Options
 from mate_edge.runtime.build_command import build_bundle
+from mate_edge.runtime.doctor.hardware import cpu_name
+from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines import choose_engine, installed_engines, make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -26,6 +28,7 @@ from mate_edge.runtime.fastest import Fastest, keep_fastest, read_fastest
 NAMES = ["onnxruntime", "openvino"]
 Make = Callable[[str], Engine]
 MS = [1.0, 2.0, 4.0]
+CPU = cpu_name(Machine())
 
 
 @pytest.fixture
@@ -127,14 +130,21 @@ def test_what_is_no_longer_installed_or_unknown_is_not_chosen(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fastest._folder(bundle)
-    fastest.write_state(folder, "fastest", Fastest(engine="tensorrt", median_ms={}, versions={}))
+
+    def keep(engine: str, versions: dict[str, str], cpu: str = CPU) -> None:
+        kept = Fastest(engine=engine, cpu=cpu, median_ms=dict.fromkeys(versions, 1.0),
+                       versions=versions)  # fmt: skip
+        fastest.write_state(folder, "fastest", kept)
+
+    keep("tensorrt", {})
     assert choose_engine(bundle) == "onnxruntime"
-    fastest.write_state(folder, "fastest", Fastest(engine="openvino", median_ms={}, versions={}))
+    keep("openvino", {})
     assert choose_engine(bundle) == "openvino"
-    old = Fastest(engine="openvino", median_ms={"onnxruntime": 1.0}, versions={"onnxruntime": "1"})
-    fastest.write_state(folder, "fastest", old)
+    keep("openvino", {"onnxruntime": "1"})
     assert read_fastest(bundle) is None, "measured with another library"
-    fastest.write_state(folder, "fastest", Fastest(engine="openvino", median_ms={}, versions={}))
+    keep("openvino", {}, cpu="another")
+    assert read_fastest(bundle) is None, "measured on another CPU"
+    keep("openvino", {})
     monkeypatch.setattr(engines, "_importable", lambda module: False)
     assert installed_engines(bundle) == ["onnxruntime"]
     assert choose_engine(bundle) == "onnxruntime"

@@ -46,6 +46,17 @@ def test_an_exit_that_pays_only_without_its_neighbour_is_kept() -> None:
     assert found.saved_ms[1] == pytest.approx(first_alone - second_alone)
 
 
+def test_exits_that_together_cost_more_than_noise_are_not_all_kept() -> None:
+    # each early head takes 0.3 ms of 10, and nobody leaves: one is noise of half a ms, two are not
+    found = judge_exits([3.0, 3.3, 4.3], 10.0, [0.0, 0.0, 1.0], noise_ms=0.5)
+    assert found is not None
+    assert found.saved_ms == pytest.approx([-0.3, -0.3])
+    assert len(found.keep) == 2
+    found = judge_exits([3.0, 3.3, 4.3], 10.0, [0.0, 0.0, 1.0], noise_ms=0.7)
+    assert found is not None
+    assert found.keep == (1, 2, 3)
+
+
 def test_a_network_of_one_exit_has_nothing_to_merge() -> None:
     found = judged([5.0], 5.0, [1.0])
     assert (found.saved_ms, found.keep) == ((), (1,))

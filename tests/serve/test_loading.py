@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -182,13 +183,42 @@ def test_a_start_takes_the_newest_version_that_can_be_loaded(
     for left_out in ("good version 3", "good version 2", "bad version 1"):
         assert any(f"{left_out} cannot be loaded and is left out: " in line for line in said)
     shutil.rmtree(tmp_path / "good" / "1")
-    for catalog, why in (
-        (Catalog([], tmp_path), "no model of .* can be loaded: see above"),
-        (Catalog([tmp_path / "bad" / "1", bundle_folder]), "1.onnx is truncated"),
+    shutil.rmtree(tmp_path / "good" / "3")
+    for catalog, policy, why in (
+        (Catalog([], tmp_path), None, "no model of .* can be loaded: see above"),
+        (Catalog([], tmp_path), "fastest", "unknown policy 'fastest'"),
+        (Catalog([tmp_path / "bad" / "1", bundle_folder]), None, "1.onnx is truncated"),
     ):
-        repository = Repository(catalog, Options(workers=1), Metrics(), said.append)
+        options = Options(workers=1, policy=policy)
+        repository = Repository(catalog, options, Metrics(), said.append)
         with pytest.raises(MateEdgeError, match=why):
             repository.load_all()
+
+
+def test_all_loads_that_nobody_waits_for_are_counted(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(*_: object) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    repository = Repository(
+        Catalog([bundle_folder]), Options(workers=1), Metrics(), lambda line: None
+    )
+    monkeypatch.setattr(repository, "_prepare", load)
+
+    async def drop_two() -> None:
+        loads = [asyncio.ensure_future(repository.load("one", None)) for _ in range(2)]
+        await asyncio.get_running_loop().run_in_executor(None, begun.wait)
+        for one in loads:
+            one.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
+
+    asyncio.run(drop_two())
+    go_on.set()
+    assert repository.dropped == 2
 
 
 def test_what_is_measured_beside_others_is_not_kept_for_other_processes(
