@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import keep_export_tables
 
 from mate_edge.bundle import Manifest, read_bundle
 from mate_edge.errors import EngineError
@@ -14,6 +15,11 @@ from mate_edge.export.export import export_run
 from mate_edge.export.models import Model, Models
 from mate_edge.runs import read_finished_run
 from mate_edge.runtime.engines.onnxruntime import check_rounding
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_exports() -> None:
+    keep_export_tables()
 
 
 def skip_without_int8() -> None:

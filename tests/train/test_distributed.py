@@ -25,7 +25,7 @@ from mate_edge.train.start import run_training
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
 TRAIN = ["-m", "mate_edge", "train", "--data", "digits", "--epochs", "2", "--seed", "1",
-         "--batch-size", "64"]  # fmt: skip
+         "--train-images", "640", "--batch-size", "32"]  # fmt: skip
 
 WATCHED = """
 import sys
@@ -38,7 +38,7 @@ from mate_edge.train.new import new_run
 from mate_edge.train.start import old_run
 
 out, here = Path(sys.argv[1]), PartialState(cpu=True)
-options = Options(data="digits", epochs=2, seed=1, batch_size=64)
+options = Options(data="digits", epochs=2, seed=1, train_images=640, batch_size=32)
 if here.is_main_process:
     new_run(options, out)
 here.wait_for_everyone()
