@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from mate_edge.errors import UsageError
 
@@ -19,3 +19,14 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is missing: pip install 'mate-edge[{name}]'") from None
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of packages, as far as they are installed."""
+    from importlib.metadata import PackageNotFoundError, version  # takes 20 ms
+
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

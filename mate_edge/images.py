@@ -295,7 +295,7 @@ def crop(
 
 
 @lru_cache(maxsize=8)
-def _scale_and_shift(
+def scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return what pixels are multiplied by, and what is then taken off, float32 [C, 1, 1] each."""
@@ -316,7 +316,7 @@ def normalize(
         preprocessing: whose `mean` and `std` are applied.
         out: where to write, allocated when None.
     """
-    scale, shift = _scale_and_shift(preprocessing.mean, preprocessing.std)
+    scale, shift = scale_and_shift(preprocessing.mean, preprocessing.std)
     planes = pixels.transpose(0, 3, 1, 2)
     if out is None:
         out = np.empty(planes.shape, np.float32)

@@ -1,14 +1,20 @@
-"""How long something took: percentiles, and how many samples they need."""
+"""When something was, and how long it took: percentiles, and how many samples they need."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import datetime, timezone
 
 import msgspec
 
 SURE = 0.99
 """A percentile is stated when the largest sample lies above it with this probability."""
+
+
+def now_utc() -> str:
+    """Return the time, as files hold it: ISO 8601, in whole seconds of UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 class Times(msgspec.Struct, frozen=True, kw_only=True):

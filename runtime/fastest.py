@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError, UsageError
+from mate_edge.extras import installed_versions
 from mate_edge.machine import cpu_count
 from mate_edge.runtime.policy import DEFAULT_POLICY
 from mate_edge.runtime.state import read_state, state_folder, write_state
@@ -53,7 +52,11 @@ class Fastest(msgspec.Struct, frozen=True, kw_only=True):
 def read_fastest(bundle: Bundle) -> str | None:
     """Return the engine that was the fastest here, with the libraries of today; None: unknown."""
     found = read_state(_folder(bundle), STATE, Fastest)
-    if found is None or found.versions != _versions(found.median_ms) or found.cpu != _cpu():
+    if (
+        found is None
+        or found.versions != installed_versions(found.median_ms)
+        or found.cpu != _cpu()
+    ):
         return None
     return found.engine
 
@@ -96,7 +99,9 @@ def keep_fastest(
         for engine in engines.values():
             engine.close()
     best = min(median_ms, key=lambda name: median_ms[name] * (WORTH if name == names[0] else 1))
-    found = Fastest(engine=best, cpu=_cpu(), median_ms=median_ms, versions=_versions(median_ms))
+    found = Fastest(
+        engine=best, cpu=_cpu(), median_ms=median_ms, versions=installed_versions(median_ms)
+    )
     for name, ms in median_ms.items():
         say(f"{devices[name]}: {ms:.3f} ms an image, median")
     try:
@@ -145,15 +150,6 @@ def _reach(bundle: Bundle) -> list[float]:
     if point is None or len(point.val_exit_shares) != num_exits:
         return [1.0] * num_exits
     return [sum(point.val_exit_shares[k:]) for k in range(num_exits)]
-
-
-def _versions(engines: Iterable[str]) -> dict[str, str]:
-    """Return the versions of the engines' libraries, as far as they are installed."""
-    found = {}
-    for name in engines:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _cpu() -> str:

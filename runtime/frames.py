@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.errors import UsageError
-from mate_edge.images import Preprocessing, crop_start, scaled_size
+from mate_edge.images import Preprocessing, crop_start, scale_and_shift, scaled_size
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -174,20 +174,11 @@ def preprocess_model(
         planes = graph.scale(planes, down.weights, "down")
     if preprocessing.channels == 3 and color == "bgr":
         planes = graph.add("Gather", planes, np.array(order, np.int64), axis=0)
-    scale, shift = _scale_and_shift(preprocessing)
+    scale, shift = scale_and_shift(preprocessing.mean, preprocessing.std)
     normal = graph.add("Sub", graph.add("Mul", planes, scale), shift)
     shape = (1, preprocessing.channels, size, size)
     graph.add("Reshape", normal, np.array(shape, np.int64), output=OUTPUT)
     return graph.to_bytes((height, width, 3), shape)
-
-
-def _scale_and_shift(
-    preprocessing: Preprocessing,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what `normalize` multiplies each channel with and subtracts, [channels, 1, 1]."""
-    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
-    scale, shift = (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
-    return scale[:, None, None], shift[:, None, None]
 
 
 class _Graph:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from mate_edge.bundle import Bundle
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.fingerprint import Fingerprint, fingerprint
 from mate_edge.runtime.state import read_state, state_folder, write_state
+from mate_edge.times import now_utc
 
 if TYPE_CHECKING:
     from mate_edge.runtime.doctor.machine import Machine
@@ -108,7 +108,7 @@ def record_latencies(
         preprocess_ms=last(preprocess_ms),
         images=images,
         fps=fps,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now_utc(),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
@@ -31,6 +30,7 @@ from mate_edge.runtime.latencies import Latencies
 from mate_edge.runtime.points import check_name, check_out, keep_point, kept_point, stored_names
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.replay import ended_by_one, exits_at_least
+from mate_edge.times import now_utc
 
 DEFAULT_NAME = "tuned"
 DEFAULT_DELTA = 0.05
@@ -283,7 +283,7 @@ def _point(
         images_sha256=None if images is None else images.sha256,
         confidences=tuple(confidences),
         mean_ms=None if measured is None else outcome.mean_cost(mean_ms(measured)),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now_utc(),
     )
 
 

@@ -7,9 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from mate_edge import __version__, files
 from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.decide.softmax import Logits
 from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
+from mate_edge.extras import installed_versions
 from mate_edge.report.verification import Comparison, ExitFigures, Verification
 from mate_edge.runtime.agreement import compare, compare_exits, tolerance
 from mate_edge.runtime.build_command import build_if_needed
@@ -28,7 +27,7 @@ from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.golden import Golden, Reference, read_golden, run_reference
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.state import VERIFICATION, read_state, state_folder, write_state
-from mate_edge.times import Times
+from mate_edge.times import Times, now_utc
 
 PACKAGES = (
     "numpy",
@@ -135,7 +134,7 @@ def verify_engine(whole: Engine, unsplit: Engine, golden: Golden, name: str) -> 
         device_key=whole.device_key,
         versions=package_versions(),
         gpu=whole.gpu,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now_utc(),
         max_batch=whole.max_batch,
         **figures,
     )
@@ -376,10 +375,5 @@ def _judge_times(
 
 def package_versions() -> dict[str, str]:
     """Return the versions that a verification holds for."""
-    found = {"python": platform.python_version(), "mate-edge": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    own = {"python": platform.python_version(), "mate-edge": __version__}
+    return own | installed_versions(PACKAGES)

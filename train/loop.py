@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import subprocess
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 from mate_edge.errors import RunError, UsageError
 from mate_edge.runs import Run
 from mate_edge.stop import StopSignal
+from mate_edge.times import now_utc
 from mate_edge.train.backbones.own import check_training
 from mate_edge.train.backbones.parts import channels_last
 from mate_edge.train.data.dataset import Dataset
@@ -51,7 +51,7 @@ def provenance() -> dict[str, Any]:
     """Return what `Run` notes of the moment: time, versions, git commit."""
     packages = ("mate-edge", "torch", "torchvision", "accelerate", "numpy")
     return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": now_utc(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "git_commit": _own_commit(),
     }

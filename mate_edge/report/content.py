@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 
 from mate_edge import __version__
 from mate_edge.report.class_plots import MOST_CONFUSED, WRITTEN
@@ -15,6 +14,7 @@ from mate_edge.report.subject import Subject
 from mate_edge.report.text import count
 from mate_edge.report.tuned import threshold
 from mate_edge.report.words import Verdict, capital, confusion_rows, give_verdict, percent
+from mate_edge.times import now_utc
 
 LONGEST_NAME, LONGEST_TEXT = 60, 600
 """Characters of a name, and of a value of the provenance: a manifest may hold anything."""
@@ -123,7 +123,7 @@ def make_content(subject: Subject) -> tuple[Content, Figures]:
             *_teachers(subject, plots["teachers"]),
         ),
         provenance=subject.provenance,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now_utc(),
     )
     return content, found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from statistics import fmean
 
 from mate_edge import files
@@ -27,7 +26,7 @@ from mate_edge.runtime.latencies import keep_latencies, read_latencies, record_l
 from mate_edge.runtime.points import DEEPEST, all_points
 from mate_edge.runtime.policy import DEFAULT_POLICY
 from mate_edge.runtime.timing import is_enough
-from mate_edge.times import Times
+from mate_edge.times import Times, now_utc
 
 GOLDEN = "the bundle's golden images as PNG, of the network's own size"
 
@@ -134,7 +133,7 @@ def judge_subject(
         precision=manifest.precision,
         engine=subject.name,
         device=engine.device,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now_utc(),
         images=measured.images,
         source=measured.source,
         max_ms=options.max_ms,

@@ -160,13 +160,11 @@ class Model:
             tensor = Tensor(ENCODED, BYTES, (1,), [image])
             found = self._predict(worker, tensor, max_ms, policy, started_ns)[0]
         self.figures[worker].add(1, started_ns, taken_ns)
-        answer = msgspec.structs.asdict(found) | {"probabilities": found.probabilities.tolist()}
-        del answer["relative"]
         return to_json(
             {
                 "model": self.name,
                 "version": self.version,
-                **answer,
+                **found.to_dict(),
                 "queue_ms": (taken_ns - started_ns) / 1e6,
             }
         )

@@ -101,6 +101,25 @@ def test_a_thousand_calibrations_break_their_promise_no_more_often_than_delta(lo
     assert np.mean(np.array(tested) > epsilon) <= delta
 
 
+def test_the_net_loss_which_is_not_0_or_1_would_break_the_promise() -> None:
+    """What an early exit repairs makes up for what it loses, and varies as much again."""
+    rng = np.random.default_rng(1)
+    epsilon, delta, n = 0.03, 0.05, 400
+    broken = 0
+    for _ in range(10):
+        calibration = Calibration(*draw(rng, 2 * n), COSTS)
+        logits, labels = draw(rng, 4000)
+        policies = map(calibration.search.policy, calibration.search.path("worse"))
+        right = np.stack([simulate(one, logits).predictions == labels for one in policies])
+        net = (logits[:, -1].argmax(axis=1) == labels).astype(int) - right
+        for _ in range(100):
+            lost = net[:, rng.integers(0, len(labels), n)].sum(axis=1)
+            passes = [binomial_cdf(int(count), n, epsilon) <= delta for count in lost]
+            last = (passes.index(False) if False in passes else len(passes)) - 1
+            broken += last >= 0 and net[last].mean() > epsilon
+    assert broken / 1000 > 3 * delta
+
+
 @pytest.mark.parametrize("kind", THRESHOLDS)
 def test_every_goal_is_met_on_the_half_that_it_was_searched_on(kind: str) -> None:
     logits, labels = draw(np.random.default_rng(5), 2000)
