@@ -234,7 +234,7 @@ class Predictor:
             max_ms = plain_ms(max_ms)
         if color != "rgb" and color != "bgr":
             raise UsageError(f"color must be rgb or bgr, not {color!r}")
-        loop = self._loop if policy is None else self._other_loop(policy)
+        loop = self._loop if policy is None else self._loop_of(policy)
         with self._alone():
             self._check_open()
             table = None if max_ms is None else self.timing.know(loop.policy, warn)
@@ -321,7 +321,7 @@ class Predictor:
         check_inputs(inputs, self.manifest.preprocessing)
         if max_ms is not None and len(inputs) > 1:
             raise UsageError("a deadline is one image's: give them one by one")
-        loop = self._loop if policy is None else self._other_loop(policy)
+        loop = self._loop if policy is None else self._loop_of(policy)
         with self._alone():
             self._check_open()
             table = None if max_ms is None else self.timing.know(loop.policy, warn)
@@ -362,9 +362,10 @@ class Predictor:
         self.chosen = chosen
         self._loop = Loop(self.engine, chosen.policy, self.clock)
 
-    def _other_loop(self, policy: PolicyChoice) -> Loop:
-        """Return the loop of another policy than the predictor's own."""
-        return Loop(self.engine, resolve_policy(self.bundle, policy), self.clock)
+    def _loop_of(self, policy: PolicyChoice) -> Loop:
+        """Return the loop of a policy that a call names, which may be the predictor's own."""
+        found = resolve_policy(self.bundle, policy)
+        return self._loop if found is self.policy else Loop(self.engine, found, self.clock)
 
     def stats(self) -> Stats:
         """Sum up the predictions so far; see `Stats`.
