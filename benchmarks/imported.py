@@ -1,10 +1,11 @@
 """What early exits bring on a network that was trained without them.
 
-    python benchmarks/imported.py [--data fashion-mnist] [--train-images 20000] [--epochs 10]
+    python benchmarks/imported.py [--train-images 20000] [--epochs 10]
         [--ways frozen,tuned,scratch] [--out FOLDER]
 
-A plain PyTorch loop trains a plain ResNet-20 (He et al., arXiv:1512.03385), the network that a
-user comes with. Then, each a run of `mate-edge train` with exits at 0.2 and 0.5 of its FLOPs:
+A plain PyTorch loop trains a plain ResNet-20 (He et al., arXiv:1512.03385) on Fashion-MNIST, the
+network that a user comes with. Then, each a run of `mate-edge train` with exits at 0.2 and 0.5 of
+its FLOPs:
 
 * frozen: `--weights --freeze-backbone`, 20 epochs that train the early heads alone;
 * tuned: `--weights`, 20 epochs of fine-tuning all of it;
@@ -38,7 +39,7 @@ from mate_edge.train.data.loader import make_loader
 from mate_edge.train.options import Options, choose_recipe
 from mate_edge.train.recipe import learning_rate
 
-EXITS = "0.2,0.5"
+DATA, EXITS = "fashion-mnist", "0.2,0.5"
 WAYS = ("frozen", "tuned", "scratch")
 
 
@@ -52,25 +53,27 @@ def resnet20(channels: int, size: int) -> nn.Sequential:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--train-images", type=int, default=20000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--out", type=Path, default=Path("benchmark-imported"))
     arguments = parser.parse_args()
+    ways = arguments.ways.split(",")
+    if unknown := set(ways) - set(WAYS):
+        parser.error(f"--ways: {', '.join(sorted(unknown))}; choose from {', '.join(WAYS)}")
     print(describe("torch", "torchvision", "onnxruntime", "numpy"))
 
     sys.path.insert(0, str(Path(__file__).parent))  # where `imported:resnet20` is
     plain = Options(
-        data=arguments.data,
+        data=DATA,
         arch="imported:resnet20",
         exits=EXITS,
         train_images=arguments.train_images,
         seed=arguments.seed,
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    weights, ways = arguments.out / "plain.pth", arguments.ways.split(",")
+    weights = arguments.out / "plain.pth"
     if not weights.exists() and ways != ["scratch"]:
         train_plainly(plain, arguments.epochs, weights)
     for way in ways:
@@ -81,7 +84,7 @@ def main() -> None:
         bundle = arguments.out / f"{way}.mate"
         if not bundle.exists():
             export_run(folder, run, "cpu", None, None, bundle, lambda text: None)
-        compare(folder, bundle, arguments.out / "png" / arguments.data)
+        compare(folder, bundle, arguments.out / "png" / DATA)
 
 
 def options_of(way: str, plain: Options, epochs: int, weights: Path) -> Options:
