@@ -1,16 +1,22 @@
 """Batches whose images leave early, against the unsplit network on the whole batch.
 
-    python benchmarks/batches.py [--run FOLDER] [--rounds 40] [--batch 64] [--out FOLDER]
+    python benchmarks/batches.py [--run FOLDER] [--only resnet8] [--rounds 40] [--batch 64]
+        [--out FOLDER]
 
 Untrained resnet8 and mobilenet_v2 at 32 and resnet18 at 224 pixels, ONNX Runtime on one thread and
-on all. The images that leave early do so in equal parts at the early exits, which is harder than
-all at the first; who leaves is fixed by the place in the batch, since an untrained network knows
-nothing. With `--run` the network is a trained run's instead, whose test images leave where its
-operating points say. All go through `Predictor.predict_batch` and pay the same preprocessing;
-`network alone` is without it. Ours runs sixteen images of a batch at once, whose features stay in
-the caches; `unsplit` runs all, and `unsplit in parts` as many as ours. They take turns; ratios are
-medians over the rounds of time(unsplit) / time(ours) of the same round: above 1 ours is faster. The
-rows at 0 % show what the heads cost.
+on all cores. The images that leave early do so in equal parts at the early exits, which is harder
+than all at the first; who leaves is fixed by the place in the batch, since an untrained network
+knows nothing. With `--run` the network is a trained run's instead, whose test images leave where
+its operating points say.
+
+* ours: `Predictor.predict_batch`, with `threads=1` or as loaded without
+* unsplit: what a user would write, one session with its default options (on one thread with
+  `intra_op_num_threads` 1) that takes the whole batch, from uint8 frames to classes
+* unsplit in parts: the unsplit network through `predict_batch`
+
+Each runs in a process of its own, and they take turns (`turns.py`). Ratios are medians over the
+rounds of time(unsplit) / time(ours) of the same round: above 1 ours is faster. The rows at 0 % show
+what heads and borders cost.
 
 About 15 minutes on 2 cores, one with `--run`.
 """
@@ -18,28 +24,36 @@ About 15 minutes on 2 cores, one with `--run`.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import onnxruntime
 from machine import describe, quantile
 from numpy.typing import NDArray
 from peers import trained_case
+from turns import take_turns
 from untrained import make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.softmax import softmax
-from mate_edge.machine import cpu_count
+from mate_edge.images import crop, from_array, normalize
 from mate_edge.runs import read_finished_run
-from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from mate_edge.runtime.policy import PolicyChoice
-from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, make_session
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.train.data import load_dataset
 
 CASES = [("resnet8", 32, 10), ("mobilenet_v2", 32, 10), ("resnet18", 224, 1000)]
 EARLY = (0.0, 0.6, 0.8)
+WARM_UP_ROUNDS = 1
+
+Rule = float | str
+"""The share that leaves early, or an operating point."""
+Classify = Callable[[list[NDArray[np.uint8]], Rule], list[int]]
+"""From frames to the exits that they left at, or, of the plain network, to classes."""
 
 
 class Leave:
@@ -60,62 +74,105 @@ class Leave:
         return np.arange(len(logits)) < number, softmax(logits[:, -1])
 
 
-def total_ms(found: list[Prediction]) -> tuple[float, float]:
-    """Return what the batch took, and what it took once its images were preprocessed."""
-    return (
-        max(p.elapsed_ms for p in found),
-        max(p.elapsed_ms - p.decode_ms - p.preprocess_ms for p in found),
-    )
+def ours(bundle: Bundle, threads: int | None) -> Classify:
+    predictor = Predictor.warmed_up(OnnxRuntimeEngine(bundle, threads), "deepest")
+    num_exits = len(bundle.manifest.exits)
+
+    def classify(frames: list[NDArray[np.uint8]], rule: Rule) -> list[int]:
+        policy = Leave(rule, num_exits) if isinstance(rule, float) else rule
+        return [found.exit for found in predictor.predict_batch(frames, policy=policy)]
+
+    return classify
+
+
+def in_parts(bundle: Bundle, threads: int | None) -> Classify:
+    classify = ours(bundle.unsplit(), threads)
+    return lambda frames, rule: classify(frames, "deepest")
+
+
+def unsplit(bundle: Bundle, threads: int | None) -> Classify:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = make_session(bundle.read(bundle.manifest.unsplit), options, "unsplit")
+    name, pre = session.get_inputs()[0].name, bundle.manifest.preprocessing
+
+    def classify(frames: list[NDArray[np.uint8]], rule: Rule) -> list[int]:
+        pixels = frames
+        if pre.size != pre.resize:
+            pixels = [crop(from_array(frame), pre) for frame in frames]
+        (logits,) = session.run(None, {name: normalize(np.stack(pixels), pre)})
+        return [int(index) for index in logits.argmax(axis=-1)]
+
+    return classify
+
+
+CONTENDERS: dict[str, Callable[[Bundle, int | None], Classify]] = {
+    "ours": ours,
+    "unsplit": unsplit,
+    "unsplit in parts": in_parts,
+}
+
+
+def serve(
+    pipe: Connection,
+    name: str,
+    path: Path,
+    threads: int | None,
+    rules: list[Rule],
+    images: list[list[NDArray[np.uint8]]],
+) -> None:
+    """Classify a batch on each request, by each rule; send the ms, and what was returned."""
+    classify = CONTENDERS[name](read_bundle(path), threads)
+    turn = 0
+    pipe.send(None)
+    while pipe.recv():
+        found = []
+        for rule in rules:
+            began = time.perf_counter_ns()
+            answers = classify(images[turn % len(images)], rule)
+            found.append(((time.perf_counter_ns() - began) / 1e6, answers))
+        pipe.send(found)
+        turn += 1
 
 
 def measure(
-    path: Path, name: str, threads: int, rounds: int, batch: int, data: str | None = None
+    path: Path, name: str, threads: int | None, rounds: int, batch: int, data: str | None = None
 ) -> None:
-    """Print the rows of one network, in a process of its own: it makes one pool of threads.
+    """Print the rows of one network.
 
     Args:
         path: of the bundle.
         name: the network's, for the rows.
-        threads: of one segment.
+        threads: of one segment; None for all cores, as each contender takes them by default.
         rounds: measured ones.
         batch: images in each.
         data: whose test images are taken, other ones each round, with the bundle's operating
             points; None for noise and `Leave`.
     """
     bundle = read_bundle(path)
-    shared = threads > 1
-    rules: list[PolicyChoice] = list(bundle.manifest.operating_points)
-    if data is None:
-        rules = [Leave(early, len(bundle.manifest.exits)) for early in EARLY]
-    images = pictures(bundle, rounds + 1 if data else 1, batch, data)
-    with (
-        Predictor(OnnxRuntimeEngine(bundle, threads, shared), "deepest") as ours,
-        Predictor(OnnxRuntimeEngine(bundle.unsplit(), threads, shared), "deepest") as parts,
-        Predictor(OnnxRuntimeEngine(bundle.unsplit(), threads, shared), "deepest") as whole,
-    ):
-        whole.engine.batch_size = whole.engine.at_once = batch  # type: ignore[attr-defined]
-        for rule in rules:
-            times: dict[str, list[tuple[float, float]]] = {"ours": [], "whole": [], "parts": []}
-            left: list[int] = []
-            for turn in range(rounds + 1):
-                frames = images[turn % len(images)]
-                order = [("ours", ours, rule), ("whole", whole, None), ("parts", parts, None)]
-                for contender, predictor, policy in order[:: 1 if turn % 2 else -1]:
-                    found = predictor.predict_batch(frames, policy=policy)
-                    if turn:  # the first one warms up
-                        times[contender].append(total_ms(found))
-                        if contender == "ours":
-                            left += [prediction.exit for prediction in found]
-            shares = np.bincount(left, minlength=len(bundle.manifest.exits) + 1)[1:] / len(left)
-            cells = [name, str(threads), rule if isinstance(rule, str) else "fixed"]
-            cells.append(" ".join(f"{100 * share:.0f}" for share in shares))
-            for samples in times.values():
-                ms = [total for total, _ in samples]
-                cells.append(f"{median(ms):.1f} ({quantile(ms, 0.9):.1f})")
-            for contender, i in (("whole", 0), ("parts", 0), ("whole", 1)):
-                pairs = zip(times["ours"], times[contender], strict=True)
-                cells.append(f"{median(one[i] / own[i] for own, one in pairs):.2f}")
-            print(f"| {' | '.join(cells)} |", flush=True)
+    rules: list[Rule] = list(EARLY if data is None else bundle.manifest.operating_points)
+    images = pictures(bundle, rounds if data else 1, batch, data)
+    contenders = {
+        contender: (contender, path, threads, rules if contender == "ours" else rules[:1], images)
+        for contender in CONTENDERS
+    }
+    _, answers = take_turns(serve, contenders, rounds, WARM_UP_ROUNDS)
+    others = [contender for contender in CONTENDERS if contender != "ours"]
+    ms = {other: [found[0][0] for found in answers[other]] for other in others}
+    for i, rule in enumerate(rules):
+        own = [found[i][0] for found in answers["ours"]]
+        left = [exit_ for found in answers["ours"] for exit_ in found[i][1]]
+        shares = np.bincount(left, minlength=len(bundle.manifest.exits) + 1)[1:] / len(left)
+        cells = [name, str(threads or "all"), rule if isinstance(rule, str) else "fixed"]
+        cells.append(" ".join(f"{100 * share:.0f}" for share in shares))
+        cells += [f"{median(all_):.1f} ({quantile(all_, 0.9):.1f})" for all_ in (own, *ms.values())]
+        cells += [
+            f"{median(a / b for a, b in zip(samples, own, strict=True)):.2f}"
+            for samples in ms.values()
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def pictures(
@@ -136,6 +193,7 @@ def pictures(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path, help="A trained run, measured instead.")
+    parser.add_argument("--only", default="", help="Part of a case's name, such as resnet8.")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("benchmark-untrained"))
@@ -144,24 +202,22 @@ def main() -> None:
     print(f"batches of {chosen.batch}, {chosen.rounds} rounds; ms: median (p90)\n")
     print(
         "| network | threads | who leaves | exits' shares, % | ours | unsplit | unsplit in parts "
-        "| faster | faster than in parts | network alone, faster |"
+        "| faster | faster than in parts |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
     cases: list[tuple[Path, str, str | None]]
     if chosen.run is None:
         cases = [
             (make_bundle(chosen.out, arch, size, classes), f"{arch} at {size}", None)
             for arch, size, classes in CASES
+            if chosen.only in f"{arch} at {size}"
         ]
     else:
         name, path, _ = trained_case(chosen.run, chosen.out)
         cases = [(path, name, read_finished_run(chosen.run).data)]
     for path, name, data in cases:
-        for threads in sorted({1, cpu_count()}):
-            row = (path, name, threads, chosen.rounds, chosen.batch, data)
-            process = multiprocessing.get_context("spawn").Process(target=measure, args=row)
-            process.start()
-            process.join()
+        for threads in (1, None):
+            measure(path, name, threads, chosen.rounds, chosen.batch, data)
 
 
 if __name__ == "__main__":

@@ -100,9 +100,9 @@ def compare(folder: Path, bundle: Path, pictures: Path) -> dict[str, tuple[float
         answers: dict[str, list[tuple[int, int]]] = {name: [] for name in contenders}
         times: dict[str, list[float]] = {name: [] for name in contenders}
         network: dict[str, list[float]] = {name: [] for name in contenders}
-        for number, path in enumerate(paths):
-            first = number % len(contenders)  # each one comes after each other
-            order = [*contenders.items()][first:] + [*contenders.items()][:first]
+        order, shuffle = list(contenders.items()), np.random.default_rng(0).shuffle
+        for path in paths:
+            shuffle(order)
             for name, own in order:
                 own.predict(path)  # another contender has just filled the caches
                 found = own.predict(path)

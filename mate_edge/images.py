@@ -301,6 +301,7 @@ def scale_and_shift(
     """Return what pixels are multiplied by, and what is then taken off, float32 [C, 1, 1] each."""
     scale = np.array([1 / (255 * s) for s in std], np.float32)
     shift = np.array([m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    scale.flags.writeable = shift.flags.writeable = False  # they are kept
     return scale[:, None, None], shift[:, None, None]
 
 

@@ -183,7 +183,7 @@ def check_reachable(
     say: Callable[[str], object],
     frame_ms: float = 0.0,
 ) -> None:
-    """Say it when the first exit alone may take longer than the deadline, or few rounds tell.
+    """Say it when the first exit alone may take longer than the deadline.
 
     Args:
         table: of this device.
@@ -195,11 +195,6 @@ def check_reachable(
     Raises:
         UsageError: it may, and `strict`.
     """
-    if not table.exact:
-        say(
-            f"the deadline rests on the maximum of {table.samples} rounds: a quantile needs "
-            f"{rounds_needed(len(table.finish_ms))}, which mate-edge bench measures"
-        )
     needed = frame_ms + table.first_exit_ms
     if needed <= max_ms:
         return

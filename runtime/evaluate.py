@@ -218,7 +218,7 @@ def _all_exits(
     try:
         for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
             try:
-                prediction = predictor.predict(path, policy=DEEPEST)
+                prediction = predictor.predict(path)
             except ImageError as error:
                 say(str(error))
                 continue

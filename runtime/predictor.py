@@ -54,7 +54,8 @@ class Predictor:
 
     Attributes:
         timing: what it knows of this device; see `know_latencies`.
-        passed: the logits, float32 [1, C], of each exit that the last single image passed.
+        passed: the logits, float32 [1, C], of each exit that the last image passed; batches of
+            several leave them as they are.
     """
 
     def __init__(
@@ -249,6 +250,8 @@ class Predictor:
                 engine.load_frame(frame)
             else:
                 if pixels is None:
+                    pixels = ready_pixels(frame, color, pre)
+                if pixels is None:
                     image = to_image(frame, name, color, pre)
                     decoded = clock()
                     pixels = crop(image, pre, name or "the image")
@@ -359,8 +362,8 @@ class Predictor:
         self._tally.forget_confidences()
 
     def _use(self, chosen: Chosen) -> None:
-        self.chosen = chosen
-        self._loop = Loop(self.engine, chosen.policy, self.clock)
+        loop = Loop(self.engine, chosen.policy, self.clock)
+        self.chosen, self._loop = chosen, loop  # one step: Ctrl-C
 
     def _loop_of(self, policy: PolicyChoice) -> Loop:
         """Return the loop of a policy that a call names, which may be the predictor's own."""

@@ -7,7 +7,7 @@ from math import isfinite
 
 import numpy as np
 
-from mate_edge.decide.glance import glance, is_clear
+from mate_edge.decide.glance import FEW_CLASSES, glance, is_clear
 from mate_edge.decide.policy import Confidence, Deepest, FixedExit, Policy, decide
 from mate_edge.decide.softmax import Logits, largest
 from mate_edge.errors import EngineError
@@ -15,7 +15,7 @@ from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, time_
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.prediction import HaltedBy, Prediction
 
-GLANCE = (Confidence, Deepest, FixedExit)
+BY_CONFIDENCE = (Confidence, Deepest, FixedExit)
 """Policies that ask for a least confidence only; a subclass of somebody else's may ask for more."""
 
 
@@ -28,7 +28,7 @@ class Loop:
     no numpy.
 
     Args:
-        engine: whose segments.
+        engine: whose segments; its `run` is taken as it is now.
         policy: says whether a sample leaves.
         clock: in ns.
 
@@ -43,7 +43,8 @@ class Loop:
         self._engine, self._run, self._clock = engine, engine.run, clock
         self._classes, self._last = engine.bundle.manifest.classes, engine.num_segments
         self._exits: tuple[tuple[float, float], ...] = ()
-        if isinstance(policy, GLANCE) and type(policy) in GLANCE:
+        few = len(self._classes) <= FEW_CLASSES
+        if few and isinstance(policy, BY_CONFIDENCE) and type(policy) in BY_CONFIDENCE:
             self._exits = tuple(zip(policy.temperatures, policy.least_confidences, strict=True))
         self._opened = 0
 
@@ -95,7 +96,7 @@ class Loop:
                 temperature, least = exits[k - 1]
                 seen = glance(logits, temperature, least)
             if seen is not None:
-                leaves, confidence, doubt, relative = seen
+                leaves, confidence, _, relative = seen
             else:
                 leaves, confidence, probabilities = self._decide()
             if k == 1:
@@ -110,7 +111,7 @@ class Loop:
                 break
         if seen is None:
             index = int(probabilities.argmax())
-        elif confidence > 0.5 + doubt or is_clear(seen):
+        elif is_clear(seen):
             index = relative.index(1.0)
         else:
             probabilities = self._decide()[2]
@@ -118,6 +119,11 @@ class Loop:
             confidence = probabilities.item(index)
             seen = None
         elapsed_ms = (clock() - started) / 1e6  # the answer is known
+        halted_by: HaltedBy = "policy"
+        if k == last:
+            halted_by = "last-exit"
+        elif not leaves:
+            halted_by = "deadline"
         missed = False
         if max_ms is not None:
             missed = elapsed_ms > max_ms
@@ -127,7 +133,7 @@ class Loop:
             index=index,
             confidence=confidence,
             exit=k,
-            halted_by="last-exit" if k == last else "policy" if leaves else "deadline",
+            halted_by=halted_by,
             elapsed_ms=elapsed_ms,
             decode_ms=decode_ms,
             preprocess_ms=preprocess_ms,

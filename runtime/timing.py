@@ -24,7 +24,7 @@ from mate_edge.runtime.latencies import (
     record_latencies,
 )
 from mate_edge.runtime.prediction import Prediction
-from mate_edge.runtime.segments import GLANCE, Loop
+from mate_edge.runtime.segments import BY_CONFIDENCE, Loop
 
 MEASURE_MS = 1000.0
 """How long the latencies are measured, at most; at least `FEWEST_ROUNDS` are."""
@@ -112,9 +112,16 @@ class Timing:
                         "that is done first")  # fmt: skip
                     measured = self._measure(say, keep)
                 self.use(measured)
-            if self.latencies is not None and self.latencies.spread > WIDE:
+            table = self.latencies
+            if table is not None and not table.exact:
                 say(
-                    f"a segment took up to {self.latencies.spread:.0f} times its median when "
+                    f"{bundle.folder} was measured in {table.samples} rounds: deadlines rest on "
+                    f"their maximum, a quantile needs {rounds_needed(self._engine.num_segments)}, "
+                    "which mate-edge bench measures"
+                )
+            if table is not None and table.spread > WIDE:
+                say(
+                    f"a segment took up to {table.spread:.0f} times its median when "
                     f"{bundle.folder} was measured, and deadlines allow for that: if other work "
                     "ran beside it then, mate-edge bench measures again"
                 )
@@ -140,16 +147,16 @@ class Timing:
         """See `Predictor.latencies_of`."""
         assert self.measured is not None, "know comes first"
         kind = type(policy)
-        if kind in GLANCE:
+        if kind in BY_CONFIDENCE:
             return self.measured
         with self._known.lock:
             if kind not in self._known.deciding_ms:
                 usual, longer = (
                     median(
                         found.elapsed_ms - sum(found.segment_ms)
-                        for found in (self._run_noise(one) for _ in range(DECIDING_ROUNDS))
+                        for found in (self._run_noise(loop) for _ in range(DECIDING_ROUNDS))
                     )
-                    for one in (self._deepest(), _Onward(policy))
+                    for loop in map(self._loop, (self._deepest(), _Onward(policy)))
                 )
                 self._known.deciding_ms[kind] = max(longer - usual, 0.0)
             more = self._known.deciding_ms[kind]
@@ -159,7 +166,7 @@ class Timing:
     def table(self, policy: Policy) -> LatencyTable:
         """Return the table for a policy of this kind; without `measured`, the one for all."""
         kind = type(policy)
-        if kind in GLANCE or self.measured is None:
+        if kind in BY_CONFIDENCE or self.measured is None:
             assert self.latencies is not None, "know comes first"
             return self.latencies
         if kind not in self._tables:
@@ -175,10 +182,11 @@ class Timing:
             self._engine.open(0)
         for k in range(1, self._engine.num_segments + 1):
             self._engine.open(k)
+        loop = self._loop(self._deepest())
         for _ in range(WARM_UP_ROUNDS):
             if frame is not None:
                 self._engine.load_frame(frame)
-            self._run_noise(self._deepest())
+            self._run_noise(loop)
         self.is_warm = True
 
     def measure(self, say: Say) -> None:
@@ -188,14 +196,14 @@ class Timing:
             self.use(self._measure(say))
 
     def _measure(self, say: Say, keep: bool = True) -> Latencies:
-        deepest = self._deepest()
+        loop = self._loop(self._deepest())
         segments: list[list[float]] = [[] for _ in range(self._engine.num_segments)]
         rest: list[float] = []
         began = self._clock()
         while len(rest) < MOST_ROUNDS:
             if len(rest) >= FEWEST_ROUNDS and (self._clock() - began) / 1e6 > MEASURE_MS:
                 break
-            prediction = self._run_noise(deepest)
+            prediction = self._run_noise(loop)
             for samples, ms in zip(segments, prediction.segment_ms, strict=True):
                 samples.append(ms)
             rest.append(prediction.elapsed_ms - sum(prediction.segment_ms))
@@ -210,17 +218,19 @@ class Timing:
     def _deepest(self) -> Policy:
         return Deepest(self._engine.bundle.manifest.temperatures)
 
-    def _run_noise(self, policy: Policy) -> Prediction:
+    def _loop(self, policy: Policy) -> Loop:
+        return Loop(self._engine, policy, self._clock)
+
+    def _run_noise(self, loop: Loop) -> Prediction:
         """Run all segments on an image of noise: their times do not depend on what is shown.
 
         Nor do deadlines hear of it: the first runs are cold, and slow for that alone.
 
         Args:
-            policy: one that never leaves early.
+            loop: of a policy that never leaves early.
         """
         pre = self._engine.bundle.manifest.preprocessing
         shape = (1, pre.size, pre.size, pre.channels)
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         self._engine.load(normalize(noise, pre))
-        loop = Loop(self._engine, policy, self._clock)
         return loop(self._clock(), SlowDown(), MissBudget(), self.latencies)[0]

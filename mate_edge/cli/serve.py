@@ -85,4 +85,4 @@ def serve(
         say,
     )
     if still_loading:
-        os._exit(0)
+        os._exit(0)  # no signal ends an engine that is being built, in its thread

@@ -80,7 +80,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
         parts: of the paced rounds if there are any.
         judged: the operating point that the verdict and `exits` are about; None: there is none.
         ceiling: the unsplit network's median over segment 1's.
-        keep: the exits that pay, and the last one.
+        keep: the exits worth keeping, and the last one.
         kept: whether the rounds went into the device state, for deadlines to rest on.
     """
 

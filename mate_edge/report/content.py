@@ -151,7 +151,7 @@ def _exits(subject: Subject, found: Figures) -> Part:
     times, costs = subject.times, subject.costs
     columns: dict[str, list[str]] = {
         "": [f"exit {k}" for k in range(1, found.num_exits + 1)],
-        "accuracy %": [f"{figure(e.accuracy)} ± {figure(e.half)}" for e in found.exits],
+        "accuracy %": [f"{figure(e.accuracy)} ± {figure(e.reach)}" for e in found.exits],
         "FLOPs": [count(exit_.cumulative_flops) for exit_ in found.exits],
         "of the whole": [f"{e.cumulative_flops / found.whole_flops:.3f}" for e in found.exits],
     }
@@ -176,7 +176,7 @@ def _exits(subject: Subject, found: Figures) -> Part:
     says = [
         "Each exit, were it to answer all images. FLOPs are as fvcore counts them (one "
         "multiply-add = 1), at batch 1 and with all segments before the exit; the border is what "
-        "a segment hands to the next one; ± is half of the 95\u00a0% interval."
+        "a segment hands to the next one; ± reaches the farther limit of the 95\u00a0% interval."
     ]
     if found.num_exits > 1:
         says.append(

@@ -26,7 +26,7 @@ class ExitFigures:
 
     Attributes:
         accuracy: top-1, in [0, 1].
-        half: half the width of its 95 % interval.
+        reach: how far its 95 % interval reaches, see `reach`.
         cumulative_flops: with all segments before it.
         temperature: that its logits are divided by.
         ece: expected calibration error without the temperature, in [0, 1].
@@ -36,7 +36,7 @@ class ExitFigures:
     """
 
     accuracy: float
-    half: float
+    reach: float
     cumulative_flops: int
     temperature: float
     ece: float
@@ -216,7 +216,7 @@ def count_figures(subject: Subject) -> Figures:
     )
 
 
-def half_width(share: float, n: int) -> float:
+def reach(share: float, n: int) -> float:
     """Return how far the limits of a share's 95 % interval lie from it, the farther one.
 
     The interval is Wilson's, whose centre lies nearer to 1/2 than the share, and which is never
@@ -234,7 +234,7 @@ def _exit(subject: Subject, k: int, accuracy: float) -> ExitFigures:
     scaled = reliability(softmax(subject.logits[:, k], subject.temperatures[k]), subject.labels)
     return ExitFigures(
         accuracy=accuracy,
-        half=half_width(accuracy, len(subject.labels)),
+        reach=reach(accuracy, len(subject.labels)),
         cumulative_flops=subject.costs[k].cumulative_flops,
         temperature=subject.temperatures[k],
         ece=calibration_error(plain),

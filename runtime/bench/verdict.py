@@ -51,7 +51,7 @@ def judge(
     for exit_ in exits:
         share = f"{100 * exit_.leave:.0f} % of the images leave there at {judged}"
         verb = "pays" if exit_.exit in keep else "does not pay"
-        if abs(exit_.saved_ms) < noise_ms:
+        if abs(exit_.saved_ms) < noise_ms and exit_.exit in keep:
             verb = "makes no difference beyond noise"
         sign = "saves" if exit_.saved_ms > 0 else "costs"
         lines.append(

@@ -65,12 +65,12 @@ class Repository:
     def load_all(self) -> None:
         """Load the newest version of every model that can be loaded, before the server listens.
 
-        A damaged version, or one that no engine can run, is said, and the one before it is tried.
+        A version that cannot be loaded is said, and the one before it is tried: a policy may be
+        tuned for that one alone.
 
         Raises:
-            UsageError: an option that makes no sense, such as an unknown policy; no model can be
-                loaded, or there is none.
-            MateEdgeError: a bundle that was named outright cannot be loaded.
+            MateEdgeError: a bundle that was named outright cannot be loaded, none can, or there is
+                none.
         """
         models = self.catalog.models()
         if not models:
@@ -88,8 +88,7 @@ class Repository:
                 self._take(self._load(name, number, versions))
                 break
             except MateEdgeError as error:
-                # an older version does not mend an option
-                if isinstance(error, UsageError) or versions[number] in self.catalog.bundles:
+                if versions[number] in self.catalog.bundles:
                     raise
                 self._say(f"{name} version {number} cannot be loaded and is left out: {error}")
 

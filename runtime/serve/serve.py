@@ -66,7 +66,7 @@ def serve(options: ServeOptions, say: Say) -> bool:
     """Serve until SIGTERM or SIGINT; what was accepted before is answered.
 
     Returns:
-        Whether a load that nobody waits for goes on, in a thread that no signal ends.
+        Whether a load that nobody waits for may go on, in a thread that no signal ends.
 
     Raises:
         UsageError: an option that makes no sense, or a port that cannot be had.

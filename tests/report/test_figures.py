@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mate_edge.report.class_plots import class_accuracy
 from mate_edge.report.content import make_content
-from mate_edge.report.figures import CERTAIN, count_figures, half_width
+from mate_edge.report.figures import CERTAIN, count_figures, reach
 from mate_edge.report.gallery import MOST, choose_rows
 from mate_edge.report.page import to_html
 from mate_edge.report.subject import Deadline, DeviceTimes, Ending, Subject
@@ -42,14 +42,14 @@ def test_a_point_is_counted_against_the_last_exit_image_by_image(make_subject: M
     assert found.overthinking == 1 / 4
 
 
-@given(right=st.integers(0, 400), more=st.integers(1, 400))
-def test_a_shares_interval_reaches_as_far_as_wilsons_farther_limit(right: int, more: int) -> None:
-    n = right + more
+@given(right=st.integers(0, 400), wrong=st.integers(0, 400))
+def test_a_shares_interval_reaches_as_far_as_wilsons_farther_limit(right: int, wrong: int) -> None:
+    n = max(right + wrong, 1)
     share = right / n
-    half = half_width(share, n)
-    limit = share + half if share <= 0.5 else share - half
+    far = reach(share, n)
+    limit = share + far if share <= 0.5 else share - far
     assert (limit - share) ** 2 == pytest.approx(CERTAIN**2 * limit * (1 - limit) / n)
-    assert 0 < half < 1
+    assert 0 < far < 1
 
 
 def test_classes_and_confusions_are_counted(make_subject: MakeSubject) -> None:

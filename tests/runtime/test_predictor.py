@@ -21,6 +21,7 @@ from timed import Clock, TimedEngine
 import mate_edge
 from mate_edge.decide.policy import Confidence, Deepest
 from mate_edge.decide.simulate import simulate
+from mate_edge.decide.softmax import softmax
 from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import crop, decode, normalize
 from mate_edge.runtime.engines.engine import Engine
@@ -380,6 +381,32 @@ def test_a_predictor_that_would_go_to_another_process_says_what_to_do(
 ) -> None:
     with pytest.raises(UsageError, match=r"clone\(\) it .* load the bundle in each process"):
         attempt(predictor)
+
+
+def test_the_logits_of_the_exits_that_the_last_image_passed_are_kept(
+    predictor: Predictor, frames: list[np.ndarray], golden: dict[str, np.ndarray]
+) -> None:
+    for policy, count in (("exit-1", 1), ("deepest", 3), (Patient(2), 2)):
+        predictor.predict(frames[0], policy=policy)
+        first = predictor.passed
+        assert len(first) == count
+        predictor.predict(frames[1], policy=policy)
+        for found, number in ((first, 0), (predictor.passed, 1)):
+            expected = golden["logits"][number, :count]
+            np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-3)
+    predictor.predict_batch(frames[2:5], policy="deepest")
+    np.testing.assert_allclose(np.concatenate(predictor.passed), expected, atol=1e-3)
+
+
+class Patient:
+    """Somebody's own policy: leaves at one exit."""
+
+    def __init__(self, exit_: int) -> None:
+        self.exit = exit_
+
+    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        leave = np.full(len(logits), logits.shape[1] >= self.exit)
+        return leave, softmax(logits[:, -1])
 
 
 def test_one_that_is_closed_while_another_thread_comes_in_does_not_open_again(
