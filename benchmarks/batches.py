@@ -9,7 +9,7 @@ than all at the first; who leaves is fixed by the place in the batch, since an u
 knows nothing. With `--run` the network is a trained run's instead, whose test images leave where
 its operating points say.
 
-* ours: `Predictor.predict_batch`, with `threads=1` or as loaded without
+* ours: `Predictor.predict_batch`, on all cores with `shared_pool=True`
 * unsplit: what a user would write, one session with its default options (on one thread with
   `intra_op_num_threads` 1) that takes the whole batch, from uint8 frames to classes
 * unsplit in parts: the unsplit network through `predict_batch`
@@ -41,6 +41,7 @@ from untrained import make_bundle
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.softmax import softmax
 from mate_edge.images import crop, from_array, normalize
+from mate_edge.machine import cpu_count
 from mate_edge.runs import read_finished_run
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, make_session
 from mate_edge.runtime.predictor import Predictor
@@ -75,7 +76,8 @@ class Leave:
 
 
 def ours(bundle: Bundle, threads: int | None) -> Classify:
-    predictor = Predictor.warmed_up(OnnxRuntimeEngine(bundle, threads), "deepest")
+    engine = OnnxRuntimeEngine(bundle, threads or cpu_count(), shared_pool=threads is None)
+    predictor = Predictor.warmed_up(engine, "deepest")
     num_exits = len(bundle.manifest.exits)
 
     def classify(frames: list[NDArray[np.uint8]], rule: Rule) -> list[int]:
@@ -145,7 +147,7 @@ def measure(
     Args:
         path: of the bundle.
         name: the network's, for the rows.
-        threads: of one segment; None for all cores, as each contender takes them by default.
+        threads: of one segment; None for all cores.
         rounds: measured ones.
         batch: images in each.
         data: whose test images are taken, other ones each round, with the bundle's operating

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import platform
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,13 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle, Segment
 from mate_edge.errors import EngineError, first_line
-from mate_edge.machine import cpu_count
 from mate_edge.runtime.engines.engine import Engine, cpu_threads
-from mate_edge.runtime.engines.helpers import Helpers
 
 _shared_pool_made = False
 """Once it is, onnxruntime makes every session of the process use it."""
 
 AT_ONCE = 16
 """Samples of a batch: what the layers make of more falls out of the caches before it is read."""
-FEWEST = 4
-"""Samples of a batch that are worth a thread of their own."""
 
 ROUNDS_FP16 = (1, 30)
 """Before this version QuantizeLinear cuts fp16 off and does not round (its issue 22741)."""
@@ -39,8 +34,7 @@ class OnnxRuntimeEngine(Engine):
 
     Args:
         bundle: an opened bundle, of any target and precision.
-        threads: of one segment; None chooses by the network's FLOPs and the CPU's cores. Where that
-            is one thread, the parts of a batch run on all cores.
+        threads: of one segment; None chooses by the network's FLOPs and the CPU's cores.
         shared_pool: let all sessions of this process share one thread pool. It is faster by 2 to
             20 % with several threads, but it is process-wide and its size is set only once: for
             the command line and servers, not for a library inside somebody's process.
@@ -56,15 +50,10 @@ class OnnxRuntimeEngine(Engine):
         for_others = bundle.manifest.build.engine != "onnxruntime"
         if for_others and bundle.manifest.precision == "int8":
             check_rounding(f"{bundle.folder}, an int8 bundle for {bundle.manifest.target},")
-        chosen = threads is None
         if threads is None:
             threads = cpu_threads(bundle)
         self.threads = threads
         self._options = session_options(threads, shared_pool, as_written=for_others)
-        one_each = threads == 1 and self._options.use_per_session_threads
-        self.parallel = cpu_count() if chosen and one_each else 1
-        """How many parts of a batch run at the same time."""
-        self._helpers: Helpers | None = None
         pool = "" if self._options.use_per_session_threads else "-shared"
         self.device = f"onnxruntime {onnxruntime.__version__} on the CPU, threads: {threads}"
         self.device_key = (
@@ -99,23 +88,10 @@ class OnnxRuntimeEngine(Engine):
                 single.session.run_with_iobinding(single.binding)
                 self._features, logits = single.features, single.logits.copy()
             else:
-                self._features, logits = self._several[k].run(self._features, *self._parts())
+                self._features, logits = self._several[k].run(self._features, self.at_once)
         except Exception as error:  # ONNX Runtime's own exception types share no base class
             raise self._failure(k, error) from None
         return logits
-
-    def _parts(self) -> tuple[list[slice], Helpers | None]:
-        """Return the rows of equal parts of the batch, and who runs them; None: this thread.
-
-        Each has `at_once` samples at most, and each thread as many parts.
-        """
-        n = 0 if self._features is None else len(self._features)
-        threads = max(1, min(self.parallel, n // FEWEST))
-        if threads > 1 and self._helpers is None:
-            self._helpers = Helpers(self.parallel)
-        count = threads * math.ceil(n / (threads * self.at_once))
-        rows = [slice(n * part // count, n * (part + 1) // count) for part in range(count)]
-        return rows, self._helpers if threads > 1 else None
 
     def _bind(self, k: int) -> _Single:
         """Give segment k its memory; one sample's input is where segment k - 1 writes."""
@@ -153,16 +129,13 @@ class OnnxRuntimeEngine(Engine):
         twin = object.__new__(OnnxRuntimeEngine)
         twin.__dict__.update(self.__dict__)
         twin._single, twin._several, twin._features = {}, {}, None
-        twin.input_memory = twin._helpers = None
+        twin.input_memory = None
         return twin
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._sessions, self._single, self._several = {}, {}, {}
         self._features = self.input_memory = None
-        if self._helpers is not None:
-            self._helpers.stop()
-            self._helpers = None
 
 
 class _Single:
@@ -228,12 +201,9 @@ class _Several:
         self._written: list[NDArray[np.generic]] = []
 
     def run(
-        self,
-        features: NDArray[np.generic] | None,
-        parts: list[slice],
-        helpers: Helpers | None,
+        self, features: NDArray[np.generic] | None, at_once: int
     ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
-        """Run it on n samples, on these rows at once, one part after another or by helpers.
+        """Run it on n samples, in equal parts of at most `at_once`.
 
         Returns:
             What it writes for the next segment, until the next run; and the logits [n, C], the
@@ -243,24 +213,15 @@ class _Several:
         n, outputs = len(features), self._segment.outputs
         if not self._written or n > len(self._written[0]):
             self._written = [np.empty((n, *output.shape), output.dtype) for output in outputs]
-        read, written = np.ascontiguousarray(features), self._written
-
-        def run_part(rows: slice) -> None:
+        read = np.ascontiguousarray(features)
+        parts = math.ceil(n / at_once)
+        for part in range(parts):
+            rows = slice(n * part // parts, n * (part + 1) // parts)
             binding = self._session.io_binding()
             binding.bind_ortvalue_input(self._segment.input.name, _shared(read[rows]))
-            for output, memory in zip(outputs, written, strict=True):
+            for output, memory in zip(outputs, self._written, strict=True):
                 binding.bind_ortvalue_output(output.name, _shared(memory[rows]))
             self._session.run_with_iobinding(binding)
-
-        if helpers is None:
-            for rows in parts:
-                run_part(rows)
-        else:
-            try:
-                helpers.run([partial(run_part, rows) for rows in parts])
-            except BaseException:  # Ctrl-C too: other parts go on, and write
-                self._written = []
-                raise
         logits: NDArray[np.float32] = self._written[-1][:n].copy()
         return self._written[0][:n], logits
 

@@ -6,9 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
-from itertools import count, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ import pytest
 from mate_edge.bundle import read_bundle
 from mate_edge.errors import EngineError
 from mate_edge.images import normalize
-from mate_edge.machine import cpu_count
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -240,75 +237,10 @@ def test_a_batch_gives_the_same_logits_in_parts(
 ) -> None:
     with OnnxRuntimeEngine(read_bundle(bundle_folder)) as engine:
         batch = np.concatenate([images] * 4)
-        for engine.at_once, engine.parallel in product((1, 3, len(batch), 10**6), (1, 2, 3)):
+        for engine.at_once in (1, 3, len(batch), 10**6):
             engine.load(batch)
             for k in range(1, engine.num_segments + 1):
                 check(engine.run(k), np.concatenate([golden["logits"][:, k - 1]] * 4))
-
-
-def test_a_part_that_outlives_its_failed_batch_writes_into_no_other(
-    bundle_folder: Path, images: np.ndarray
-) -> None:
-    class FailsOnce:
-        """The first part fails while the others are held."""
-
-        def __init__(self, session: Any) -> None:
-            self.session, self.begun = session, count()
-            self.go_on, self.done = threading.Event(), threading.Semaphore(0)
-
-        def io_binding(self) -> Any:
-            return self.session.io_binding()
-
-        def run_with_iobinding(self, binding: Any) -> None:
-            if next(self.begun) == 0:
-                raise RuntimeError("this part fails")
-            assert self.go_on.wait(60)
-            self.session.run_with_iobinding(binding)
-            self.done.release()
-
-    with OnnxRuntimeEngine(read_bundle(bundle_folder)) as engine:
-        engine.parallel = 2
-        engine.load(images)
-        engine.run(1)
-        expected, several = engine.features, engine._several[1]
-        real, several._session = several._session, FailsOnce(several._session)
-        engine.load(images[::-1])
-        with pytest.raises(EngineError, match="this part fails"):
-            engine.run(1)
-        held, several._session = several._session, real
-        engine.load(images)
-        engine.run(1)
-        held.go_on.set()
-        assert held.done.acquire(timeout=60)
-        np.testing.assert_array_equal(engine.features, expected)
-
-
-def test_the_threads_of_a_batch_end_with_its_engine(
-    bundle_folder: Path, images: np.ndarray
-) -> None:
-    def helpers() -> set[threading.Thread]:
-        return {one for one in threading.enumerate() if one.name == "batch"} - before
-
-    before = set(threading.enumerate())
-    for end in (OnnxRuntimeEngine.close, lambda engine: None):
-        engine = OnnxRuntimeEngine(read_bundle(bundle_folder))
-        engine.parallel = 2
-        engine.load(images)
-        engine.run(1)
-        assert len(helpers()) == 2
-        end(engine)
-        del engine
-        for one in helpers():
-            one.join(30)
-        assert not helpers()
-
-
-def test_a_small_network_runs_a_batch_on_all_cores_unless_threads_are_given(
-    bundle_folder: Path,
-) -> None:
-    bundle = read_bundle(bundle_folder)
-    parallel = [OnnxRuntimeEngine(bundle, threads).parallel for threads in (None, 1, 2)]
-    assert parallel == [cpu_count(), 1, 1]
 
 
 def test_of_large_features_fewer_images_are_run_at_once(
