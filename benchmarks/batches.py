@@ -140,13 +140,13 @@ def serve(
 
 
 def measure(
-    path: Path, name: str, threads: int | None, rounds: int, batch: int, data: str | None = None
+    path: Path, network: str, threads: int | None, rounds: int, batch: int, data: str | None = None
 ) -> None:
     """Print the rows of one network.
 
     Args:
         path: of the bundle.
-        name: the network's, for the rows.
+        network: its name, for the rows.
         threads: of one segment; None for all cores.
         rounds: measured ones.
         batch: images in each.
@@ -156,23 +156,19 @@ def measure(
     bundle = read_bundle(path)
     rules: list[Rule] = list(EARLY if data is None else bundle.manifest.operating_points)
     images = pictures(bundle, rounds if data else 1, batch, data)
-    contenders = {
-        contender: (contender, path, threads, rules if contender == "ours" else rules[:1], images)
-        for contender in CONTENDERS
-    }
+    contenders = {name: (name, path, threads, rules, images) for name in CONTENDERS}
     _, answers = take_turns(serve, contenders, rounds, WARM_UP_ROUNDS)
-    others = [contender for contender in CONTENDERS if contender != "ours"]
-    ms = {other: [found[0][0] for found in answers[other]] for other in others}
     for i, rule in enumerate(rules):
-        own = [found[i][0] for found in answers["ours"]]
+        ms = {name: [found[i][0] for found in answers[name]] for name in CONTENDERS}
+        own = ms["ours"]
         left = [exit_ for found in answers["ours"] for exit_ in found[i][1]]
         shares = np.bincount(left, minlength=len(bundle.manifest.exits) + 1)[1:] / len(left)
-        cells = [name, str(threads or "all"), rule if isinstance(rule, str) else "fixed"]
+        cells = [network, str(threads or "all"), rule if isinstance(rule, str) else "fixed"]
         cells.append(" ".join(f"{100 * share:.0f}" for share in shares))
-        cells += [f"{median(all_):.1f} ({quantile(all_, 0.9):.1f})" for all_ in (own, *ms.values())]
+        cells += [f"{median(all_):.1f} ({quantile(all_, 0.9):.1f})" for all_ in ms.values()]
         cells += [
-            f"{median(a / b for a, b in zip(samples, own, strict=True)):.2f}"
-            for samples in ms.values()
+            f"{median(a / b for a, b in zip(ms[name], own, strict=True)):.2f}"
+            for name in ("unsplit", "unsplit in parts")
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
 
