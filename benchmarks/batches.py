@@ -18,7 +18,8 @@ Each runs in a process of its own, and they take turns (`turns.py`). Ratios are 
 rounds of time(unsplit) / time(ours) of the same round: above 1 ours is faster. The rows at 0 % show
 what heads and borders cost.
 
-About 15 minutes on 2 cores, one with `--run`.
+About an hour on 2 cores, most of it for resnet18 (`--only resnet18 --rounds 3` takes ten minutes);
+five minutes with `--run`.
 """
 
 from __future__ import annotations

@@ -113,15 +113,15 @@ def classify(names: Sequence[str], bundle: Path | None, run: Run) -> int:
             stack.enter_context(predictor)
             stack.callback(results.close)
             summary = Summary(predictor, run.max_ms)
-            loop = _Loop(run, sources, predictor, files, summary, metrics)
-            loop.attempt(lambda: loop.go(results, notes))
+            delivery = _Delivery(run, sources, predictor, files, summary, metrics)
+            delivery.attempt(lambda: delivery.go(results, notes))
             for output in files:
-                loop.attempt(output.close)
+                delivery.attempt(output.close)
             if summary.count > 1 or (summary.count and run.max_ms is not None):
-                loop.sum_up()
-        code = loop.code if stop.received is None else 128 + stop.received
-    if loop.failure is not None:
-        raise loop.failure
+                delivery.sum_up()
+        code = delivery.code if stop.received is None else 128 + stop.received
+    if delivery.failure is not None:
+        raise delivery.failure
     if code:
         return code
     if summary.count + summary.failures == 0:
@@ -268,7 +268,7 @@ def _answers(
         yield Answer(item, frame, found, classes[index], confidence, top)
 
 
-class _Loop:
+class _Delivery:
     """Hands each result to whoever wants it.
 
     Attributes:

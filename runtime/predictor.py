@@ -249,7 +249,7 @@ class Predictor:
             if pixels is None and goes_in_raw(frame, color, engine):
                 engine.load_frame(frame)
             else:
-                if pixels is None:
+                if pixels is None:  # a view of another library's array, say
                     pixels = ready_pixels(frame, color, pre)
                 if pixels is None:
                     image = to_image(frame, name, color, pre)

@@ -64,7 +64,7 @@ class Tally:
         Raises:
             UsageError: one of the two confidences is no probability; nothing is counted.
         """
-        if not 0.0 <= prediction.confidence <= 1.0:
+        if not 0.0 <= prediction.confidence <= 1.0:  # else a call is saved
             check_confidence(prediction.confidence)
         if confidence is not None:
             self.fine[fine_bin(confidence)] += 1

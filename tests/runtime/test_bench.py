@@ -210,6 +210,16 @@ def test_an_exit_that_noise_might_decide_about_is_kept_and_said_to_be_so(
     assert "mate-edge export" not in text
 
 
+def test_of_exits_that_together_cost_more_than_noise_one_is_said_not_to_pay(
+    bench_of: Measure,
+) -> None:
+    found = bench_of([3.0, 3.3, 4.3], 10.0, shares=(0.0, 0.0, 1.0))  # each head takes 0.3 ms
+    assert [one.saved_ms for one in found.exits] == pytest.approx([-0.3, -0.3])
+    text = "\n".join(found.verdict)
+    assert text.count("makes no difference beyond noise") == text.count("does not pay:") == 1
+    assert f"--exits {found.keep[0]},3 --target cpu" in text
+
+
 def test_a_network_that_takes_just_the_deadline_is_not_said_to_need_exits(
     bench_of: Measure,
 ) -> None:

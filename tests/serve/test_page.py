@@ -58,6 +58,15 @@ def test_an_image_is_answered_and_the_deadline_moves_the_exit(
     assert page.locator("#counts .value").all_inner_texts()[2] != "0"
 
 
+def test_what_was_chosen_stays_when_another_version_is_loaded(page: Any) -> None:
+    wait(page, "#exits .bar", 3)
+    page.select_option("#policy", "fast")
+    page.evaluate("start()")  # as after an answer of another version
+    assert page.input_value("#policy") == "fast"
+    page.evaluate("change(model().policy)")
+    assert page.input_value("#policy") == page.evaluate("model().policy") != "fast"
+
+
 def test_the_webcam_is_answered_frame_by_frame_until_it_is_stopped(page: Any) -> None:
     wait(page, "#exits .bar", 3)
     page.click("#webcam")
