@@ -22,6 +22,7 @@ from mate_edge.runtime.cuda import open_cuda
 from mate_edge.runtime.engines import installed_engines, make_engine
 from mate_edge.runtime.fastest import keep_fastest
 from mate_edge.runtime.frames import GRAPH, preprocess_model
+from mate_edge.runtime.join import keep_blocked
 from mate_edge.runtime.plans import (
     FRAME,
     Frame,
@@ -32,7 +33,7 @@ from mate_edge.runtime.plans import (
     device_platform,
     segment_name,
 )
-from mate_edge.runtime.state import forget_engines
+from mate_edge.runtime.state import building_alone, forget_engines
 from mate_edge.runtime.tensorrt_library import KINDS, Library, import_library
 
 Compile = Callable[[Library, bytes, str, int, tuple[int, int], Progress], bytes]
@@ -120,7 +121,7 @@ def build_engines(
                 f"{bundle.folder} is for {name}, which builds nothing: leave out the options, or "
                 "export with --target jetson, cuda or rtx"
             )
-        say(f"nothing to build: {name} runs the segments of {bundle.folder} as they are")
+        keep_blocked(bundle, force, say)
         others = installed_engines(bundle)
         if len(others) > 1:
             keep_fastest(bundle, others, lambda one: make_engine(one, bundle, None, True), say)
@@ -131,7 +132,7 @@ def build_engines(
     done: list[Built] = []
     for platform, capability in _platforms(library, capabilities):
         plans = Plans(bundle, platform)
-        with plans.alone(say):
+        with building_alone(plans.folder, say):
             say(f"{library.title} for {platform.device_key}, engines go to {plans.folder}")
             for job in _jobs(plans, max_batch, frame, unsplit):
                 engine = _build(library, plans, job, capability, force, say, progress, compiler)

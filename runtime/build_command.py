@@ -88,6 +88,27 @@ def build_if_needed(bundle: Bundle, use: Callable[[], T], say: Say, unsplit: boo
         return use()
 
 
+def join_if_needed(bundle: Bundle, say: Say) -> None:
+    """Let the segments of a bundle for the CPU hand over features as this CPU computes them, once.
+
+    Only said when it fails: they run as they were exported, too.
+
+    Raises:
+        BundleError: a file of the bundle is missing or altered.
+    """
+    if bundle.manifest.build.engine in NEEDS or len(bundle.manifest.segments) < 2:
+        return
+    from mate_edge.runtime.engines.blocked import read_blocked
+
+    if read_blocked(bundle) is None:
+        from mate_edge.runtime.join import keep_blocked
+
+        try:
+            keep_blocked(bundle, False, say)
+        except (EngineError, UsageError) as error:
+            say(f"the segments of {bundle.folder} run as they were exported: {error}")
+
+
 def build_at_once(bundle: Bundle, machine: str | None, say: Say) -> bool:
     """Build the engines of a bundle that was just exported, if this machine can run them.
 
@@ -104,6 +125,7 @@ def build_at_once(bundle: Bundle, machine: str | None, say: Say) -> bool:
     """
     if machine not in (None, platform.machine()):
         return False
+    join_if_needed(bundle, say)
     try:
         usable = choose_engine(bundle, lambda line: None) in NEEDS
     except EngineError:  # a GPU without TensorRT: no reason to fail an export

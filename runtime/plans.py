@@ -6,11 +6,7 @@ when its key is the one that is asked for and its bytes are the ones that were w
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -202,37 +198,6 @@ class Plans:
             files.write_whole(self.path(name), data)
         write_state(self.folder, name, plan)
         return plan
-
-    @contextmanager
-    def alone(self, say: Callable[[str], object]) -> Iterator[None]:
-        """Wait until no other process builds here; the lock goes with the process.
-
-        Without locks, on Windows or some network file systems, two builds do the work twice.
-
-        Args:
-            say: told what is waited for.
-
-        Raises:
-            UsageError: the folder cannot be written.
-        """
-        lock = self.folder / ".lock"
-        with state_errors():
-            files.make_folder(self.folder)
-            with files.write_errors(lock):
-                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if sys.platform != "win32":
-                import fcntl
-
-                with suppress(OSError):
-                    try:
-                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        say("another process builds these engines: waiting for it")
-                        fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def segment_name(sha256: str) -> str:

@@ -453,14 +453,18 @@ class Predictor:
         self, inputs: NDArray[np.float32], policy: Policy, started: int, *times: float
     ) -> list[Prediction]:
         """Load and run all samples, in equal parts that the engine runs at once; count likewise."""
-        parts = math.ceil(len(inputs) / self.engine.batch_size)
-        predictions = []
-        for batch in np.array_split(inputs, parts):
-            self.engine.load(batch)
-            found, first = run_batch(self.engine, len(batch), policy, self.clock, started, *times)
-            for prediction, confidence in zip(found, first, strict=True):
-                self._tally.add(prediction, confidence if policy is self.policy else None)
-            predictions += found
+        parts = np.array_split(inputs, math.ceil(len(inputs) / self.engine.batch_size))
+        answers = []
+        for part in parts:
+            self.engine.load(part)
+            answers.append(run_batch(self.engine, len(part), policy, self.clock, started))
+        predictions, classes = [], self.manifest.classes
+        for left, first in answers:
+            found = [one for group in left for one in group.predictions(classes, *times)]
+            order = np.concatenate([group.rows for group in left]).argsort()
+            for place, confidence in zip(order.tolist(), first.tolist(), strict=True):
+                self._tally.add(found[place], confidence if policy is self.policy else None)
+                predictions.append(found[place])
         return predictions
 
     def _alone(self) -> threading.Lock:

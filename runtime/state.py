@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,3 +90,36 @@ def state_errors() -> Iterator[None]:
         yield
     except UsageError as error:
         raise UsageError(f"{error}; {VARIABLE} chooses another folder") from None
+
+
+@contextmanager
+def building_alone(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Wait until no other process builds in a folder; the lock goes with the process.
+
+    Without locks, on Windows or some network file systems, two builds do the work twice.
+
+    Args:
+        folder: made when it is not there.
+        say: told what is waited for.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    lock = folder / ".lock"
+    with state_errors():
+        files.make_folder(folder)
+        with files.write_errors(lock):
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if sys.platform != "win32":
+            import fcntl
+
+            with suppress(OSError):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    say("another process builds these engines: waiting for it")
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

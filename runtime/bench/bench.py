@@ -27,7 +27,7 @@ from mate_edge.runtime.bench.subjects import (
     open_all_subjects,
     open_subject,
 )
-from mate_edge.runtime.build_command import build_if_needed
+from mate_edge.runtime.build_command import build_if_needed, join_if_needed
 from mate_edge.runtime.deadline import rounds_needed
 from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines import Say, choose_engine
@@ -85,6 +85,7 @@ def bench(
             "these images are the bundle's own, as small as the network sees them: for files of "
             "yours, which take longer to decode, give --images"
         )
+    join_if_needed(opened, say)
     with ExitStack() as stack:
         if engines == ALL:
             subjects = open_all_subjects(opened, threads, say)

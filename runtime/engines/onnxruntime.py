@@ -2,13 +2,15 @@
 
 A session owns a thread pool whose idle workers spin and steal the cores from the next segment's:
 with default options the segments of one model run 2 to 4 times slower than the unsplit model. So
-spinning is off, or all sessions share one pool, and small networks get one thread.
+spinning is off, or all sessions share one pool, and small networks get one thread. What
+`mate-edge build` made of the segments on this CPU is run in their place, see `blocked.py`.
 """
 
 from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,16 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle, Segment
 from mate_edge.errors import EngineError, first_line
+from mate_edge.runtime.engines.blocked import (
+    Blocked,
+    blocked_path,
+    from_blocks,
+    read_blocked,
+    read_segment,
+    to_blocks,
+)
 from mate_edge.runtime.engines.engine import Engine, cpu_threads
+from mate_edge.warn import warn
 
 _shared_pool_made = False
 """Once it is, onnxruntime makes every session of the process use it."""
@@ -38,13 +49,18 @@ class OnnxRuntimeEngine(Engine):
         shared_pool: let all sessions of this process share one thread pool. It is faster by 2 to
             20 % with several threads, but it is process-wide and its size is set only once: for
             the command line and servers, not for a library inside somebody's process.
+        blocked: finds what `mate-edge build` made of the segments here, if it did.
 
     Raises:
         EngineError: this ONNX Runtime is too old for an int8 bundle of an NVIDIA target.
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, shared_pool: bool = False
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        shared_pool: bool = False,
+        blocked: Callable[[Bundle], Blocked | None] = read_blocked,
     ) -> None:
         super().__init__(bundle)
         for_others = bundle.manifest.build.engine != "onnxruntime"
@@ -53,11 +69,16 @@ class OnnxRuntimeEngine(Engine):
         if threads is None:
             threads = cpu_threads(bundle)
         self.threads = threads
-        self._options = session_options(threads, shared_pool, as_written=for_others)
+        found = None if for_others or self.num_segments < 2 else blocked(bundle)
+        self._blocked = found if found is not None and found.segments else None
+        self._options = session_options(
+            threads, shared_pool, as_written=for_others, optimize=self._blocked is None
+        )
         pool = "" if self._options.use_per_session_threads else "-shared"
+        how = "" if self._blocked is None else "-blocked"
         self.device = f"onnxruntime {onnxruntime.__version__} on the CPU, threads: {threads}"
         self.device_key = (
-            f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}{pool}"
+            f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}{pool}{how}"
         )
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
         self._single: dict[int, _Single] = {}
@@ -65,19 +86,40 @@ class OnnxRuntimeEngine(Engine):
         self.at_once = AT_ONCE
         """How many samples of a batch go through a segment at once."""
         self._features: NDArray[np.generic] | None = None
+        self._next = 1
 
     def open(self, k: int) -> None:
         """See `Engine.open`."""
         if k not in self._sessions:
-            self._sessions[k] = make_session(
-                self.bundle.read(self.bundle.manifest.segments[k - 1].file),
-                self._options,
-                f"segment {k} of {self.bundle.folder}",
-            )
+            self._sessions[k] = self._session(k)
+
+    def _session(self, k: int) -> onnxruntime.InferenceSession:
+        model = None
+        if self._blocked is not None:
+            model = read_segment(self.bundle, self._blocked, k)
+            if model is None:
+                self._run_as_exported(k)
+        if model is None:
+            model = self.bundle.read(self.bundle.manifest.segments[k - 1].file)
+        return make_session(model, self._options, f"segment {k} of {self.bundle.folder}")
+
+    def _run_as_exported(self, k: int) -> None:
+        """Go on with the bundle's own segments, as segment k of the others is no good."""
+        warn(
+            f"{blocked_path(self.bundle, k)} is damaged: mate-edge build makes it anew, until then "
+            f"{self.bundle.folder} runs as it was exported"
+        )
+        if self._features is not None:
+            self._features = self.features
+        self._blocked = None
+        self._options = session_options(self.threads, shared_pool=False)
+        self._sessions, self._single, self._several = {}, {}, {}
 
     def load(self, inputs: NDArray[np.generic], k: int = 1) -> None:
         """See `Engine.load`."""
-        self._features = inputs
+        if (block := self._block(k)) is not None:
+            inputs = to_blocks(inputs, block)
+        self._features, self._next = inputs, k
 
     def run(self, k: int) -> NDArray[np.float32]:
         """See `Engine.run`."""
@@ -88,9 +130,12 @@ class OnnxRuntimeEngine(Engine):
                 single.session.run_with_iobinding(single.binding)
                 self._features, logits = single.features, single.logits.copy()
             else:
-                self._features, logits = self._several[k].run(self._features, self.at_once)
+                self._features, logits = self._several[k].run(
+                    self._features, self.at_once, backwards=k % 2 == 0
+                )
         except Exception as error:  # ONNX Runtime's own exception types share no base class
             raise self._failure(k, error) from None
+        self._next = k + 1
         return logits
 
     def _bind(self, k: int) -> _Single:
@@ -98,9 +143,10 @@ class OnnxRuntimeEngine(Engine):
         self.open(k)
         segment = self.bundle.manifest.segments[k - 1]
         source = self._single[k - 1].features if k - 1 in self._single else None
-        self._several[k] = _Several(self._sessions[k], segment)
+        in_place = None if self._blocked is None else self._blocked.segments[k - 1].in_place
+        self._several[k] = _Several(self._sessions[k], segment, in_place)
         try:
-            single = _Single(self._sessions[k], segment, source)
+            single = _Single(self._sessions[k], segment, source, in_place)
         except Exception as error:  # a manifest that names other tensors than the model has
             raise self._failure(k, error) from None
         if k == 1:
@@ -121,8 +167,18 @@ class OnnxRuntimeEngine(Engine):
     def features(self) -> NDArray[np.generic]:
         """What the next segment will be run on: [n, ...], in the dtype of its input; a copy."""
         assert self._features is not None, "nothing is loaded"
+        block = self._block(self._next)
+        if block is not None:
+            return from_blocks(self._features, block)
         features: NDArray[np.generic] = self._features.copy()
         return features
+
+    def _block(self, k: int) -> int | None:
+        """Return the channels in a block of what segment k reads; None: it is [n, C, H, W]."""
+        blocked = self._blocked
+        if blocked is None or not 1 < k <= self.num_segments or not blocked.borders[k - 2]:
+            return None
+        return blocked.block
 
     def clone(self) -> OnnxRuntimeEngine:
         """See `Engine.clone`: the sessions are shared, the features are not."""
@@ -147,6 +203,7 @@ class _Single:
         session: of the segment.
         segment: its shapes and dtypes.
         source: what it reads, [1, ...]; None gives it memory of its own, to be copied into.
+        in_place: see `BlockedSegment`.
 
     Attributes:
         session: as given.
@@ -161,6 +218,7 @@ class _Single:
         session: onnxruntime.InferenceSession,
         segment: Segment,
         source: NDArray[np.generic] | None,
+        in_place: str | None,
     ) -> None:
         self.session, self.binding = session, session.io_binding()
         if source is None:
@@ -168,10 +226,8 @@ class _Single:
         self.source: NDArray[Any] = source
         given = _shared(source)
         self.binding.bind_ortvalue_input(segment.input.name, given)
-        written = []
-        for output in segment.outputs:
-            written.append(np.empty((1, *output.shape), output.dtype))
-            self.binding.bind_ortvalue_output(output.name, _shared(written[-1]))
+        written = [np.empty((1, *output.shape), output.dtype) for output in segment.outputs]
+        _bind_outputs(self.binding, segment, in_place, written)
         self.features: NDArray[np.generic] = written[0]
         self.logits: NDArray[np.float32] = written[-1]
 
@@ -194,16 +250,22 @@ class _Several:
     Args:
         session: of the segment.
         segment: its shapes and dtypes.
+        in_place: see `BlockedSegment`.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, segment: Segment) -> None:
-        self._session, self._segment = session, segment
+    def __init__(
+        self, session: onnxruntime.InferenceSession, segment: Segment, in_place: str | None
+    ) -> None:
+        self._session, self._segment, self._in_place = session, segment, in_place
         self._written: list[NDArray[np.generic]] = []
 
     def run(
-        self, features: NDArray[np.generic] | None, at_once: int
+        self, features: NDArray[np.generic] | None, at_once: int, backwards: bool
     ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
         """Run it on n samples, in equal parts of at most `at_once`.
+
+        Backwards the last part comes first: the segment before wrote it last, and it is still in
+        the caches.
 
         Returns:
             What it writes for the next segment, until the next run; and the logits [n, C], the
@@ -215,15 +277,25 @@ class _Several:
             self._written = [np.empty((n, *output.shape), output.dtype) for output in outputs]
         read = np.ascontiguousarray(features)
         parts = math.ceil(n / at_once)
-        for part in range(parts):
+        for part in range(parts)[:: -1 if backwards else 1]:
             rows = slice(n * part // parts, n * (part + 1) // parts)
             binding = self._session.io_binding()
             binding.bind_ortvalue_input(self._segment.input.name, _shared(read[rows]))
-            for output, memory in zip(outputs, self._written, strict=True):
-                binding.bind_ortvalue_output(output.name, _shared(memory[rows]))
+            written = [memory[rows] for memory in self._written]
+            _bind_outputs(binding, self._segment, self._in_place, written)
             self._session.run_with_iobinding(binding)
         logits: NDArray[np.float32] = self._written[-1][:n].copy()
         return self._written[0][:n], logits
+
+
+def _bind_outputs(
+    binding: Any, segment: Segment, in_place: str | None, written: Sequence[NDArray[np.generic]]
+) -> None:
+    """Let a segment write into `written`, the memory of its outputs."""
+    for output, memory in zip(segment.outputs, written, strict=True):
+        binding.bind_ortvalue_output(output.name, _shared(memory))
+    if in_place is not None:
+        binding.bind_ortvalue_output(in_place, _shared(written[0]))
 
 
 def _shared(array: NDArray[np.generic]) -> onnxruntime.OrtValue:
@@ -247,7 +319,7 @@ def check_rounding(what: str) -> None:
 
 
 def session_options(
-    threads: int, shared_pool: bool, as_written: bool = False
+    threads: int, shared_pool: bool, as_written: bool = False, optimize: bool = True
 ) -> onnxruntime.SessionOptions:
     """Return options under which the sessions of several segments do not hinder each other.
 
@@ -257,11 +329,14 @@ def session_options(
         as_written: compute QuantizeLinear and DequantizeLinear where they stand. Else ONNX Runtime
             fuses them for its own int8 kernels, and from 1.21 on quantises fp16 biases with scales
             that overflow (its pass WeightBiasQuantization).
+        optimize: the models; False for what ONNX Runtime has optimised and written before.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if as_written:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     global _shared_pool_made
     if shared_pool and threads > 1 and not _shared_pool_made:
         onnxruntime.set_global_thread_pool_sizes(threads, 1)

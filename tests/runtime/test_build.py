@@ -324,10 +324,17 @@ def test_a_state_folder_that_cannot_be_written_says_which_variable_chooses_anoth
         build_fakes(gpu_bundle())
 
 
-def test_a_bundle_for_the_cpu_needs_no_build(cli: Any, bundle_folder: Path) -> None:
+def test_a_bundle_for_the_cpu_is_built_for_this_cpu(
+    cli: Any, bundle_folder: Path, tmp_path: Path
+) -> None:
     done = cli("build", bundle_folder)
     assert done.returncode == 0
-    assert "nothing to build: onnxruntime" in done.stderr
+    (record,) = (tmp_path / "state").glob("*/*/blocked.json")
+    blocked = json.loads(record.read_bytes())["segments"]
+    says = "computes on blocks of" if blocked else "nothing to build: onnxruntime"
+    assert says in done.stderr
+    again = cli("build", bundle_folder)
+    assert ("made already" in again.stderr) == bool(blocked)
     for options, says in (
         (("--max-batch", "4"), "--target jetson"),
         (("--color", "bgr"), "--color goes with --frame"),

@@ -1,0 +1,220 @@
+"""Leave out what turns features round at the borders between segments; see `engines/blocked.py`.
+
+ONNX Runtime optimises each segment, as it does for any session, and writes it down. Where a segment
+ends with its `ReorderOutput` and all that the next one does with these features is `ReorderInput`,
+both go. What comes out is the same, bit by bit, and is seen to be before it counts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mate_edge import files
+from mate_edge.bundle import Bundle
+from mate_edge.errors import EngineError
+from mate_edge.runtime.engines.blocked import (
+    PROBED,
+    STATE,
+    Blocked,
+    BlockedSegment,
+    block_of,
+    blocked_folder,
+    blocked_path,
+    read_blocked,
+    read_segment,
+)
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, make_session, session_options
+from mate_edge.runtime.state import building_alone, state_errors, write_state
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+DOMAIN = "com.microsoft.nchwc"
+"""Of ONNX Runtime's operators on blocks of channels."""
+TRIED = (1, 3)
+"""Batches for which the segments must answer as those of the bundle do."""
+
+
+def keep_blocked(bundle: Bundle, force: bool, say: Callable[[str], object]) -> Blocked:
+    """Make the segments whose borders are blocked, and keep them in the device state.
+
+    Args:
+        bundle: an opened bundle for the CPU.
+        force: make them anew when they are there.
+        say: told what was done.
+
+    Raises:
+        BundleError: a file of the bundle is missing or altered.
+        EngineError: onnxruntime cannot run a segment.
+        UsageError: the device state cannot be written.
+    """
+    with building_alone(blocked_folder(bundle), say):
+        found = None if force else _kept(bundle)
+        new = found is None
+        if found is None:
+            found = _make(bundle)
+            write_state(blocked_folder(bundle), STATE, found)
+    if many := sum(found.borders):
+        say(
+            f"onnxruntime computes on blocks of {found.block} channels here, and at {many} of "
+            f"{len(found.borders)} borders segments hand them over{'' if new else ': made already'}"
+        )
+    else:
+        say(f"nothing to build: onnxruntime runs the segments of {bundle.folder} as they are")
+    return found
+
+
+def _kept(bundle: Bundle) -> Blocked | None:
+    """Return what was made before, if it is whole."""
+    found = read_blocked(bundle)
+    if found is None:
+        return None
+    ks = range(1, len(found.segments) + 1)
+    return found if all(read_segment(bundle, found, k) is not None for k in ks) else None
+
+
+def _make(bundle: Bundle) -> Blocked:
+    """Write the files of the segments; until there is a record, they do not count."""
+    probe = _probe()
+    block = block_of(probe)
+    models = [_optimize(bundle, k) for k in range(1, len(bundle.manifest.segments) + 1)]
+    borders = tuple(
+        block is not None and _join(bundle, k, before, after, block)
+        for k, (before, after) in enumerate(pairwise(models), start=1)
+    )
+    segments = []
+    if any(borders):
+        for k, model in enumerate(models, start=1):
+            in_place = _add_in_place(bundle, k, model) if any(borders[k - 1 : k]) else None
+            data = model.SerializeToString()
+            with state_errors():
+                files.write_whole(blocked_path(bundle, k), data)
+            segments.append(
+                BlockedSegment(bytes=len(data), sha256=files.sha256(data), in_place=in_place)
+            )
+    found = Blocked(
+        bundle_id=bundle.id, segments=tuple(segments), borders=borders, block=block, probe=probe
+    )
+    if segments:
+        _check(bundle, found)
+    return found
+
+
+def _probe() -> bytes:
+    """Return a model of one `ReorderInput`, [1, `PROBED`, 1, 2]."""
+    from onnx import TensorProto, helper
+
+    images, turned = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, PROBED, 1, 2])
+        for name in ("images", "turned")
+    )
+    node = helper.make_node("ReorderInput", ["images"], ["turned"], domain=DOMAIN)
+    graph = helper.make_graph([node], "probe", [images], [turned])
+    opsets = [helper.make_opsetid(DOMAIN, 1), helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def _optimize(bundle: Bundle, k: int) -> ModelProto:
+    """Return segment k as ONNX Runtime runs it on this CPU."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options(1, shared_pool=False)
+        options.optimized_model_filepath = str(Path(folder) / "segment.onnx")
+        data = bundle.read(bundle.manifest.segments[k - 1].file)
+        make_session(data, options, f"segment {k} of {bundle.folder}")
+        return onnx.load(options.optimized_model_filepath)
+
+
+def _join(bundle: Bundle, k: int, before: ModelProto, after: ModelProto, block: int) -> bool:
+    """Let segment k hand its features over in blocks, if nothing else is done with them."""
+    features = bundle.manifest.segments[k - 1].outputs[0]
+    name = features.name
+    ends = [node for node in before.graph.node if name in node.output]
+    begins = [node for node in after.graph.node if name in node.input]
+    if not (_all_are(ends, "ReorderOutput") and _all_are(begins, "ReorderInput")):
+        return False
+    if any(name in node.input for node in before.graph.node) or features.shape[0] % block:
+        return False
+    _rename(before.graph, ends[0].input[0], name)
+    before.graph.node.remove(ends[0])
+    for node in begins:
+        _rename(after.graph, node.output[0], name)
+        after.graph.node.remove(node)
+    return True
+
+
+def _all_are(nodes: Sequence[NodeProto], kind: str) -> bool:
+    """Say whether there are any and each is a `kind` from or to [n, C, H, W]."""
+    return bool(nodes) and all(
+        (node.domain, node.op_type) == (DOMAIN, kind)
+        and not any(one.name == "channels_last" and one.i for one in node.attribute)
+        for node in nodes
+    )
+
+
+def _rename(graph: GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+
+
+def _add_in_place(bundle: Bundle, k: int, model: ModelProto) -> str | None:
+    """Make what the last convolution adds to an output, to be given the memory of the features.
+
+    Inside of a network ONNX Runtime lets the sum take the memory of its summand; what a session
+    returns has memory of its own, and the summand is copied there first.
+
+    Returns:
+        Its name; None when nothing is added, or what is added may still have to be read.
+    """
+    name, nodes = bundle.manifest.segments[k - 1].outputs[0].name, model.graph.node
+    last = next(node for node in nodes if name in node.output)
+    if (last.domain, last.op_type, len(last.input)) != (DOMAIN, "Conv", 4):
+        return None
+    summand: str = last.input[3]
+    if summand in last.input[:3]:  # read while it is overwritten
+        return None
+    if not any(summand in node.output for node in nodes):  # the segment's own input
+        return None
+    earlier, wanted = [], set(last.input[:3])
+    for node in reversed(nodes):  # in topological order
+        if wanted & set(node.output):
+            earlier.append(node)
+            wanted |= set(node.input)
+    if any(summand in node.input and node not in (*earlier, last) for node in nodes):
+        return None
+    (output,) = (one for one in model.graph.output if one.name == name)
+    model.graph.output.add().CopyFrom(output)
+    model.graph.output[-1].name = summand
+    return summand
+
+
+def _check(bundle: Bundle, blocked: Blocked) -> None:
+    """Refuse segments that do not compute the same as the bundle's, bit by bit.
+
+    Raises:
+        EngineError: they do not; this would be an error of ours.
+    """
+    plain = OnnxRuntimeEngine(bundle, blocked=lambda bundle: None)
+    ours = OnnxRuntimeEngine(bundle, blocked=lambda bundle: blocked)
+    with plain, ours:
+        for n in TRIED:
+            shape = (n, *bundle.manifest.segments[0].input.shape)
+            images = np.random.default_rng(n).standard_normal(shape, np.float32)
+            for engine in (plain, ours):
+                engine.load(images)
+            for k in range(1, plain.num_segments + 1):
+                same = np.array_equal(plain.run(k), ours.run(k))
+                if not (same and np.array_equal(plain.features, ours.features)):
+                    raise EngineError(
+                        f"segment {k} of {bundle.folder} answers otherwise on blocks of channels: "
+                        "please report this"
+                    )

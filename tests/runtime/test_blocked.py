@@ -1,0 +1,368 @@
+"""Segments that hand features over on blocks of channels: the same answers, and nothing else."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mate_edge.bundle import Bundle, Segment, Tensor, add_file, read_bundle
+from mate_edge.images import normalize
+from mate_edge.runtime import join
+from mate_edge.runtime.build_command import join_if_needed
+from mate_edge.runtime.engines import blocked
+from mate_edge.runtime.engines.blocked import (
+    BLOCKS,
+    blocked_folder,
+    blocked_path,
+    from_blocks,
+    read_blocked,
+    to_blocks,
+)
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from mate_edge.runtime.golden import read_golden, run_reference
+from mate_edge.runtime.join import keep_blocked
+from mate_edge.runtime.predictor import Predictor
+from mate_edge.warn import MateEdgeWarning
+
+
+def say_nothing(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def bundle(bundle_folder: Path) -> Bundle:
+    return read_bundle(bundle_folder)
+
+
+@pytest.fixture
+def built(bundle: Bundle) -> Bundle:
+    """A bundle whose borders are blocked, where ONNX Runtime has blocks."""
+    if not any(keep_blocked(bundle, False, say_nothing).borders):
+        pytest.skip("onnxruntime computes on no blocks on this CPU")
+    return bundle
+
+
+def run(engine: OnnxRuntimeEngine, images: np.ndarray) -> list[np.ndarray]:
+    """Return the logits of each exit, and what goes over each border."""
+    engine.load(images)
+    found = []
+    for k in range(1, engine.num_segments + 1):
+        found += [engine.run(k), engine.features]
+    return found
+
+
+@given(
+    st.sampled_from(BLOCKS), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4),
+    st.integers(1, 4),
+)  # fmt: skip
+def test_features_go_into_blocks_and_back(
+    block: int, n: int, blocks: int, height: int, width: int
+) -> None:
+    shape = (n, blocks * block, height, width)
+    features = np.arange(n * blocks * block * height * width).reshape(shape)
+    turned = to_blocks(features, block)
+    assert turned.shape == shape
+    in_blocks = turned.reshape(n, blocks, height, width, block)
+    for channel in range(shape[1]):
+        one = in_blocks[:, channel // block, :, :, channel % block]
+        assert np.array_equal(one, features[:, channel])
+    assert np.array_equal(from_blocks(turned, block), features)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_answers_are_the_same_bit_by_bit(built: Bundle, golden: Any, threads: int) -> None:
+    images = normalize(golden["images"], built.manifest.preprocessing)
+    plain = OnnxRuntimeEngine(built, threads, blocked=lambda bundle: None)
+    with plain, OnnxRuntimeEngine(built, threads) as ours:
+        assert ours.device_key == f"{plain.device_key}-blocked"
+        for batch in (images[:1], images, images[1:2], images[:3]):
+            for one, other in zip(run(plain, batch), run(ours, batch), strict=True):
+                assert np.array_equal(one, other)
+
+
+def test_what_goes_over_a_border_is_blocked(built: Bundle, golden: Any) -> None:
+    kept = read_blocked(built)
+    assert kept is not None
+    assert kept.block is not None
+    assert all(kept.borders)
+    images = normalize(golden["images"], built.manifest.preprocessing)
+    with OnnxRuntimeEngine(built, 1) as engine:
+        engine.load(images)
+        engine.run(1)
+        raw = engine._features
+        assert np.array_equal(raw, to_blocks(engine.features, kept.block))
+        assert not np.array_equal(raw, engine.features)
+
+
+def test_a_batch_can_start_at_any_segment_and_shrink(built: Bundle, golden: Any) -> None:
+    images = normalize(golden["images"], built.manifest.preprocessing)
+    stay = np.array([1, 4, 5])
+    with OnnxRuntimeEngine(built, 1) as engine, OnnxRuntimeEngine(built, 1) as whole:
+        _, features, *_ = run(whole, images)
+        engine.load(features, 2)
+        engine.keep(stay)
+        found = engine.run(2)
+        whole.load(images)
+        whole.run(1)
+        whole.keep(stay)
+        assert np.array_equal(found, whole.run(2))
+
+
+def test_what_was_made_is_kept_until_it_is_forced(bundle: Bundle) -> None:
+    said: list[str] = []
+    made = keep_blocked(bundle, False, said.append)
+    assert read_blocked(bundle) == made
+    assert keep_blocked(bundle, False, said.append) == made
+    if made.segments:
+        assert said[1] == f"{said[0]}: made already"
+        times = [blocked_path(bundle, k).stat().st_mtime_ns for k in (1, 2, 3)]
+        keep_blocked(bundle, True, said.append)
+        assert all(
+            blocked_path(bundle, k).stat().st_mtime_ns > before
+            for k, before in enumerate(times, start=1)
+        )
+        assert said[2] == said[0]
+
+
+def test_of_another_bundle_or_block_nothing_is_run(built: Bundle, own_bundle: Path) -> None:
+    manifest = own_bundle / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    assert read_blocked(read_bundle(own_bundle)) is None
+    record = blocked_folder(built) / "blocked.json"
+    kept = msgspec.json.decode(record.read_bytes())
+    for change in (
+        {"block": 2 * kept["block"]},  # of another CPU
+        {"bundle_id": "0" * 64},
+        {"probe": ""},
+        {"borders": [True]},
+        {"segments": kept["segments"][:2], "borders": [True]},
+    ):
+        record.write_bytes(msgspec.json.encode({**kept, **change}))
+        assert read_blocked(built) is None
+        assert not OnnxRuntimeEngine(built, 1).device_key.endswith("blocked")
+    record.write_bytes(b"{")
+    assert read_blocked(built) is None
+    record.write_bytes(msgspec.json.encode(kept))
+    assert read_blocked(built) is not None
+    blocked_path(built, 2).unlink()
+    assert read_blocked(built) is None
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_damaged_segment_costs_time_and_no_answer(k: int, built: Bundle, golden: Any) -> None:
+    images = normalize(golden["images"], built.manifest.preprocessing)
+    with OnnxRuntimeEngine(built, 1) as engine:
+        expected = run(engine, images)
+    path = blocked_path(built, k)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with OnnxRuntimeEngine(built, 1) as engine:
+        with pytest.warns(MateEdgeWarning, match=f"blocked-{k}.onnx is damaged: mate-edge build"):
+            found = run(engine, images)
+        for one, other in zip(found, expected, strict=True):
+            assert np.array_equal(one, other)
+        for one, other in zip(run(engine, images), expected, strict=True):
+            assert np.array_equal(one, other)
+    keep_blocked(built, False, say_nothing)
+    with OnnxRuntimeEngine(built, 1) as engine:
+        assert np.array_equal(run(engine, images)[-1], expected[-1])
+
+
+def test_two_threads_share_what_was_made(built: Bundle, golden: Any) -> None:
+    frames = list(golden["images"])
+    loaded = Predictor.load(built.folder, policy="deepest", engine="onnxruntime")
+    with loaded as one, one.clone() as two:
+        expected = [found.index for found in one.predict_batch(frames)]
+        assert [two.predict(frame).index for frame in frames] == expected
+
+
+def test_the_networks_whose_borders_are_no_blocks_run_as_they_are(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(join, "block_of", lambda probe: None)
+    monkeypatch.setattr(blocked, "block_of", lambda probe: None)
+    made = keep_blocked(bundle, False, said.append)
+    assert (made.segments, made.block) == ((), None)
+    assert said == [
+        f"nothing to build: onnxruntime runs the segments of {bundle.folder} as they are"
+    ]
+    assert read_blocked(bundle) == made  # it is not tried again
+    with OnnxRuntimeEngine(bundle, 1) as engine:
+        assert not engine.device_key.endswith("blocked")
+
+
+def test_segments_that_answer_otherwise_are_not_kept(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (blocked_folder(built) / "blocked.json").unlink()
+    add_in_place = join._add_in_place
+
+    def damage(bundle: Bundle, k: int, model: Any) -> str | None:
+        weights = model.graph.initializer[0]
+        weights.raw_data = bytes(len(weights.raw_data))
+        return add_in_place(bundle, k, model)
+
+    monkeypatch.setattr(join, "_add_in_place", damage)
+    said: list[str] = []
+    join_if_needed(built, said.append)
+    assert said == [
+        f"the segments of {built.folder} run as they were exported: segment 1 of {built.folder} "
+        "answers otherwise on blocks of channels: please report this"
+    ]
+    assert read_blocked(built) is None
+
+
+def test_a_state_that_cannot_be_written_is_said(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
+    said: list[str] = []
+    join_if_needed(bundle, said.append)
+    assert len(said) == 1
+    assert "MATE_EDGE_STATE chooses another folder" in said[0]
+
+
+def test_the_reference_of_verify_is_what_was_exported(built: Bundle) -> None:
+    with Predictor.load(built.folder, engine="onnxruntime") as predictor:
+        assert predictor.engine.device_key.endswith("-blocked")
+    golden = read_golden(built)
+    for k in (1, 2, 3):
+        blocked_path(built, k).write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(run_reference(built, golden)) == 3
+
+
+WIDTH = 2 * max(BLOCKS)
+
+
+def two_segments(folder: Path, like: Bundle, first: list[Any], width: int = WIDTH) -> Bundle:
+    """Write two segments in ONNX: convolutions, then what `first` says, which makes `features`.
+
+    `first` finds `z` and `c`, the outputs of two convolutions, one after the other.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng, classes = np.random.default_rng(0), len(like.manifest.classes)
+    node = helper.make_node
+    images = like.manifest.segments[0].input
+    channels, *sides = images.shape
+    features = Tensor(name="features", shape=(width, *sides), dtype="float32")
+    logits = Tensor(name="logits", shape=(classes,), dtype="float32")
+    head = [
+        node("GlobalAveragePool", ["pooled from"], ["pool"]),
+        node("Flatten", ["pool"], ["flat"]),
+        node("MatMul", ["flat", "dense"], ["logits"]),
+    ]
+    bodies = (
+        ([conv(images.name, "z", "thin"), conv("z", "c", "wide"), *first], images, features),
+        ([conv("features", "pooled from", "wide")], features, None),
+    )
+    segments = []
+    for k, (nodes, source, target) in enumerate(bodies, start=1):
+        if not any("pooled from" in one.output for one in nodes):
+            nodes.append(node("Identity", ["features"], ["pooled from"]))
+        targets = [tensor for tensor in (target, logits) if tensor is not None]
+        weights = {
+            "thin": rng.normal(size=(width, channels, 3, 3)),
+            "wide": rng.normal(size=(width, width, 3, 3)) / width,
+            "dense": rng.normal(size=(width, classes)),
+        }
+        read = {name for one in (*nodes, *head) for name in one.input}
+        described = [
+            [
+                helper.make_tensor_value_info(one.name, TensorProto.FLOAT, ["n", *one.shape])
+                for one in side
+            ]
+            for side in ([source], targets)
+        ]
+        stored = [
+            numpy_helper.from_array(weight.astype(np.float32), name)
+            for name, weight in weights.items()
+            if name in read
+        ]
+        graph = helper.make_graph([*nodes, *head], "small", *described, stored)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        file = add_file(folder, f"segments/{k}.onnx", model.SerializeToString())
+        segments.append(Segment(file=file, input=source, outputs=tuple(targets)))
+    manifest = msgspec.structs.replace(
+        like.manifest,
+        segments=tuple(segments),
+        exits=like.manifest.exits[-2:],
+        operating_points={},
+    )
+    return Bundle(folder, manifest, "1" * 64)
+
+
+def conv(source: str, target: str, weights: str) -> Any:
+    from onnx import helper
+
+    return helper.make_node("Conv", [source, weights], [target], pads=[1] * 4)
+
+
+def other(kind: str, *names: str) -> Any:
+    from onnx import helper
+
+    return helper.make_node(kind, list(names[:-1]), [names[-1]])
+
+
+@pytest.mark.parametrize(
+    ("first", "width", "is_blocked", "in_place"),
+    [
+        ([other("Relu", "c", "features")], WIDTH, True, False),
+        ([conv("c", "d", "wide"), other("Add", "d", "z", "features")], WIDTH, True, True),
+        (
+            [conv("c", "d", "wide"), other("Add", "z", "d", "e"), other("Relu", "e", "features")],
+            WIDTH, True, True,
+        ),
+        # the last convolution reads what is added to it, too
+        ([other("Add", "c", "z", "features")], WIDTH, True, False),
+        # so does the head, when it may be overwritten already
+        (
+            [conv("c", "d", "wide"), other("Add", "d", "z", "features"),
+             other("GlobalMaxPool", "z", "pooled from")],
+            WIDTH, True, False,
+        ),
+        # the head reads [n, C, H, W]
+        (
+            [other("Relu", "c", "features"), other("Softsign", "features", "pooled from")],
+            WIDTH, False, False,
+        ),
+        # no whole number of blocks
+        (
+            [conv("c", "d", "wide"), other("Add", "d", "z", "features"),
+             conv("c", "pooled from", "wide")],
+            WIDTH + 4, False, False,
+        ),
+    ],
+)  # fmt: skip
+def test_a_border_is_blocked_where_nothing_else_is_done_with_the_features(
+    first: list[Any],
+    width: int,
+    is_blocked: bool,
+    in_place: bool,
+    bundle: Bundle,
+    built: Bundle,
+    tmp_path: Path,
+) -> None:
+    small = two_segments(tmp_path, bundle, first, width)
+    made = keep_blocked(small, False, say_nothing)
+    assert made.borders == (is_blocked,)
+    assert [one.in_place is not None for one in made.segments] == (
+        [in_place, False] if is_blocked else []
+    )
+    shape = (5, *small.manifest.segments[0].input.shape)
+    images = np.random.default_rng(1).standard_normal(shape, np.float32)
+    plain = OnnxRuntimeEngine(small, 1, blocked=lambda bundle: None)
+    with plain, OnnxRuntimeEngine(small, 1) as ours:
+        for batch in (images, images[:1], images[1:2]):
+            for one, same in zip(run(plain, batch), run(ours, batch), strict=True):
+                assert np.array_equal(one, same)
