@@ -4,10 +4,10 @@
         [--out FOLDER]
 
 Untrained resnet8 and mobilenet_v2 at 32 and resnet18 at 224 pixels, ONNX Runtime on one thread and
-on all cores. The images that leave early do so in equal parts at the early exits, which is harder
-than all at the first; who leaves is fixed by the place in the batch, since an untrained network
-knows nothing. With `--run` the network is a trained run's instead, whose test images leave where
-its operating points say.
+on all cores. The images that leave early all do so at exit 1, or in equal parts at the early exits;
+who leaves is fixed by the place in the batch, since an untrained network knows nothing. With
+`--run` the network is a trained run's instead, whose test images leave where its operating points
+say.
 
 * ours: `Predictor.predict_batch`, on all cores with `shared_pool=True`
 * unsplit: what a user would write, one session with its default options (on one thread with
@@ -49,40 +49,46 @@ from mate_edge.runtime.predictor import Predictor
 from mate_edge.train.data import load_dataset
 
 CASES = [("resnet8", 32, 10), ("mobilenet_v2", 32, 10), ("resnet18", 224, 1000)]
-EARLY = (0.0, 0.6, 0.8)
+EARLY = (0.6, 0.8)
 WARM_UP_ROUNDS = 1
 
-Rule = float | str
-"""The share that leaves early, or an operating point."""
+Rule = tuple[float, ...] | str
+"""The share that leaves at each early exit, or an operating point."""
 Classify = Callable[[list[NDArray[np.uint8]], Rule], list[int]]
 """From frames to the exits that they left at, or, of the plain network, to classes."""
+
+
+def rules_of(bundle: Bundle) -> list[Rule]:
+    """Nobody leaves early; of each share in `EARLY` all at exit 1, or evenly."""
+    early = len(bundle.manifest.exits) - 1
+    rules: list[Rule] = [(0.0,) * early]
+    for share in EARLY:
+        rules += [(share, *(0.0,) * (early - 1)), (share / early,) * early]
+    return rules
 
 
 class Leave:
     """Let a fixed share of the images leave at each early exit, whatever the logits say."""
 
-    def __init__(self, early: float, num_exits: int) -> None:
-        self.share = early / max(num_exits - 1, 1)
+    def __init__(self, shares: tuple[float, ...]) -> None:
+        self.shares = shares
         self.seen = 0
-        self.left = [0] * num_exits
 
     def decide(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """See `Policy.decide`: the first rows of what is left leave."""
         depth = logits.shape[1] - 1
         if depth == 0:
-            self.seen += len(logits)
-        number = round(self.share * self.seen) - self.left[depth]
-        self.left[depth] += number
-        return np.arange(len(logits)) < number, softmax(logits[:, -1])
+            self.seen = len(logits)
+        left = [round(sum(self.shares[:k]) * self.seen) for k in (depth, depth + 1)]
+        return np.arange(len(logits)) < left[1] - left[0], softmax(logits[:, -1])
 
 
 def ours(bundle: Bundle, threads: int | None) -> Classify:
     engine = OnnxRuntimeEngine(bundle, threads or cpu_count(), shared_pool=threads is None)
     predictor = Predictor.warmed_up(engine, "deepest")
-    num_exits = len(bundle.manifest.exits)
 
     def classify(frames: list[NDArray[np.uint8]], rule: Rule) -> list[int]:
-        policy = Leave(rule, num_exits) if isinstance(rule, float) else rule
+        policy = rule if isinstance(rule, str) else Leave(rule)
         return [found.exit for found in predictor.predict_batch(frames, policy=policy)]
 
     return classify
@@ -155,7 +161,7 @@ def measure(
             points; None for noise and `Leave`.
     """
     bundle = read_bundle(path)
-    rules: list[Rule] = list(EARLY if data is None else bundle.manifest.operating_points)
+    rules = rules_of(bundle) if data is None else list(bundle.manifest.operating_points)
     images = pictures(bundle, rounds if data else 1, batch, data)
     contenders = {name: (name, path, threads, rules, images) for name in CONTENDERS}
     _, answers = take_turns(serve, contenders, rounds, WARM_UP_ROUNDS)

@@ -25,9 +25,9 @@ import numpy as np
 from machine import describe, mark_of
 from PIL import Image
 from trained import find_or_train
+from untrained import export_here
 
 from mate_edge.decide.simulate import simulate
-from mate_edge.export.export import export_run
 from mate_edge.report.text import percent, print_results, print_table
 from mate_edge.runs import read_finished_run, read_outputs
 from mate_edge.runtime.engines import make_engine
@@ -73,7 +73,7 @@ def main() -> None:
     )
     bundle = arguments.out / f"{run.arch}-{mark_of(folder)}.mate"
     if not bundle.exists():
-        export_run(folder, run, "cpu", None, None, bundle, lambda text: None)
+        export_here(folder, run, bundle)
     found = compare(folder, bundle, arguments.out / "png" / Path(run.data).name)
     draw(rows, bundle, found, arguments.out / "curve.png")
 

@@ -44,7 +44,8 @@ def main() -> None:
     print(describe("onnxruntime", "numpy"))
     rows = []
     for arch, size in CASES:
-        engine = OnnxRuntimeEngine(read_bundle(make_bundle(arguments.out, arch, size, 10)), 1)
+        bundle = read_bundle(make_bundle(arguments.out, arch, size, 10))
+        engine = OnnxRuntimeEngine(bundle, 1, blocked=lambda bundle: None)
         predictor = Predictor(engine)
         predictor.warm_up()
         rows += [

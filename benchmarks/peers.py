@@ -38,7 +38,7 @@ import numpy as np
 from machine import describe, quantile
 from nested_if import write_nested_if
 from turns import take_turns
-from untrained import make_bundle
+from untrained import export_here, make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Confidence
@@ -277,12 +277,11 @@ def install_earlyon(folder: Path) -> Path:
 
 
 def trained_case(folder: Path, out: Path) -> tuple[str, Path, np.ndarray]:
-    from mate_edge.export.export import export_run
     from mate_edge.runs import read_finished_run, read_outputs
 
     run, path = read_finished_run(folder), out / f"{folder.name}.mate"
     shutil.rmtree(path, ignore_errors=True)  # it may be of another run of that name
-    export_run(folder, run, "cpu", None, None, path, print)
+    export_here(folder, run, path)
     outputs: dict[str, Any] = read_outputs(folder, run)
     return f"{run.arch} on {Path(run.data).name}", path, outputs["val_images"]
 
