@@ -22,7 +22,7 @@ from mate_edge.runtime.cuda import open_cuda
 from mate_edge.runtime.engines import installed_engines, make_engine
 from mate_edge.runtime.fastest import keep_fastest
 from mate_edge.runtime.frames import GRAPH, preprocess_model
-from mate_edge.runtime.join import keep_blocked
+from mate_edge.runtime.join import try_blocked
 from mate_edge.runtime.plans import (
     FRAME,
     Frame,
@@ -121,7 +121,7 @@ def build_engines(
                 f"{bundle.folder} is for {name}, which builds nothing: leave out the options, or "
                 "export with --target jetson, cuda or rtx"
             )
-        keep_blocked(bundle, force, say)
+        try_blocked(bundle, force, say)
         others = installed_engines(bundle)
         if len(others) > 1:
             keep_fastest(bundle, others, lambda one: make_engine(one, bundle, None, True), say)

@@ -101,12 +101,9 @@ def join_if_needed(bundle: Bundle, say: Say) -> None:
     from mate_edge.runtime.engines.blocked import read_blocked
 
     if read_blocked(bundle) is None:
-        from mate_edge.runtime.join import keep_blocked
+        from mate_edge.runtime.join import try_blocked
 
-        try:
-            keep_blocked(bundle, False, say)
-        except (EngineError, UsageError) as error:
-            say(f"the segments of {bundle.folder} run as they were exported: {error}")
+        try_blocked(bundle, False, say)
 
 
 def build_at_once(bundle: Bundle, machine: str | None, say: Say) -> bool:

@@ -7,30 +7,36 @@ both go. What comes out is the same, bit by bit, and is seen to be before it cou
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mate_edge import files
 from mate_edge.bundle import Bundle
-from mate_edge.errors import EngineError
+from mate_edge.errors import EngineError, UsageError
+from mate_edge.runtime.engines import Say
 from mate_edge.runtime.engines.blocked import (
-    PROBED,
     STATE,
     Blocked,
     BlockedSegment,
-    block_of,
     blocked_folder,
     blocked_path,
+    channels_of_block,
     read_blocked,
     read_segment,
 )
-from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, make_session, session_options
-from mate_edge.runtime.state import building_alone, state_errors, write_state
+from mate_edge.runtime.engines.onnxruntime import (
+    BLOCKED,
+    OnnxRuntimeEngine,
+    make_session,
+    session_options,
+)
+from mate_edge.runtime.state import building_alone, forget_engines, state_errors, write_state
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -41,7 +47,7 @@ TRIED = (1, 3)
 """Batches for which the segments must answer as those of the bundle do."""
 
 
-def keep_blocked(bundle: Bundle, force: bool, say: Callable[[str], object]) -> Blocked:
+def keep_blocked(bundle: Bundle, force: bool, say: Say) -> Blocked:
     """Make the segments whose borders are blocked, and keep them in the device state.
 
     Args:
@@ -54,20 +60,34 @@ def keep_blocked(bundle: Bundle, force: bool, say: Callable[[str], object]) -> B
         EngineError: onnxruntime cannot run a segment.
         UsageError: the device state cannot be written.
     """
-    with building_alone(blocked_folder(bundle), say):
+    folder = blocked_folder(bundle)
+    with building_alone(folder, say):
         found = None if force else _kept(bundle)
         new = found is None
         if found is None:
             found = _make(bundle)
-            write_state(blocked_folder(bundle), STATE, found)
+            write_state(folder, STATE, found)
     if many := sum(found.borders):
         say(
-            f"onnxruntime computes on blocks of {found.block} channels here, and at {many} of "
-            f"{len(found.borders)} borders segments hand them over{'' if new else ': made already'}"
+            f"onnxruntime computes on blocks of {channels_of_block()} channels here, and at {many} "
+            f"of {len(found.borders)} borders segments hand them over"
+            f"{'' if new else ': made already'}"
         )
     else:
         say(f"nothing to build: onnxruntime runs the segments of {bundle.folder} as they are")
     return found
+
+
+def try_blocked(bundle: Bundle, force: bool, say: Say) -> None:
+    """Do what `keep_blocked` does; only say it when that fails, for there are the bundle's own.
+
+    Raises:
+        BundleError: a file of the bundle is missing or altered.
+    """
+    try:
+        keep_blocked(bundle, force, say)
+    except (EngineError, UsageError) as error:
+        say(f"the segments of {bundle.folder} run as they were exported: {error}")
 
 
 def _kept(bundle: Bundle) -> Blocked | None:
@@ -81,11 +101,14 @@ def _kept(bundle: Bundle) -> Blocked | None:
 
 def _make(bundle: Bundle) -> Blocked:
     """Write the files of the segments; until there is a record, they do not count."""
-    probe = _probe()
-    block = block_of(probe)
+    folder = blocked_folder(bundle)
+    with state_errors(), files.write_errors(folder):
+        (folder / f"{STATE}.json").unlink(missing_ok=True)
+    for measured in folder.parent.glob(f"onnxruntime-*{BLOCKED}"):
+        forget_engines(measured)
     models = [_optimize(bundle, k) for k in range(1, len(bundle.manifest.segments) + 1)]
     borders = tuple(
-        block is not None and _join(bundle, k, before, after, block)
+        _join(bundle, k, before, after)
         for k, (before, after) in enumerate(pairwise(models), start=1)
     )
     segments = []
@@ -98,56 +121,53 @@ def _make(bundle: Bundle) -> Blocked:
             segments.append(
                 BlockedSegment(bytes=len(data), sha256=files.sha256(data), in_place=in_place)
             )
-    found = Blocked(
-        bundle_id=bundle.id, segments=tuple(segments), borders=borders, block=block, probe=probe
-    )
+    found = Blocked(bundle_id=bundle.id, segments=tuple(segments), borders=borders)
     if segments:
         _check(bundle, found)
     return found
 
 
-def _probe() -> bytes:
-    """Return a model of one `ReorderInput`, [1, `PROBED`, 1, 2]."""
-    from onnx import TensorProto, helper
-
-    images, turned = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, PROBED, 1, 2])
-        for name in ("images", "turned")
-    )
-    node = helper.make_node("ReorderInput", ["images"], ["turned"], domain=DOMAIN)
-    graph = helper.make_graph([node], "probe", [images], [turned])
-    opsets = [helper.make_opsetid(DOMAIN, 1), helper.make_opsetid("", 18)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    return bytes(model.SerializeToString())
-
-
 def _optimize(bundle: Bundle, k: int) -> ModelProto:
     """Return segment k as ONNX Runtime runs it on this CPU."""
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        options = session_options(1, shared_pool=False)
-        options.optimized_model_filepath = str(Path(folder) / "segment.onnx")
-        data = bundle.read(bundle.manifest.segments[k - 1].file)
+    onnx = _import_onnx()
+    data = bundle.read(bundle.manifest.segments[k - 1].file)
+    options = session_options(1, shared_pool=False)
+    with ExitStack() as stack:
+        with state_errors(), files.write_errors(blocked_folder(bundle)):
+            folder = TemporaryDirectory(prefix=".optimized-", dir=blocked_folder(bundle))
+            path = Path(stack.enter_context(folder)) / "segment.onnx"
+        options.optimized_model_filepath = str(path)
         make_session(data, options, f"segment {k} of {bundle.folder}")
-        return onnx.load(options.optimized_model_filepath)
+        model: ModelProto = onnx.load(path)
+    return model
 
 
-def _join(bundle: Bundle, k: int, before: ModelProto, after: ModelProto, block: int) -> bool:
+def _import_onnx() -> Any:
+    try:
+        import onnx
+    except (ImportError, TypeError) as error:  # protobuf's, of two versions that do not fit
+        raise EngineError(f"onnx cannot be imported ({error}): install it again") from None
+    return onnx
+
+
+def _join(bundle: Bundle, k: int, before: ModelProto, after: ModelProto) -> bool:
     """Let segment k hand its features over in blocks, if nothing else is done with them."""
-    features = bundle.manifest.segments[k - 1].outputs[0]
-    name = features.name
-    ends = [node for node in before.graph.node if name in node.output]
+    features, block = bundle.manifest.segments[k - 1].outputs[0], channels_of_block()
+    name, nodes = features.name, before.graph.node
+    ends = [node for node in nodes if name in node.output]
     begins = [node for node in after.graph.node if name in node.input]
     if not (_all_are(ends, "ReorderOutput") and _all_are(begins, "ReorderInput")):
         return False
-    if any(name in node.input for node in before.graph.node) or features.shape[0] % block:
+    if any(name in node.input for node in nodes) or not block or features.shape[0] % block:
         return False
-    _rename(before.graph, ends[0].input[0], name)
-    before.graph.node.remove(ends[0])
+    source = ends[0].input[0]
+    if not any(source in node.output for node in nodes):  # what the segment was given
+        return False
+    nodes.remove(ends[0])
+    _rename(before.graph, source, name)
     for node in begins:
-        _rename(after.graph, node.output[0], name)
         after.graph.node.remove(node)
+        _rename(after.graph, node.output[0], name)
     return True
 
 
@@ -184,13 +204,14 @@ def _add_in_place(bundle: Bundle, k: int, model: ModelProto) -> str | None:
         return None
     if not any(summand in node.output for node in nodes):  # the segment's own input
         return None
-    earlier, wanted = [], set(last.input[:3])
+    wanted = set(last.input[:3])
     for node in reversed(nodes):  # in topological order
-        if wanted & set(node.output):
-            earlier.append(node)
-            wanted |= set(node.input)
-    if any(summand in node.input and node not in (*earlier, last) for node in nodes):
-        return None
+        if node != last and summand in node.input:
+            needed = not wanted.isdisjoint(node.output)
+            if not needed or node.domain != DOMAIN:  # others may only view it, and are viewed later
+                return None
+        if not wanted.isdisjoint(node.output):
+            wanted.update(name for name in node.input if name)
     (output,) = (one for one in model.graph.output if one.name == name)
     model.graph.output.add().CopyFrom(output)
     model.graph.output[-1].name = summand

@@ -36,8 +36,8 @@ def build(
 
     Example: mate-edge build NAME-jetson.mate --max-batch 8
 
-    What is built already stays. For --target cpu there is nothing to compile: it measures which
-    of the installed CPU engines is the faster one here.
+    What is built already stays. For --target cpu the segments are made to hand features over as
+    this CPU computes on them; of several CPU engines the faster one here is taken from then on.
     """
     from mate_edge.runtime.build_command import build_bundle
 

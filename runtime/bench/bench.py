@@ -30,7 +30,7 @@ from mate_edge.runtime.bench.subjects import (
 from mate_edge.runtime.build_command import build_if_needed, join_if_needed
 from mate_edge.runtime.deadline import rounds_needed
 from mate_edge.runtime.doctor.machine import Machine
-from mate_edge.runtime.engines import Say, choose_engine
+from mate_edge.runtime.engines import EVERYWHERE, Say, choose_engine
 from mate_edge.runtime.golden import read_golden
 from mate_edge.runtime.sources.images import find_images
 
@@ -85,12 +85,13 @@ def bench(
             "these images are the bundle's own, as small as the network sees them: for files of "
             "yours, which take longer to decode, give --images"
         )
-    join_if_needed(opened, say)
+    name = EVERYWHERE if engines == ALL else engine or choose_engine(opened, say)
+    if name == EVERYWHERE:
+        join_if_needed(opened, say)
     with ExitStack() as stack:
         if engines == ALL:
             subjects = open_all_subjects(opened, threads, say)
         else:
-            name = engine or choose_engine(opened, say)
             start = partial(open_subject, name, opened, threads)
             subjects = [build_if_needed(opened, start, say, unsplit=True)]
         for subject in subjects:

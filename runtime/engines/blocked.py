@@ -8,7 +8,9 @@ keeps the segments in the device state, for this version of ONNX Runtime and thi
 
 from __future__ import annotations
 
+import base64
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,20 @@ from numpy.typing import NDArray
 
 from mate_edge import files
 from mate_edge.bundle import Bundle
-from mate_edge.errors import EngineError
+from mate_edge.errors import EngineError, UsageError
 from mate_edge.runtime.state import read_state, state_folder
 
 STATE = "blocked"
+REVISION = 1
+"""Of what `join` does; what an earlier one made is made anew."""
 BLOCKS = (4, 8, 16, 32)
 PROBED = 2 * max(BLOCKS)
-"""The channels of the probe, [1, `PROBED`, 1, 2]."""
+PROBE = base64.b64decode(
+    "CAg6gAEKMwoGaW1hZ2VzEgZ0dXJuZWQiDFJlb3JkZXJJbnB1dDoTY29tLm1pY3Jvc29mdC5uY2h3YxIFcHJvYmVaIAoG"
+    "aW1hZ2VzEhYKFAgBEhAKAggBCgIIQAoCCAEKAggCYiAKBnR1cm5lZBIWChQIARIQCgIIAQoCCEAKAggBCgIIAkIXChNj"
+    "b20ubWljcm9zb2Z0Lm5jaHdjEAFCBAoAEBI="
+)
+"""An ONNX model of one operator, ReorderInput, that turns [1, `PROBED`, 1, 2] into blocks."""
 
 
 class BlockedSegment(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,32 +53,41 @@ class BlockedSegment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Blocked(msgspec.Struct, frozen=True, kw_only=True):
-    """`blocked.json`: the segments of a bundle for ONNX Runtime on this CPU.
+    """`blocked.json`: the segments of a bundle for ONNX Runtime on a CPU with such blocks.
 
     Attributes:
+        revision: see `REVISION`.
         bundle_id: of the bundle that they were made from.
         segments: K of them, or none when no border can be blocked.
         borders: [K - 1], whether what goes from segment k to k + 1 is blocked.
-        block: channels in a block; None where ONNX Runtime has no blocks.
-        probe: an ONNX model that turns a layout; it tells the block of a CPU.
     """
 
+    revision: int = REVISION
     bundle_id: str
     segments: tuple[BlockedSegment, ...]
     borders: tuple[bool, ...]
-    block: int | None
-    probe: bytes
 
-    def __post_init__(self) -> None:
-        if self.segments and len(self.borders) != len(self.segments) - 1:
-            raise ValueError("K segments have K - 1 borders")
-        if self.segments and self.block not in BLOCKS:
-            raise ValueError(f"a block has one of {BLOCKS} channels")
+
+@cache
+def channels_of_block() -> int:
+    """Return how many channels ONNX Runtime takes together on this CPU; 0 when it does not."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # where there are no blocks, the model is refused
+    options.intra_op_num_threads = 1
+    images = np.arange(2 * PROBED, dtype=np.float32).reshape(1, PROBED, 1, 2)
+    try:
+        session = onnxruntime.InferenceSession(PROBE, options, providers=["CPUExecutionProvider"])
+        (turned,) = session.run(None, {"images": images})
+    except Exception:  # ONNX Runtime's own exception types share no base class
+        return 0
+    same = (block for block in BLOCKS if np.array_equal(turned, to_blocks(images, block)))
+    return next(same, 0)
 
 
 def blocked_folder(bundle: Bundle) -> Path:
     """Return the folder of the device state in which they are kept."""
-    return state_folder(bundle.id, f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}")
+    version, machine = onnxruntime.__version__, platform.machine()
+    return state_folder(bundle.id, f"onnxruntime-{version}-{machine}-{channels_of_block()}c")
 
 
 def blocked_path(bundle: Bundle, k: int) -> Path:
@@ -78,15 +96,19 @@ def blocked_path(bundle: Bundle, k: int) -> Path:
 
 
 def read_blocked(bundle: Bundle) -> Blocked | None:
-    """Return what `mate-edge build` kept for this CPU; None when it did not run here."""
-    found = read_state(blocked_folder(bundle), STATE, Blocked)
-    if found is None or found.bundle_id != bundle.id:
+    """Return what `mate-edge build` kept for such a CPU; None when it did not run here."""
+    try:
+        folder = blocked_folder(bundle)
+    except UsageError:  # of a user without a home
         return None
-    if found.segments and len(found.segments) != len(bundle.manifest.segments):
+    found = read_state(folder, STATE, Blocked)
+    if found is None or (found.revision, found.bundle_id) != (REVISION, bundle.id):
         return None
-    if not all(blocked_path(bundle, k).is_file() for k in range(1, len(found.segments) + 1)):
+    num_segments = len(bundle.manifest.segments)
+    if len(found.segments) not in (0, num_segments) or len(found.borders) != num_segments - 1:
         return None
-    return found if block_of(found.probe) == found.block else None
+    files_ = (blocked_path(bundle, k) for k in range(1, len(found.segments) + 1))
+    return found if all(path.is_file() for path in files_) else None
 
 
 def read_segment(bundle: Bundle, blocked: Blocked, k: int) -> bytes | None:
@@ -97,21 +119,6 @@ def read_segment(bundle: Bundle, blocked: Blocked, k: int) -> bytes | None:
     except EngineError:
         return None
     return data if files.sha256(data) == kept.sha256 else None
-
-
-def block_of(probe: bytes) -> int | None:
-    """Return the channels in a block on this CPU; None when ONNX Runtime has no blocks here."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # where there are no blocks, the model is refused
-    options.intra_op_num_threads = 1
-    pixels = np.arange(2 * PROBED, dtype=np.float32).reshape(1, PROBED, 1, 2)
-    try:
-        session = onnxruntime.InferenceSession(probe, options, providers=["CPUExecutionProvider"])
-        (turned,) = session.run(None, {session.get_inputs()[0].name: pixels})
-    except Exception:  # ONNX Runtime's own exception types share no base class
-        return None
-    same = (block for block in BLOCKS if np.array_equal(turned, to_blocks(pixels, block)))
-    return next(same, None)
 
 
 def to_blocks(features: NDArray[Any], block: int) -> NDArray[Any]:

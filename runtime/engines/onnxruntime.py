@@ -22,6 +22,7 @@ from mate_edge.errors import EngineError, first_line
 from mate_edge.runtime.engines.blocked import (
     Blocked,
     blocked_path,
+    channels_of_block,
     from_blocks,
     read_blocked,
     read_segment,
@@ -32,6 +33,9 @@ from mate_edge.warn import warn
 
 _shared_pool_made = False
 """Once it is, onnxruntime makes every session of the process use it."""
+
+BLOCKED = "-blocked"
+"""At the end of the device key where the segments are those that were built for this CPU."""
 
 AT_ONCE = 16
 """Samples of a batch: what the layers make of more falls out of the caches before it is read."""
@@ -75,10 +79,10 @@ class OnnxRuntimeEngine(Engine):
             threads, shared_pool, as_written=for_others, optimize=self._blocked is None
         )
         pool = "" if self._options.use_per_session_threads else "-shared"
-        how = "" if self._blocked is None else "-blocked"
         self.device = f"onnxruntime {onnxruntime.__version__} on the CPU, threads: {threads}"
         self.device_key = (
-            f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}{pool}{how}"
+            f"onnxruntime-{onnxruntime.__version__}-{platform.machine()}-t{threads}{pool}"
+            f"{BLOCKED if self._blocked is not None else ''}"
         )
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
         self._single: dict[int, _Single] = {}
@@ -109,11 +113,16 @@ class OnnxRuntimeEngine(Engine):
             f"{blocked_path(self.bundle, k)} is damaged: mate-edge build makes it anew, until then "
             f"{self.bundle.folder} runs as it was exported"
         )
-        if self._features is not None:
-            self._features = self.features
-        self._blocked = None
-        self._options = session_options(self.threads, shared_pool=False)
-        self._sessions, self._single, self._several = {}, {}, {}
+        plain = {
+            "device_key": self.device_key.removesuffix(BLOCKED),
+            "_options": session_options(self.threads, shared_pool=False),
+            "_blocked": None,
+            "_features": None if self._features is None else self.features,
+            **{"_sessions": {}, "_single": {}, "_several": {}, "input_memory": None},
+        }
+        self.__dict__.update(plain)  # one step: Ctrl-C, and clones that are made meanwhile
+        for earlier in range(1, k):
+            self.open(earlier)
 
     def load(self, inputs: NDArray[np.generic], k: int = 1) -> None:
         """See `Engine.load`."""
@@ -178,7 +187,7 @@ class OnnxRuntimeEngine(Engine):
         blocked = self._blocked
         if blocked is None or not 1 < k <= self.num_segments or not blocked.borders[k - 2]:
             return None
-        return blocked.block
+        return channels_of_block()
 
     def clone(self) -> OnnxRuntimeEngine:
         """See `Engine.clone`: the sessions are shared, the features are not."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +30,8 @@ from mate_edge.runtime.engines.blocked import (
 )
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from mate_edge.runtime.golden import read_golden, run_reference
-from mate_edge.runtime.join import keep_blocked
+from mate_edge.runtime.join import keep_blocked, try_blocked
+from mate_edge.runtime.latencies import read_latencies
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.warn import MateEdgeWarning
 
@@ -90,14 +94,13 @@ def test_answers_are_the_same_bit_by_bit(built: Bundle, golden: Any, threads: in
 def test_what_goes_over_a_border_is_blocked(built: Bundle, golden: Any) -> None:
     kept = read_blocked(built)
     assert kept is not None
-    assert kept.block is not None
     assert all(kept.borders)
     images = normalize(golden["images"], built.manifest.preprocessing)
     with OnnxRuntimeEngine(built, 1) as engine:
         engine.load(images)
         engine.run(1)
         raw = engine._features
-        assert np.array_equal(raw, to_blocks(engine.features, kept.block))
+        assert np.array_equal(raw, to_blocks(engine.features, blocked.channels_of_block()))
         assert not np.array_equal(raw, engine.features)
 
 
@@ -131,17 +134,30 @@ def test_what_was_made_is_kept_until_it_is_forced(bundle: Bundle) -> None:
         assert said[2] == said[0]
 
 
-def test_of_another_bundle_or_block_nothing_is_run(built: Bundle, own_bundle: Path) -> None:
-    manifest = own_bundle / "manifest.json"
-    manifest.write_text(manifest.read_text() + "\n")
-    assert read_blocked(read_bundle(own_bundle)) is None
+def test_onnxruntime_has_blocks_on_x86_and_the_probe_tells_their_size() -> None:
+    from onnx import TensorProto, helper
+
+    images, turned = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, blocked.PROBED, 1, 2])
+        for name in ("images", "turned")
+    )
+    node = helper.make_node("ReorderInput", ["images"], ["turned"], domain=join.DOMAIN)
+    graph = helper.make_graph([node], "probe", [images], [turned])
+    opsets = [helper.make_opsetid(join.DOMAIN, 1), helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    assert onnx.load_from_string(blocked.PROBE) == model
+    found = blocked.channels_of_block()
+    assert found in (8, 16) if platform.machine() == "x86_64" else found in (0, *BLOCKS)
+
+
+def test_of_another_bundle_or_revision_nothing_is_run(built: Bundle) -> None:
     record = blocked_folder(built) / "blocked.json"
     kept = msgspec.json.decode(record.read_bytes())
     for change in (
-        {"block": 2 * kept["block"]},  # of another CPU
+        {"revision": 0},
         {"bundle_id": "0" * 64},
-        {"probe": ""},
         {"borders": [True]},
+        {"segments": kept["segments"][:2]},
         {"segments": kept["segments"][:2], "borders": [True]},
     ):
         record.write_bytes(msgspec.json.encode({**kept, **change}))
@@ -153,6 +169,23 @@ def test_of_another_bundle_or_block_nothing_is_run(built: Bundle, own_bundle: Pa
     assert read_blocked(built) is not None
     blocked_path(built, 2).unlink()
     assert read_blocked(built) is None
+
+
+def test_each_kind_of_cpu_has_its_own(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = blocked_path(built, 1)
+    monkeypatch.setattr(blocked, "channels_of_block", lambda: 2 * max(BLOCKS))
+    assert blocked_path(built, 1) != here
+    assert read_blocked(built) is None
+
+
+def test_what_was_measured_with_others_is_void(built: Bundle) -> None:
+    with Predictor.load(built.folder, engine="onnxruntime", threads=1) as predictor:
+        predictor.measure()
+        assert read_latencies(built, predictor.engine) is not None
+    keep_blocked(built, False, say_nothing)
+    assert read_latencies(built, predictor.engine) is not None
+    keep_blocked(built, True, say_nothing)
+    assert read_latencies(built, predictor.engine) is None
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -167,6 +200,7 @@ def test_a_damaged_segment_costs_time_and_no_answer(k: int, built: Bundle, golde
             found = run(engine, images)
         for one, other in zip(found, expected, strict=True):
             assert np.array_equal(one, other)
+        assert not engine.device_key.endswith("blocked")
         for one, other in zip(run(engine, images), expected, strict=True):
             assert np.array_equal(one, other)
     keep_blocked(built, False, say_nothing)
@@ -174,25 +208,44 @@ def test_a_damaged_segment_costs_time_and_no_answer(k: int, built: Bundle, golde
         assert np.array_equal(run(engine, images)[-1], expected[-1])
 
 
-def test_two_threads_share_what_was_made(built: Bundle, golden: Any) -> None:
+def test_two_threads_share_sessions_and_no_features(built: Bundle, golden: Any) -> None:
     frames = list(golden["images"])
     loaded = Predictor.load(built.folder, policy="deepest", engine="onnxruntime")
     with loaded as one, one.clone() as two:
-        expected = [found.index for found in one.predict_batch(frames)]
-        assert [two.predict(frame).index for frame in frames] == expected
+        expected = [one.predict(frame).probabilities for frame in frames]
+        turns = [(one, frames), (two, frames[::-1])]
+        with ThreadPoolExecutor(2) as pool:
+            found = pool.map(
+                lambda turn: [turn[0].predict(frame).probabilities for frame in 20 * turn[1]],
+                turns,
+            )
+        for answers, wanted in zip(found, (expected, expected[::-1]), strict=True):
+            for answer, same in zip(answers, 20 * wanted, strict=True):
+                assert np.array_equal(answer, same)
+
+
+def test_a_clone_goes_on_when_a_segment_is_damaged(built: Bundle, golden: Any) -> None:
+    frames = list(golden["images"])
+    with Predictor.load(built.folder, policy="deepest", lazy=True) as one, one.clone() as two:
+        one.predict(frames[0], policy=0.0)
+        blocked_path(built, 2).write_bytes(b"?")
+        with pytest.warns(MateEdgeWarning, match="damaged"):
+            found = [one.predict(frame).probabilities for frame in frames]
+        with pytest.warns(MateEdgeWarning, match="damaged"):
+            assert np.array_equal(two.predict(frames[0]).probabilities, found[0])
+        assert np.array_equal(one.clone().predict(frames[1]).probabilities, found[1])
 
 
 def test_the_networks_whose_borders_are_no_blocks_run_as_they_are(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(join, "block_of", lambda probe: None)
-    monkeypatch.setattr(blocked, "block_of", lambda probe: None)
+    for module in (join, blocked):
+        monkeypatch.setattr(module, "channels_of_block", lambda: 0)
     made = keep_blocked(bundle, False, said.append)
-    assert (made.segments, made.block) == ((), None)
-    assert said == [
-        f"nothing to build: onnxruntime runs the segments of {bundle.folder} as they are"
-    ]
+    assert made.segments == ()
+    assert len(said) == 1
+    assert said[0].startswith("nothing to build: onnxruntime runs the segments")
     assert read_blocked(bundle) == made  # it is not tried again
     with OnnxRuntimeEngine(bundle, 1) as engine:
         assert not engine.device_key.endswith("blocked")
@@ -201,17 +254,17 @@ def test_the_networks_whose_borders_are_no_blocks_run_as_they_are(
 def test_segments_that_answer_otherwise_are_not_kept(
     built: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (blocked_folder(built) / "blocked.json").unlink()
-    add_in_place = join._add_in_place
+    def overwrite(bundle: Bundle, k: int, model: Any) -> str:
+        """Give what the last convolution reads the memory of what it writes."""
+        name = bundle.manifest.segments[k - 1].outputs[0].name
+        (last,) = (node for node in model.graph.node if name in node.output)
+        model.graph.output.add().CopyFrom(model.graph.output[0])
+        model.graph.output[-1].name = last.input[0]
+        return str(last.input[0])
 
-    def damage(bundle: Bundle, k: int, model: Any) -> str | None:
-        weights = model.graph.initializer[0]
-        weights.raw_data = bytes(len(weights.raw_data))
-        return add_in_place(bundle, k, model)
-
-    monkeypatch.setattr(join, "_add_in_place", damage)
+    monkeypatch.setattr(join, "_add_in_place", overwrite)
     said: list[str] = []
-    join_if_needed(built, said.append)
+    try_blocked(built, True, said.append)
     assert said == [
         f"the segments of {built.folder} run as they were exported: segment 1 of {built.folder} "
         "answers otherwise on blocks of channels: please report this"
