@@ -28,6 +28,7 @@ from mate_edge.export.export import export_run
 from mate_edge.export.models import Models
 from mate_edge.images import normalize
 from mate_edge.runs import read_finished_run, read_outputs
+from mate_edge.runtime.engines.blocked import read_blocked
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.train.data import load_dataset
@@ -164,6 +165,7 @@ def test_some_exits_are_kept_by_merging_segments(
     assert run.results is not None
     stated = [exit_.test_accuracy for exit_ in read_bundle(path).manifest.exits]
     assert stated == [run.results.test_accuracy[0], run.results.test_accuracy[2]]
+    assert read_blocked(read_bundle(path)) is not None  # it was built for this CPU
     with Predictor.load(path, policy="deepest") as predictor:
         found = predictor.predict(outputs["val_images"][0])
         assert found.exit == 2

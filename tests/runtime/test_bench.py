@@ -27,6 +27,7 @@ from mate_edge.runtime.bench.options import Options
 from mate_edge.runtime.bench.rounds import Contender, Plan, run_rounds
 from mate_edge.runtime.bench.subjects import Subject
 from mate_edge.runtime.doctor.machine import Machine
+from mate_edge.runtime.engines.blocked import read_blocked
 from mate_edge.runtime.latencies import read_latencies
 from mate_edge.runtime.predictor import Predictor
 
@@ -401,6 +402,7 @@ def test_the_command_prints_the_verdict_first_and_then_the_figures(
     for text in (*CONTENDERS, "segment 3", "decode", "preprocess", "8, the bundle's golden images",
                  "the back-to-back rounds from now on", "more than"):  # fmt: skip
         assert text in done.stdout
+    assert read_blocked(read_bundle(bundle_folder)) is not None  # it was built for this CPU
     ran = cli("run", "--bundle", bundle_folder, "--max-ms", "1000", bundle_folder.parent / "no.png")
     assert ran.returncode == 2
 
