@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -16,6 +16,7 @@ from mate_edge import __version__
 from mate_edge.cli.groups import HELP, InOrder
 from mate_edge.errors import MateEdgeError, UsageError
 from mate_edge.stop import was_interrupted
+from mate_edge.warn import MateEdgeWarning
 
 app = typer.Typer(
     cls=InOrder,
@@ -25,6 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+SHOW_WARNING = warnings.showwarning
+"""Python's own."""
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 """A path that somebody gave cannot even be looked at; its file is named in the error."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF)
@@ -37,6 +40,7 @@ ENGINE_HELP = (
 def main() -> None:
     """Run the command line: exit code 2 and one line on stderr for a mistake of the user."""
     warnings.filterwarnings("error", message="Image size .* exceeds limit")
+    warnings.showwarning = _show_warning
     # a service may start with closed streams, for which Python has None
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
@@ -69,6 +73,21 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(_complain(f"cannot write to stdout: {error.strerror}"))
         raise
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of ours as any other line, and not with a place in the code."""
+    if issubclass(category, MateEdgeWarning):
+        say(str(message))
+    else:
+        SHOW_WARNING(message, category, filename, lineno, file, line)
 
 
 def _check_empty(typed: Sequence[str]) -> None:

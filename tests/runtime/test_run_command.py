@@ -76,6 +76,21 @@ def test_a_strict_deadline_that_exit_1_may_miss_stops_before_anything_runs(
     assert done.returncode == 0, done.stderr
 
 
+def test_a_warning_of_the_library_is_a_line_as_any_other(
+    cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    assert cli("build", bundle_folder).returncode == 0
+    damaged = list((tmp_path / "state").rglob("blocked-2.onnx"))
+    if not damaged:
+        pytest.skip("onnxruntime computes on no blocks on this CPU")
+    damaged[0].write_bytes(b"?")
+    done = cli("run", "--bundle", bundle_folder, "--policy", "deepest", pictures / "0.png")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "is damaged" in line]
+    assert line.startswith(f"mate-edge: {damaged[0]} is damaged: mate-edge build makes it anew")
+    assert "Warning" not in done.stderr
+
+
 def test_it_says_where_the_latencies_come_from(
     cli: Any, bundle_folder: Path, pictures: Path
 ) -> None:
