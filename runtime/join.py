@@ -2,7 +2,7 @@
 
 ONNX Runtime optimises each segment, as it does for any session, and writes it down. Where a segment
 ends with its `ReorderOutput` and all that the next one does with these features is `ReorderInput`,
-both go. What comes out is the same, bit by bit, and is seen to be before it counts.
+both go. What comes out is compared bit by bit, on images of noise, before it counts.
 """
 
 from __future__ import annotations
