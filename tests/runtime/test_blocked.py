@@ -208,6 +208,19 @@ def test_a_damaged_segment_costs_time_and_no_answer(k: int, built: Bundle, golde
         assert np.array_equal(run(engine, images)[-1], expected[-1])
 
 
+def test_samples_that_stay_go_on_when_a_segment_is_damaged(built: Bundle, golden: Any) -> None:
+    images, stay = normalize(golden["images"], built.manifest.preprocessing), np.array([1, 3, 4])
+    with OnnxRuntimeEngine(built, 1) as engine:
+        expected = run(engine, images)[2][stay]
+    blocked_path(built, 2).write_bytes(b"?")
+    with OnnxRuntimeEngine(built, 1) as engine:
+        engine.load(images)
+        engine.run(1)
+        engine.keep(stay)
+        with pytest.warns(MateEdgeWarning, match="damaged"):
+            assert np.array_equal(engine.run(2), expected)
+
+
 def test_two_threads_share_sessions_and_no_features(built: Bundle, golden: Any) -> None:
     frames = list(golden["images"])
     loaded = Predictor.load(built.folder, policy="deepest", engine="onnxruntime")

@@ -243,6 +243,39 @@ def test_a_batch_gives_the_same_logits_in_parts(
                 check(engine.run(k), np.concatenate([golden["logits"][:, k - 1]] * 4))
 
 
+def test_samples_can_leave_a_batch_of_many_parts(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    random = np.random.default_rng(0)
+    with open_engine() as engine:
+        most = min(engine.batch_size, 50)
+        for n in (most, 3, most, 40, 17):  # the memory of a larger batch serves smaller ones, too
+            which = random.integers(0, len(images), min(n, most))
+            engine.load(images[which])
+            for k in range(1, engine.num_segments + 1):
+                check(engine.run(k), golden["logits"][which, k - 1])
+                for _ in range(2):  # nothing says that a segment is run in between
+                    stay = np.flatnonzero(random.random(len(which)) < 0.8)
+                    if len(stay) and k < engine.num_segments:
+                        engine.keep(stay)
+                        which = which[stay]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((2, 1, 1, 1), np.float32), np.zeros((2, 1, 8, 8), np.float64)],
+    ids=["shape", "dtype"],
+)
+def test_a_batch_that_the_segment_does_not_take_is_an_error(
+    wrong: np.ndarray, bundle_folder: Path
+) -> None:
+    with OnnxRuntimeEngine(read_bundle(bundle_folder)) as engine:
+        for rows in (slice(1), slice(2)):
+            engine.load(wrong[rows])
+            with pytest.raises(EngineError, match="segment 1"):
+                engine.run(1)
+
+
 def test_of_large_features_fewer_images_are_run_at_once(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
