@@ -9,14 +9,13 @@ spinning is off, or all sessions share one pool, and small networks get one thre
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from mate_edge.bundle import Bundle, Segment
+from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError, first_line
 from mate_edge.runtime.engines.blocked import (
     Blocked,
@@ -27,6 +26,7 @@ from mate_edge.runtime.engines.blocked import (
     read_segment,
     to_blocks,
 )
+from mate_edge.runtime.engines.bound import Several, Single
 from mate_edge.runtime.engines.engine import Engine, cpu_threads
 from mate_edge.warn import warn
 
@@ -84,8 +84,8 @@ class OnnxRuntimeEngine(Engine):
             f"{BLOCKED if self._blocked is not None else ''}"
         )
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
-        self._single: dict[int, _Single] = {}
-        self._several: dict[int, _Several] = {}
+        self._single: dict[int, Single] = {}
+        self._several: dict[int, Several] = {}
         self.at_once = AT_ONCE
         """How many samples of a batch go through a segment at once."""
         self._features: NDArray[np.generic] | None = None
@@ -148,15 +148,15 @@ class OnnxRuntimeEngine(Engine):
         self._next = k + 1
         return logits
 
-    def _bind(self, k: int) -> _Single:
+    def _bind(self, k: int) -> Single:
         """Give segment k its memory; one sample's input is where segment k - 1 writes."""
         self.open(k)
         segment = self.bundle.manifest.segments[k - 1]
         source = self._single[k - 1].features if k - 1 in self._single else None
         in_place = None if self._blocked is None else self._blocked.segments[k - 1].in_place
-        self._several[k] = _Several(self._sessions[k], segment, in_place)
+        self._several[k] = Several(self._sessions[k], segment, in_place)
         try:
-            single = _Single(self._sessions[k], segment, source, in_place)
+            single = Single(self._sessions[k], segment, source, in_place)
         except Exception as error:  # a manifest that names other tensors than the model has
             raise self._failure(k, error) from None
         if k == 1:
@@ -176,7 +176,7 @@ class OnnxRuntimeEngine(Engine):
         if len(rows) == 1:
             self._features, self._rows = self._features[rows], None
         else:
-            self._rows = rows  # taken as they are needed, see `_Several`
+            self._rows = rows  # taken as they are needed, see `Several`
 
     @property
     def features(self) -> NDArray[np.generic]:
@@ -206,147 +206,6 @@ class OnnxRuntimeEngine(Engine):
         """See `Engine.close`."""
         self._sessions, self._single, self._several = {}, {}, {}
         self._features = self._rows = self.input_memory = None
-
-
-class _Single:
-    """A segment and its memory for one sample, bound once: nothing is allocated or copied later.
-
-    Saves 2 to 6 us a segment, of the 100 that a small one takes.
-
-    Args:
-        session: of the segment.
-        segment: its shapes and dtypes.
-        source: what it reads, [1, ...]; None gives it memory of its own, to be copied into.
-        in_place: see `BlockedSegment`.
-
-    Attributes:
-        session: as given.
-        binding: of it to the memory below.
-        source: what it reads.
-        features: what it writes for the next segment; the logits after the last one.
-        logits: what it writes for its exit, float32 [1, C].
-    """
-
-    def __init__(
-        self,
-        session: onnxruntime.InferenceSession,
-        segment: Segment,
-        source: NDArray[np.generic] | None,
-        in_place: str | None,
-    ) -> None:
-        self.session, self.binding = session, session.io_binding()
-        if source is None:
-            source = np.empty((1, *segment.input.shape), segment.input.dtype)
-        self.source: NDArray[Any] = source
-        given = _shared(source)
-        self.binding.bind_ortvalue_input(segment.input.name, given)
-        written = [np.empty((1, *output.shape), output.dtype) for output in segment.outputs]
-        _bind_outputs(self.binding, segment, in_place, written)
-        self.features: NDArray[np.generic] = written[0]
-        self.logits: NDArray[np.float32] = written[-1]
-
-    def takes(self, features: NDArray[np.generic] | None) -> bool:
-        """Say whether this is one sample as the segment wants it, and copy it if so."""
-        if features is None or features.shape != self.source.shape:
-            return False
-        if features.dtype != self.source.dtype:
-            return False
-        np.copyto(self.source, features)
-        return True
-
-
-class _Several:
-    """A segment and its memory for the largest batch so far, which smaller ones share.
-
-    A batch is run in parts. The session is bound once to the memory of each; binding it anew takes
-    0.1 ms right after a segment. What a part reads is copied together just before, so that samples
-    that have left cost nothing and the others lie in the caches.
-
-    Args:
-        session: of the segment.
-        segment: its shapes and dtypes.
-        in_place: see `BlockedSegment`.
-    """
-
-    def __init__(
-        self, session: onnxruntime.InferenceSession, segment: Segment, in_place: str | None
-    ) -> None:
-        self._session, self._segment, self._in_place = session, segment, in_place
-        self._read: NDArray[np.generic] = np.empty(0)
-        self._written: list[NDArray[np.generic]] = []
-        self._bindings: dict[tuple[int, int], Any] = {}
-
-    def run(
-        self,
-        features: NDArray[np.generic] | None,
-        rows: NDArray[np.intp] | None,
-        at_once: int,
-        backwards: bool,
-    ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
-        """Run it on n samples, in parts of `at_once`.
-
-        Backwards the last part comes first: the segment before wrote it last, and it is still in
-        the caches.
-
-        Args:
-            features: what it is run on, [m, ...].
-            rows: which of them, n; None for all.
-            at_once: samples, at most.
-            backwards: whether to begin with the last part.
-
-        Returns:
-            What it writes for the next segment, until the next run; and the logits [n, C], the
-            caller's own.
-        """
-        assert features is not None, "nothing is loaded"
-        n = len(features) if rows is None else len(rows)
-        self._make_room(n, min(n, at_once))
-        if (features.shape[1:], features.dtype) != (self._read.shape[1:], self._read.dtype):
-            wanted, given = (f"{one.dtype} {list(one.shape[1:])}" for one in (self._read, features))
-            raise ValueError(f"it takes {wanted}, not {given}")
-        for start in range(0, n, at_once)[:: -1 if backwards else 1]:
-            stop = min(start + at_once, n)
-            read = self._read[: stop - start]
-            if rows is None:
-                np.copyto(read, features[start:stop])
-            else:
-                np.take(features, rows[start:stop], axis=0, out=read, mode="clip")
-            binding = self._bindings.get((start, stop)) or self._bind(start, stop)
-            self._session.run_with_iobinding(binding)
-        logits: NDArray[np.float32] = self._written[-1][:n].copy()
-        return self._written[0][:n], logits
-
-    def _make_room(self, n: int, at_once: int) -> None:
-        """Have memory for n samples, and for parts of `at_once` to be read."""
-        segment = self._segment
-        if not self._written or n > len(self._written[0]) or at_once > len(self._read):
-            self._bindings = {}  # first: Ctrl-C
-            self._read = np.empty((at_once, *segment.input.shape), segment.input.dtype)
-            self._written = [np.empty((n, *one.shape), one.dtype) for one in segment.outputs]
-
-    def _bind(self, start: int, stop: int) -> Any:
-        """Bind the session to the memory of a part of the batch."""
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._segment.input.name, _shared(self._read[: stop - start]))
-        written = [memory[start:stop] for memory in self._written]
-        _bind_outputs(binding, self._segment, self._in_place, written)
-        self._bindings[start, stop] = binding
-        return binding
-
-
-def _bind_outputs(
-    binding: Any, segment: Segment, in_place: str | None, written: Sequence[NDArray[np.generic]]
-) -> None:
-    """Let a segment write into `written`, the memory of its outputs."""
-    for output, memory in zip(segment.outputs, written, strict=True):
-        binding.bind_ortvalue_output(output.name, _shared(memory))
-    if in_place is not None:
-        binding.bind_ortvalue_output(in_place, _shared(written[0]))
-
-
-def _shared(array: NDArray[np.generic]) -> onnxruntime.OrtValue:
-    """Return a view of an array on a CPU, which must outlive it."""
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def check_rounding(what: str) -> None:
