@@ -1,12 +1,14 @@
-"""What an engine holds of a GPU: memory, one stream, one event. Released as a whole."""
+"""What an engine holds of a GPU: memory, one stream, one event, parts that are ready to run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from mate_edge.errors import EngineError
 from mate_edge.runtime.cuda.cuda import Bytes, Cuda, HostMemory
+from mate_edge.runtime.engines.deserialized import Deserialized
 
 
 class Buffer:
@@ -101,3 +103,60 @@ class Holdings:
 
     def _on_close(self, name: Any, release: Callable[[], None]) -> None:
         self._releases[name] = release
+
+
+@dataclass(eq=False)
+class Part:
+    """A segment, or the preprocessing of frames, that is ready to run.
+
+    Attributes:
+        what: how errors call it.
+        engine: deserialised.
+        input: the tensor's name.
+        shape: of one sample of it.
+        addresses: of all its tensors.
+        logits_bytes: of one sample; 0 when it has none.
+        single: a context whose shape and addresses never change, so that it can be recorded.
+        wide: a context for larger batches, made when needed.
+        warm: it ran at batch 1, after which it can be recorded.
+        graph: the record.
+        spoilt: how many recordings failed.
+    """
+
+    what: str
+    engine: Deserialized
+    input: str
+    shape: tuple[int, ...]
+    addresses: dict[str, int]
+    logits_bytes: int = 0
+    single: Any = None
+    wide: Any = None
+    warm: bool = False
+    graph: Any = None
+    spoilt: int = 0
+
+
+@dataclass
+class Memory:
+    """Where everything lies, for as long as the engine is open.
+
+    Attributes:
+        held: what frees it.
+        inputs: address of each segment's input, which is the output of the one before.
+        images: the first one's as the host fills it.
+        staging: pinned memory on the way to the others; None with a single segment.
+        logits: what all segments write theirs to.
+        spare: as large as an input, where rows wait that would overwrite each other; 0 at batch 1.
+        frame: the input of preprocessing, when that is open.
+        scratch: address and size of what the segments compute in, one after another.
+    """
+
+    held: Holdings
+    inputs: list[int]
+    images: Any
+    staging: Any
+    logits: Any
+    spare: int
+    frame: Any = None
+    scratch: tuple[int, int] = (0, 0)
+    parts: dict[int, Part] = field(default_factory=dict)

@@ -9,7 +9,6 @@ waits for its event: whoever decides on them decides on finished numbers.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.runtime import frames
 from mate_edge.runtime.cuda import open_cuda
 from mate_edge.runtime.cuda.arrays import DeviceFrame, take_frame
-from mate_edge.runtime.engines.deserialized import Deserialized, Port, SharedEngines, not_built
+from mate_edge.runtime.engines.deserialized import Port, SharedEngines, not_built
 from mate_edge.runtime.engines.engine import Engine
-from mate_edge.runtime.engines.memory import Holdings
+from mate_edge.runtime.engines.memory import Holdings, Memory, Part
 from mate_edge.runtime.plans import FRAME, Plans, device_platform, segment_name
 from mate_edge.runtime.tensorrt_library import import_library
 
@@ -32,63 +31,6 @@ SMALLEST_SCRATCH = 256
 RECORDINGS = 2
 """How often a part is tried to be recorded, both times while it is warmed up. Another thread can
 spoil one with `cudaDeviceSynchronize`, in whatever mode (NVIDIA/TensorRT issue 2888)."""
-
-
-@dataclass(eq=False)
-class _Part:
-    """A segment, or the preprocessing of frames, that is ready to run.
-
-    Attributes:
-        what: how errors call it.
-        engine: deserialised.
-        input: the tensor's name.
-        shape: of one sample of it.
-        addresses: of all its tensors.
-        logits_bytes: of one sample; 0 when it has none.
-        single: a context whose shape and addresses never change, so that it can be recorded.
-        wide: a context for larger batches, made when needed.
-        warm: it ran at batch 1, after which it can be recorded.
-        graph: the record.
-        spoilt: how many recordings failed.
-    """
-
-    what: str
-    engine: Deserialized
-    input: str
-    shape: tuple[int, ...]
-    addresses: dict[str, int]
-    logits_bytes: int = 0
-    single: Any = None
-    wide: Any = None
-    warm: bool = False
-    graph: Any = None
-    spoilt: int = 0
-
-
-@dataclass
-class _Memory:
-    """Where everything lies, for as long as the engine is open.
-
-    Attributes:
-        held: what frees it.
-        inputs: address of each segment's input, which is the output of the one before.
-        images: the first one's as the host fills it.
-        staging: pinned memory on the way to the others; None with a single segment.
-        logits: what all segments write theirs to.
-        spare: as large as an input, where rows wait that would overwrite each other; 0 at batch 1.
-        frame: the input of preprocessing, when that is open.
-        scratch: address and size of what the segments compute in, one after another.
-    """
-
-    held: Holdings
-    inputs: list[int]
-    images: Any
-    staging: Any
-    logits: Any
-    spare: int
-    frame: Any = None
-    scratch: tuple[int, int] = (0, 0)
-    parts: dict[int, _Part] = field(default_factory=dict)
 
 
 class TensorRTEngine(Engine):
@@ -150,7 +92,7 @@ class TensorRTEngine(Engine):
             self.frame_shape, self.frame_color = (frame.height, frame.width), frame.color
 
     def _reset(self) -> None:
-        self._memory: _Memory | None = None
+        self._memory: Memory | None = None
         self._next: int | None = None
         """The segment whose input is loaded; None when there is none, as after a failure."""
         self._rows = 0
@@ -163,7 +105,7 @@ class TensorRTEngine(Engine):
     def _segments(self) -> tuple[Segment, ...]:
         return self.bundle.manifest.segments
 
-    def _open_memory(self) -> _Memory:
+    def _open_memory(self) -> Memory:
         """Return where everything lies; allocate it at first, all or nothing."""
         if self._memory is None:
             held = Holdings(self._cuda, mapped=self._integrated)
@@ -174,10 +116,10 @@ class TensorRTEngine(Engine):
                 raise
         return self._memory
 
-    def _allocate(self, held: Holdings) -> _Memory:
+    def _allocate(self, held: Holdings) -> Memory:
         n, sizes = self.max_batch, [segment.input.nbytes for segment in self._segments]
         images = held.buffer(n * sizes[0])
-        return _Memory(
+        return Memory(
             held=held,
             images=images,
             inputs=[images.address, *(held.device(n * size) for size in sizes[1:])],
@@ -197,7 +139,7 @@ class TensorRTEngine(Engine):
                 self._set_batch(part, part.single, 1)
             self._open_memory().parts[k] = part
 
-    def _load_segment(self, k: int) -> _Part:
+    def _load_segment(self, k: int) -> Part:
         segment, what = self._segments[k - 1], f"segment {k} of {self.bundle.folder}"
         ports = [Port.of(segment.input, True), *(Port.of(o, False) for o in segment.outputs)]
         engine = self._shared.get(segment_name(segment.file.sha256), what, ports)
@@ -206,11 +148,9 @@ class TensorRTEngine(Engine):
         addresses = {segment.input.name: memory.inputs[k - 1], logits.name: memory.logits.address}
         if features:
             addresses[features[0].name] = memory.inputs[k]
-        return _Part(
-            what, engine, segment.input.name, segment.input.shape, addresses, logits.nbytes
-        )
+        return Part(what, engine, segment.input.name, segment.input.shape, addresses, logits.nbytes)
 
-    def _load_frames(self) -> _Part:
+    def _load_frames(self) -> Part:
         if self.frame_shape is None:
             raise EngineError(
                 f"no engine for frames is built: type mate-edge build {self.bundle.folder} "
@@ -226,7 +166,7 @@ class TensorRTEngine(Engine):
         memory = self._open_memory()
         memory.frame = memory.frame or memory.held.buffer(int(np.prod(shape)))
         addresses = {frames.INPUT: memory.frame.address, frames.OUTPUT: memory.inputs[0]}
-        return _Part(what, engine, frames.INPUT, shape, addresses)
+        return Part(what, engine, frames.INPUT, shape, addresses)
 
     def _frame_dimensions(self) -> tuple[int, ...]:
         """[H, W, 3] of the frames."""
@@ -255,7 +195,7 @@ class TensorRTEngine(Engine):
         if old:
             memory.held.free(old)
 
-    def _context(self, part: _Part, fixed: bool) -> Any:
+    def _context(self, part: Part, fixed: bool) -> Any:
         """Return a context of a part on the addresses of this engine."""
         context = self._shared.context(part.engine, fixed)
         if context is None:
@@ -267,11 +207,11 @@ class TensorRTEngine(Engine):
         self._library.errors(of_this_thread=True)  # what was logged on the way stopped nothing
         return context
 
-    def _set_batch(self, part: _Part, context: Any, n: int) -> None:
+    def _set_batch(self, part: Part, context: Any, n: int) -> None:
         if not context.set_input_shape(part.input, (n, *part.shape)):
             raise self._failure(part, f"a batch of {n} is refused")
 
-    def _failure(self, part: _Part, what: str) -> EngineError:
+    def _failure(self, part: Part, what: str) -> EngineError:
         said = self._library.errors(of_this_thread=True)
         return EngineError(f"{part.what}: {what}" + (f": {said}" if said else ""))
 
@@ -369,7 +309,7 @@ class TensorRTEngine(Engine):
             to += count
         self._next, self._rows = k, to
 
-    def _launch(self, memory: _Memory, part: _Part, n: int) -> None:
+    def _launch(self, memory: Memory, part: Part, n: int) -> None:
         """Run a part on what lies at its input, and wait until its results can be read."""
         if n > 1:
             part.wide = part.wide or self._context(part, fixed=False)
@@ -386,7 +326,7 @@ class TensorRTEngine(Engine):
         self._cuda.event_record(memory.held.event, memory.held.stream)
         self._cuda.event_wait(memory.held.event)
 
-    def _enqueue(self, memory: _Memory, part: _Part, context: Any, n: int) -> None:
+    def _enqueue(self, memory: Memory, part: Part, context: Any, n: int) -> None:
         """Put a part into the stream, and the copy of its logits."""
         launched = context.execute_async_v3(memory.held.stream)
         said = self._library.errors(of_this_thread=True)
@@ -396,7 +336,7 @@ class TensorRTEngine(Engine):
             host = memory.logits.host[: n * part.logits_bytes]
             self._cuda.to_host(host, memory.logits.address, memory.held.stream)
 
-    def _record(self, memory: _Memory, part: _Part) -> None:
+    def _record(self, memory: Memory, part: Part) -> None:
         """Record a part as a graph; after `RECORDINGS` failures launch plainly, and say why."""
         stream, failed = memory.held.stream, None
         try:
