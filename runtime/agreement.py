@@ -10,7 +10,7 @@ from mate_edge.decide.policy import Policy
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.softmax import Logits
 from mate_edge.names import look_up
-from mate_edge.report.verification import Comparison, PointFigures
+from mate_edge.report.verification import Comparison, PointVerification
 from mate_edge.runtime.engines import ON_CPU
 
 
@@ -71,7 +71,7 @@ def compare(found: Logits, expected: Logits, allowed: float) -> Comparison:
 
 def compare_exits(
     policy: Policy, found: Logits, expected: Logits, allowed: float
-) -> tuple[PointFigures, list[str]]:
+) -> tuple[PointVerification, list[str]]:
     """Compare the exits that a policy takes on logits [n, K, classes] with the reference's.
 
     An image is excused when the reference's own choice, at the exit where the two part, turns as
@@ -95,4 +95,4 @@ def compare_exits(
         else:
             wrong.append(f"image {row} exit {taken[row]} instead of {wanted[row]}")
     agree = int((taken == wanted).sum())
-    return PointFigures(images=len(expected), agree=agree, excused=excused), wrong
+    return PointVerification(images=len(expected), agree=agree, excused=excused), wrong

@@ -25,10 +25,10 @@ from mate_edge.runtime.frames import GRAPH, preprocess_model
 from mate_edge.runtime.join import try_blocked
 from mate_edge.runtime.plans import (
     FRAME,
-    Frame,
+    EngineRecipe,
+    FrameFormat,
     Plans,
     Platform,
-    Recipe,
     ahead_platform,
     device_platform,
     segment_name,
@@ -77,7 +77,7 @@ class _Job:
     name: str
     what: str
     model: Callable[[], bytes]
-    recipe: Recipe
+    recipe: EngineRecipe
 
 
 def build_engines(
@@ -85,7 +85,7 @@ def build_engines(
     *,
     max_batch: int | None = None,
     capabilities: Sequence[tuple[int, int]] = (),
-    frame: Frame | None = None,
+    frame: FrameFormat | None = None,
     unsplit: bool = True,
     force: bool = False,
     say: Callable[[str], None] = print,
@@ -160,7 +160,9 @@ def _platforms(
     return [(ahead_platform(library, pair), pair) for pair in dict.fromkeys(capabilities)]
 
 
-def _jobs(plans: Plans, max_batch: int | None, frame: Frame | None, unsplit: bool) -> list[_Job]:
+def _jobs(
+    plans: Plans, max_batch: int | None, frame: FrameFormat | None, unsplit: bool
+) -> list[_Job]:
     manifest, bundle = plans.bundle.manifest, plans.bundle
     segments = [segment.file for segment in manifest.segments]
     if max_batch is None:
@@ -172,7 +174,7 @@ def _jobs(plans: Plans, max_batch: int | None, frame: Frame | None, unsplit: boo
     named = {f"segment {k} of {len(segments)}": file for k, file in enumerate(segments, start=1)}
     if unsplit:
         named["the unsplit network"] = manifest.unsplit
-    recipe = Recipe(max_batch=max_batch)
+    recipe = EngineRecipe(max_batch=max_batch)
     jobs = [
         _Job(segment_name(file.sha256), what, lambda file=file: bundle.read(file), recipe)  # type: ignore[misc]
         for what, file in named.items()
@@ -182,10 +184,10 @@ def _jobs(plans: Plans, max_batch: int | None, frame: Frame | None, unsplit: boo
     return jobs
 
 
-def _frame_job(plans: Plans, frame: Frame) -> _Job:
+def _frame_job(plans: Plans, frame: FrameFormat) -> _Job:
     preprocessing = plans.bundle.manifest.preprocessing
     model = preprocess_model(preprocessing, frame.width, frame.height, color=frame.color)
-    return _Job(FRAME, "the preprocessing", lambda: model, Recipe(max_batch=1, frame=frame))
+    return _Job(FRAME, "the preprocessing", lambda: model, EngineRecipe(max_batch=1, frame=frame))
 
 
 def _build(

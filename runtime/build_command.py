@@ -40,7 +40,7 @@ def build_bundle(
     """
     from mate_edge.runtime.build import build_engines, parse_capabilities
     from mate_edge.runtime.frames import parse_frame
-    from mate_edge.runtime.plans import Frame
+    from mate_edge.runtime.plans import FrameFormat
 
     if color not in (None, "rgb", "bgr"):
         raise UsageError(f"--color must be rgb or bgr, not {color!r}")
@@ -49,7 +49,7 @@ def build_bundle(
     size = None
     if frame is not None:
         width, height = parse_frame(frame)
-        size = Frame(width=width, height=height, color="bgr" if color == "bgr" else "rgb")
+        size = FrameFormat(width=width, height=height, color="bgr" if color == "bgr" else "rgb")
     capabilities = parse_capabilities(compute_capability)
     opened = read_bundle(find_bundle(bundle))
     bar = Bar()

@@ -53,7 +53,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
         return "-".join(filter(None, (self.library, self.version, cuda, self.gpu, many, kind)))
 
 
-class Frame(msgspec.Struct, frozen=True, kw_only=True):
+class FrameFormat(msgspec.Struct, frozen=True, kw_only=True):
     """The frames that an engine preprocesses; sizes in pixels, `graph` as in `frames`."""
 
     width: int
@@ -62,7 +62,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     graph: int = GRAPH
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+class EngineRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked of the build.
 
     Attributes:
@@ -71,7 +71,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     max_batch: int
-    frame: Frame | None = None
+    frame: FrameFormat | None = None
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +87,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     model: str
     platform: Platform
-    recipe: Recipe
+    recipe: EngineRecipe
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +150,7 @@ class Plans:
             return None
         return plan if name in (FRAME, segment_name(plan.key.model)) else None
 
-    def asked(self, name: str) -> Recipe | None:
+    def asked(self, name: str) -> EngineRecipe | None:
         """Return how an engine was built here, else last on a GPU like this; None when never.
 
         Another version of the library or of CUDA, or another power mode, is no reason to forget it.
@@ -185,7 +185,7 @@ class Plans:
         right = len(data) == plan.bytes and files.sha256(data) == plan.sha256
         return (plan, data) if right else None
 
-    def write(self, name: str, model_sha256: str, recipe: Recipe, data: bytes) -> Plan:
+    def write(self, name: str, model_sha256: str, recipe: EngineRecipe, data: bytes) -> Plan:
         """Write an engine, then its record: until that is there, the engine does not count.
 
         Raises:

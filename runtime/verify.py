@@ -19,7 +19,7 @@ from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.decide.softmax import Logits
 from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
 from mate_edge.extras import installed_versions
-from mate_edge.report.verification import Comparison, ExitFigures, Verification
+from mate_edge.report.verification import Comparison, ExitVerification, Verification
 from mate_edge.runtime.agreement import compare, compare_exits, tolerance
 from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.engines import NEEDS, Say, choose_engine, make_engine
@@ -215,7 +215,7 @@ def _judge(
         )
     return {
         "exits": tuple(
-            ExitFigures(chained=c, alone=a, batch=b, times=t)
+            ExitVerification(chained=c, alone=a, batch=b, times=t)
             for c, a, b, t in zip(chained, alone, batches, times, strict=True)
         ),
         "operating_points": points,

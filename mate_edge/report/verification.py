@@ -38,7 +38,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         return self.share is not None and self.answers_agree and self.share <= self.allowed
 
 
-class ExitFigures(msgspec.Struct, frozen=True, kw_only=True):
+class ExitVerification(msgspec.Struct, frozen=True, kw_only=True):
     """One exit: chained behind the other segments, its segment alone, in a batch, and its times.
 
     What was not compared is None: `alone` where onnxruntime is no reference, `batch` where the
@@ -51,7 +51,7 @@ class ExitFigures(msgspec.Struct, frozen=True, kw_only=True):
     times: Times
 
 
-class PointFigures(msgspec.Struct, frozen=True, kw_only=True):
+class PointVerification(msgspec.Struct, frozen=True, kw_only=True):
     """How many golden images take the reference's exit at an operating point; see `Comparison`."""
 
     images: int
@@ -90,8 +90,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str | None = None
     created: str
     max_batch: int
-    exits: tuple[ExitFigures, ...] = ()
-    operating_points: dict[str, PointFigures] = {}
+    exits: tuple[ExitVerification, ...] = ()
+    operating_points: dict[str, PointVerification] = {}
     graphs: str = ""
     segments_ms: Times | None = None
     unsplit_ms: Times | None = None
@@ -140,7 +140,7 @@ def print_verification(found: Verification) -> None:
         print(f"CUDA graphs: {found.graphs}")
 
 
-def _of(found: Comparison | PointFigures) -> str:
+def _of(found: Comparison | PointVerification) -> str:
     excused = f" ({found.excused} excused)" if found.excused else ""
     return f"{found.agree}/{found.images}{excused}"
 

@@ -20,7 +20,7 @@ from mate_edge.report.bench import Bench
 from mate_edge.runtime.bench.load import CpuUse, busy_processes
 from mate_edge.runtime.bench.options import Options
 from mate_edge.runtime.bench.result import GOLDEN, Measured, Use, judge_subject
-from mate_edge.runtime.bench.rounds import Plan, Samples, run_rounds
+from mate_edge.runtime.bench.rounds import Samples, Schedule, run_rounds
 from mate_edge.runtime.bench.subjects import (
     Subject,
     contenders_of,
@@ -145,14 +145,16 @@ def measure(
     table = max(rounds_needed(subject.whole.engine.num_segments) for subject in subjects)
     least = min(FEWEST_ROUNDS, options.rounds or FEWEST_ROUNDS)
     limit_s = LIMIT_S if options.rounds is None else math.inf
-    plan = Plan(options.rounds or max(ROUNDS, table), least, limit_s)
+    schedule = Schedule(options.rounds or max(ROUNDS, table), least, limit_s)
     threads = max(getattr(subject.whole.engine, "threads", 1) for subject in subjects)
     for contender in contenders:  # the first image loads decoders
         contender.predictor.predict(frames[0], policy=contender.policy)
 
-    def run(plan: Plan, what: str) -> tuple[Samples, Use]:
+    def run(schedule: Schedule, what: str) -> tuple[Samples, Use]:
         use, began = CpuUse(), contenders[0].predictor.clock()
-        found = run_rounds(contenders, frames, plan, sleep=sleep, progress=partial(progress, what))
+        found = run_rounds(
+            contenders, frames, schedule, sleep=sleep, progress=partial(progress, what)
+        )
         passed_ms = (contenders[0].predictor.clock() - began) / 1e6
         busy_ms = sum(
             sample.elapsed_ms + sample.unmeasured_ms
@@ -162,14 +164,14 @@ def measure(
         others = None if options.load else use.others()
         return found, Use(threads, busy_ms / max(passed_ms, 1e-9), use.own(), others)
 
-    back_to_back, use = run(plan, "back to back")
+    back_to_back, use = run(schedule, "back to back")
     paced: Samples = {}
     if options.fps is not None:
         limit_s = PACED_LIMIT_S if options.rounds is None else math.inf
-        plan = replace(plan, fps=options.fps, limit_s=limit_s)
+        schedule = replace(schedule, fps=options.fps, limit_s=limit_s)
         round_s = len(contenders) / options.fps
-        seconds = max(min(plan.rounds * round_s, limit_s), plan.least * round_s)
+        seconds = max(min(schedule.rounds * round_s, limit_s), schedule.least * round_s)
         say(f"pacing {len(contenders)} contenders at {options.fps:g} a second: {seconds:.0f} s")
-        paced, use = run(plan, "paced")
+        paced, use = run(schedule, "paced")
     measured = Measured(len(frames), source, back_to_back, paced, use)
     return [judge_subject(subject, measured, options, machine, say) for subject in subjects]

@@ -18,13 +18,13 @@ from starlette.types import Receive, Scope, Send
 from mate_edge import __version__
 from mate_edge.runtime.metrics import CONTENT_TYPE, Metrics
 from mate_edge.runtime.serve import openapi
-from mate_edge.runtime.serve.answer import Answer, Refusal, refuse, to_json
 from mate_edge.runtime.serve.describe import configuration, metadata, statistics, summary
 from mate_edge.runtime.serve.form import take_image
 from mate_edge.runtime.serve.guard import OPEN, Guard
 from mate_edge.runtime.serve.intake import GoneError, Intake, drain, has_body, header
 from mate_edge.runtime.serve.model import Model
 from mate_edge.runtime.serve.protocol import HEADER_LENGTH
+from mate_edge.runtime.serve.reply import Refusal, Reply, refuse, to_json
 from mate_edge.runtime.serve.repository import Repository
 from mate_edge.runtime.serve.transport import MAX_CONNECTIONS
 from mate_edge.runtime.serve.workers import RETRY_AFTER_S, Workers
@@ -42,7 +42,7 @@ PAGE_POLICY = (
 TOO_SLOW = 408
 MAX_CONTROL_BYTES = 64 * 1024
 
-Handler = Callable[[Request], Awaitable[Answer]]
+Handler = Callable[[Request], Awaitable[Reply]]
 
 
 class App:
@@ -142,19 +142,19 @@ class App:
     def _about(self, describe: Callable[[Model], Any]) -> Handler:
         """Return what answers with something that a loaded model says of itself."""
 
-        async def handler(request: Request) -> Answer:
+        async def handler(request: Request) -> Reply:
             path = request.path_params
             with self.repository.model(path["name"], path.get("version")) as model:
                 return to_json(describe(model))
 
         return handler
 
-    async def _send(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send(self, reply: Reply, scope: Scope, receive: Receive, send: Send) -> None:
         scope[ANSWERED] = True
-        self._requests.labels(answer.status).inc()
-        await _send(answer, scope, receive, send)
+        self._requests.labels(reply.status).inc()
+        await _send(reply, scope, receive, send)
 
-    async def infer(self, request: Request) -> Answer:
+    async def infer(self, request: Request) -> Reply:
         """Answer an `infer` request of the protocol."""
         scope, path = request.scope, request.path_params
         with self.repository.model(path["name"], path.get("version")) as model:
@@ -169,7 +169,7 @@ class App:
             finally:
                 self.intake.release(body)
 
-    async def classify(self, request: Request) -> Answer:
+    async def classify(self, request: Request) -> Reply:
         """Answer with the prediction of one image file."""
         scope, query = request.scope, dict(request.query_params)
         name = self.repository.only(query.pop("model", None))
@@ -177,7 +177,7 @@ class App:
             self.workers.check_room()
             body = await self.intake.read(scope, request.receive)
 
-            def work(worker: int) -> Answer:
+            def work(worker: int) -> Reply:
                 image, fields = take_image(body, header(scope, b"content-type"))
                 return model.classify(worker, image, {**fields, **query}, scope[STARTED])
 
@@ -186,36 +186,36 @@ class App:
             finally:
                 self.intake.release(body)
 
-    async def live(self, request: Request) -> Answer:
+    async def live(self, request: Request) -> Reply:
         """Answer that the process does."""
         return to_json({"live": True})
 
-    async def ready(self, request: Request) -> Answer:
+    async def ready(self, request: Request) -> Reply:
         """Say whether a model serves."""
         ready = self.repository.ready
         return to_json({"ready": ready}, 200 if ready else 503)
 
-    async def server(self, request: Request) -> Answer:
+    async def server(self, request: Request) -> Reply:
         """Return the protocol's server metadata."""
         return to_json({"name": "mate-edge", "version": __version__, "extensions": EXTENSIONS})
 
-    async def model_ready(self, request: Request) -> Answer:
+    async def model_ready(self, request: Request) -> Reply:
         """Say whether a model, or this version of it, serves."""
         path = request.path_params
         with self.repository.model(path["name"], path.get("version")) as model:
             return to_json({"name": model.name, "ready": True})
 
-    async def model_statistics(self, request: Request) -> Answer:
+    async def model_statistics(self, request: Request) -> Reply:
         """Return Triton's statistics of one model."""
         path = request.path_params
         with self.repository.model(path["name"], path.get("version")) as model:
             return to_json({"model_stats": [statistics(model)]})
 
-    async def all_statistics(self, request: Request) -> Answer:
+    async def all_statistics(self, request: Request) -> Reply:
         """Return Triton's statistics of all models."""
         return to_json({"model_stats": [statistics(model) for model in self.repository.loaded()]})
 
-    async def index(self, request: Request) -> Answer:
+    async def index(self, request: Request) -> Reply:
         """Return every version in the repository."""
         asked = await self._control(request, ("ready",))
         found = await _in_thread(self.repository.index)
@@ -223,7 +223,7 @@ class App:
             found = [one for one in found if one["state"] == "READY"]
         return to_json(found)
 
-    async def load(self, request: Request) -> Answer:
+    async def load(self, request: Request) -> Reply:
         """Load a model's newest version, or the one that the parameter `version` names."""
         asked = await self._control(request, ("version",))
         version = request.query_params.get("version", asked.get("version"))
@@ -232,7 +232,7 @@ class App:
         with self.repository.model(name) as model:
             return to_json({"name": name, "version": model.version, "state": "READY"})
 
-    async def unload(self, request: Request) -> Answer:
+    async def unload(self, request: Request) -> Reply:
         """Unload a model."""
         await self._control(request, ("unload_dependents",))
         self.repository.unload(request.path_params["name"])
@@ -259,24 +259,24 @@ class App:
                 )
         return asked
 
-    async def models(self, request: Request) -> Answer:
+    async def models(self, request: Request) -> Reply:
         """Return what the page shows of the models that serve."""
         models = self.repository.loaded()
         return to_json(await _in_thread(lambda: [summary(model) for model in models]))
 
-    async def read_metrics(self, request: Request) -> Answer:
+    async def read_metrics(self, request: Request) -> Reply:
         """Return the metrics as Prometheus reads them."""
-        return Answer(await _in_thread(self.metrics.text), content_type=CONTENT_TYPE)
+        return Reply(await _in_thread(self.metrics.text), content_type=CONTENT_TYPE)
 
-    async def page(self, request: Request) -> Answer:
+    async def page(self, request: Request) -> Reply:
         """Return the page to try it."""
         return _html(await _in_thread(PAGE.read_bytes))
 
-    async def documentation(self, request: Request) -> Answer:
+    async def documentation(self, request: Request) -> Reply:
         """Return the OpenAPI document for people."""
         return _html(openapi.to_html())
 
-    async def openapi(self, request: Request) -> Answer:
+    async def openapi(self, request: Request) -> Reply:
         """Return the OpenAPI document."""
         return to_json(openapi.document())
 
@@ -291,32 +291,32 @@ class _Endpoint:
         await self._call(scope, receive, send)
 
 
-def _html(body: bytes) -> Answer:
+def _html(body: bytes) -> Reply:
     headers = {"content-security-policy": PAGE_POLICY, "referrer-policy": "no-referrer"}
-    return Answer(body, content_type=HTML, headers=headers)
+    return Reply(body, content_type=HTML, headers=headers)
 
 
-def _told(error: HTTPException) -> Answer:
+def _told(error: HTTPException) -> Reply:
     """Return what the router found: no such path, or not with this method."""
     texts = {404: "there is no such path: see /docs", 405: "not with this method: see /docs"}
-    answer = refuse(Refusal(error.status_code, texts.get(error.status_code, "refused")))
-    return Answer(answer.body, answer.status, headers=dict(error.headers or {}))
+    reply = refuse(Refusal(error.status_code, texts.get(error.status_code, "refused")))
+    return Reply(reply.body, reply.status, headers=dict(error.headers or {}))
 
 
-async def _send(answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
-    """Send an answer; one that comes before the body was read ends the connection."""
+async def _send(reply: Reply, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send a reply; one that comes before the body was read ends the connection."""
     early = has_body(scope)
-    goes_on = early and answer.status != TOO_SLOW
+    goes_on = early and reply.status != TOO_SLOW
     headers = [
-        (b"content-type", answer.content_type.encode()),
-        (b"content-length", str(len(answer.body)).encode()),
+        (b"content-type", reply.content_type.encode()),
+        (b"content-length", str(len(reply.body)).encode()),
         (b"x-content-type-options", b"nosniff"),
-        *((key.encode(), value.encode("latin-1")) for key, value in answer.headers.items()),
+        *((key.encode(), value.encode("latin-1")) for key, value in reply.headers.items()),
     ]
     if early:
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body, "more_body": goes_on})
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body, "more_body": goes_on})
     if goes_on:
         await drain(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -16,7 +16,7 @@ from pathlib import Path
 from mate_edge.bundle import MANIFEST
 from mate_edge.errors import UsageError
 from mate_edge.files import BUNDLE_SUFFIX, resolved
-from mate_edge.runtime.serve.answer import log
+from mate_edge.runtime.serve.reply import log
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9]\d{0,17}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import FormParser, parse_options_header
 
-from mate_edge.runtime.serve.answer import Refusal
+from mate_edge.runtime.serve.reply import Refusal
 
 FORM = "multipart/form-data"
 RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded")

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
-from mate_edge.runtime.serve.answer import Refusal
 from mate_edge.runtime.serve.intake import header
+from mate_edge.runtime.serve.reply import Refusal
 
 OPEN = frozenset(("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"))
 """What needs no token: what probes ask, and pages that hold no data."""

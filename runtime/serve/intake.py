@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 from starlette.types import Receive, Scope
 
-from mate_edge.runtime.serve.answer import Refusal
+from mate_edge.runtime.serve.reply import Refusal
 from mate_edge.runtime.serve.workers import RETRY_AFTER_S
 
 BODY_READ = "mate_edge.body_read"

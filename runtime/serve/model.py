@@ -22,9 +22,9 @@ from mate_edge.runtime.points import DEEPEST, kept_point, kept_points
 from mate_edge.runtime.policy import choose_policy
 from mate_edge.runtime.prediction import Prediction
 from mate_edge.runtime.predictor import Predictor
-from mate_edge.runtime.serve.answer import Answer, Refusal, to_json
 from mate_edge.runtime.serve.outputs import choose_outputs, respond
 from mate_edge.runtime.serve.protocol import BYTES, Tensor, parse_infer, take_parameters
+from mate_edge.runtime.serve.reply import Refusal, Reply, to_json
 from mate_edge.runtime.stats import Tally
 
 FRAMES, ENCODED = "frames", "encoded"
@@ -115,7 +115,7 @@ class Model:
             for predictor in self.predictors:
                 stack.callback(predictor.close)
 
-    def infer(self, worker: int, body: bytes, header_length: str | None, started_ns: int) -> Answer:
+    def infer(self, worker: int, body: bytes, header_length: str | None, started_ns: int) -> Reply:
         """Answer an `infer` request of the protocol.
 
         Args:
@@ -140,13 +140,13 @@ class Model:
             asked = choose_outputs(request)
             found = self._predict(worker, tensor, max_ms, policy, started_ns)
             classes = self.manifest.classes
-            answer = respond(self.name, self.version, classes, request, asked, found)
+            reply = respond(self.name, self.version, classes, request, asked, found)
         self.figures[worker].add(len(found), started_ns, taken_ns)
-        return answer
+        return reply
 
     def classify(
         self, worker: int, image: bytes, parameters: Mapping[str, Any], started_ns: int
-    ) -> Answer:
+    ) -> Reply:
         """Answer with one encoded image's `Prediction` as JSON.
 
         Raises:

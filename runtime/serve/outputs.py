@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.runtime.prediction import Prediction
-from mate_edge.runtime.serve.answer import Answer, Refusal
 from mate_edge.runtime.serve.protocol import (
     BYTES,
     Inference,
@@ -18,6 +17,7 @@ from mate_edge.runtime.serve.protocol import (
     best_classes,
     encode_infer,
 )
+from mate_edge.runtime.serve.reply import Refusal, Reply
 
 Found = Sequence[Prediction]
 
@@ -90,7 +90,7 @@ def respond(
     request: Inference,
     asked: Sequence[OutputTensor],
     found: Found,
-) -> Answer:
+) -> Reply:
     """Write the response; for a single image its exit, reason and ms are parameters, too."""
     head: dict[str, Any] = {"model_name": name, "model_version": version}
     if request.id:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.runtime.serve.answer import Answer, Refusal
+from mate_edge.runtime.serve.reply import Refusal, Reply
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"
@@ -249,7 +249,7 @@ def _from_base64(text: str, name: str) -> bytes:
 
 def encode_infer(
     head: Mapping[str, Any], outputs: Sequence[tuple[Output, Mapping[str, Any]]]
-) -> Answer:
+) -> Reply:
     """Write the response to an `infer` request.
 
     Args:
@@ -272,9 +272,9 @@ def encode_infer(
         described.append(one)
     document = _encode({**head, "outputs": described})
     if not raws:
-        return Answer(document)
+        return Reply(document)
     headers = {HEADER_LENGTH: str(len(document))}
-    return Answer(b"".join([document, *raws]), content_type=BINARY, headers=headers)
+    return Reply(b"".join([document, *raws]), content_type=BINARY, headers=headers)
 
 
 def _to_binary(output: Output) -> bytes:

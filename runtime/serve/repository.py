@@ -21,10 +21,10 @@ from mate_edge.names import look_up
 from mate_edge.runtime.engines import Say
 from mate_edge.runtime.metrics import Metrics
 from mate_edge.runtime.policy import choose_policy
-from mate_edge.runtime.serve.answer import Refusal, log
 from mate_edge.runtime.serve.catalog import Catalog, Versions
 from mate_edge.runtime.serve.loading import Options, load_model
 from mate_edge.runtime.serve.model import Model
+from mate_edge.runtime.serve.reply import Refusal, log
 from mate_edge.runtime.serve.workers import Workers
 
 

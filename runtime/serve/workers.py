@@ -14,7 +14,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
-from mate_edge.runtime.serve.answer import Refusal
+from mate_edge.runtime.serve.reply import Refusal
 
 T = TypeVar("T")
 Work = Callable[[int], T]

@@ -22,7 +22,7 @@ from mate_edge.runtime.build import build_engines, parse_capabilities
 from mate_edge.runtime.compile import compile_onnx
 from mate_edge.runtime.engines.tensorrt import TensorRTEngine
 from mate_edge.runtime.frames import GRAPH
-from mate_edge.runtime.plans import Frame
+from mate_edge.runtime.plans import FrameFormat
 
 GpuBundle = Callable[..., Bundle]
 
@@ -173,7 +173,7 @@ def test_options_outlive_the_version_and_the_power_mode_but_not_the_gpu(
     pytest.importorskip("onnx", reason="the preprocessing is made with it")
     bundle = gpu_bundle(max_batch=1)
     install()
-    frame = Frame(width=64, height=40, color="bgr")
+    frame = FrameFormat(width=64, height=40, color="bgr")
     for size in (48, 64):
         asked = msgspec.structs.replace(frame, width=size)
         build_engines(bundle, max_batch=16, frame=asked, say=str, compiler=compile_to_fake)
@@ -195,7 +195,7 @@ def test_a_build_replaces_the_preprocessing_of_another_mate_edge(
     pytest.importorskip("onnx", reason="the preprocessing is made with it")
     bundle = gpu_bundle()
     install()
-    frame = Frame(width=64, height=40, color="rgb")
+    frame = FrameFormat(width=64, height=40, color="rgb")
     build_engines(bundle, frame=frame, say=str, compiler=compile_to_fake)
     (record,) = (tmp_path / "state").rglob("frame.json")
     found = json.loads(record.read_bytes())
@@ -398,7 +398,7 @@ def test_the_preprocessing_of_raw_frames_is_built_beside_the_segments(
         report = build_engines(
             rtx_bundle,
             capabilities=[(8, 6)],
-            frame=Frame(width=width, height=40, color="bgr"),
+            frame=FrameFormat(width=width, height=40, color="bgr"),
             say=lambda line: None,
         )
         assert report.engines[-1].what == "the preprocessing"

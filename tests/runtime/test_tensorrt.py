@@ -19,7 +19,7 @@ from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import normalize
 from mate_edge.runtime.engines.tensorrt import TensorRTEngine
-from mate_edge.runtime.plans import Frame
+from mate_edge.runtime.plans import FrameFormat
 from mate_edge.runtime.predictor import Predictor
 
 Golden = dict[str, np.ndarray]
@@ -196,7 +196,7 @@ def test_a_thread_in_which_another_gpu_is_current_uses_the_engines_own(
 ) -> None:
     pytest.importorskip("onnx", reason="the preprocessing is made with it")
     gpu, bundle = install(integrated=True), gpu_bundle()
-    build_fakes(bundle, frame=Frame(width=32, height=32, color="rgb"))
+    build_fakes(bundle, frame=FrameFormat(width=32, height=32, color="rgb"))
     images = normalize(golden["images"], bundle.manifest.preprocessing)
     found: list[np.ndarray] = []
 
@@ -309,7 +309,7 @@ def test_no_synchronisation_can_be_left_out(
     bundle = gpu_bundle()
     images = normalize(golden["images"], bundle.manifest.preprocessing)
     gpu = install(**MACHINES[machine])
-    build_fakes(bundle, frame=Frame(width=32, height=32, color="rgb"))
+    build_fakes(bundle, frame=FrameFormat(width=32, height=32, color="rgb"))
     assert in_every_way(bundle, images, golden, gpu)
     waits = list(gpu.waits)
     assert len(waits) > 20
@@ -385,14 +385,14 @@ def _few_objects() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("machine", "frame"),
     [
-        ("cuda-bindings", Frame(width=32, height=32, color="rgb")),
+        ("cuda-bindings", FrameFormat(width=32, height=32, color="rgb")),
         pytest.param("cuda-bindings on a Jetson", None, marks=pytest.mark.slow),
         ("pycuda", None),
     ],
 )
 def test_every_call_that_fails_is_a_clear_error_and_everything_is_released(
     machine: str,
-    frame: Frame | None,
+    frame: FrameFormat | None,
     every: bool,
     install: Any,
     gpu_bundle: GpuBundle,
@@ -583,7 +583,7 @@ def in_color(pixels: np.ndarray) -> np.ndarray:
 def framed(gpu: FakeGpu, gpu_bundle: GpuBundle) -> Any:
     pytest.importorskip("onnx", reason="the preprocessing is made with it")
     bundle = gpu_bundle()
-    build_fakes(bundle, frame=Frame(width=32, height=32, color="bgr"))
+    build_fakes(bundle, frame=FrameFormat(width=32, height=32, color="bgr"))
     with TensorRTEngine(bundle) as engine:
         yield engine
     assert leaks(gpu) == []

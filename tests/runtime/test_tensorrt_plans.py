@@ -17,7 +17,7 @@ from mate_edge.errors import EngineError, EngineNotBuilt, MateEdgeError
 from mate_edge.images import normalize
 from mate_edge.runtime.build import build_engines
 from mate_edge.runtime.engines.tensorrt import TensorRTEngine
-from mate_edge.runtime.plans import Plans, Recipe, segment_name
+from mate_edge.runtime.plans import EngineRecipe, Plans, segment_name
 
 Golden = dict[str, np.ndarray]
 GpuBundle = Callable[..., Bundle]
@@ -167,7 +167,7 @@ def test_an_engine_with_other_tensors_than_the_manifests_is_refused(
     plans, _ = plan_files(bundle)
     first, second = (segment.file for segment in bundle.manifest.segments[:2])
     data = compile_to_fake(None, bundle.read(second), "", 8, (8, 6), lambda share: None)
-    plans.write(segment_name(first.sha256), first.sha256, Recipe(max_batch=8), data)
+    plans.write(segment_name(first.sha256), first.sha256, EngineRecipe(max_batch=8), data)
     with TensorRTEngine(bundle) as engine, pytest.raises(EngineError, match="other tensors"):
         engine.open(1)
 

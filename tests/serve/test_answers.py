@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from mate_edge.errors import BundleError, EngineError, ImageError, UsageError
-from mate_edge.runtime.serve.answer import Refusal, refuse
+from mate_edge.runtime.serve.reply import Refusal, refuse
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.latencies import read_latencies
 from mate_edge.runtime.metrics import Metrics
 from mate_edge.runtime.policy import resolve_policy
-from mate_edge.runtime.serve.answer import Refusal
 from mate_edge.runtime.serve.catalog import Catalog
 from mate_edge.runtime.serve.describe import statistics, summary
 from mate_edge.runtime.serve.loading import Options, choose_workers, is_on_gpu, load_model
+from mate_edge.runtime.serve.reply import Refusal
 from mate_edge.runtime.serve.repository import Repository
 
 

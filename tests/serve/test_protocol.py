@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mate_edge.runtime.serve.answer import Refusal
 from mate_edge.runtime.serve.outputs import choose_outputs
 from mate_edge.runtime.serve.protocol import (
     HEADER_LENGTH,
@@ -27,6 +26,7 @@ from mate_edge.runtime.serve.protocol import (
     parse_infer,
     take_parameters,
 )
+from mate_edge.runtime.serve.reply import Refusal
 
 tritonclient = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
 

@@ -1,4 +1,4 @@
-"""What goes back to a client: an answer, or a refusal that says what to do."""
+"""What goes back to a client: a reply, or a refusal that says what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("mate_edge.serve")
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """A response: its body, its HTTP status and its headers."""
 
     body: bytes = b""
@@ -40,13 +40,13 @@ class Refusal(MateEdgeError):  # noqa: N818 - no error of ours: what a client is
         self.status, self.headers = status, headers or {}
 
 
-def to_json(value: object, status: int = 200) -> Answer:
+def to_json(value: object, status: int = 200) -> Reply:
     """Answer with a JSON document."""
-    return Answer(msgspec.json.encode(value), status)
+    return Reply(msgspec.json.encode(value), status)
 
 
-def refuse(error: Exception) -> Answer:
-    """Turn what went wrong into an answer.
+def refuse(error: Exception) -> Reply:
+    """Turn what went wrong into a reply.
 
     Only errors whose text is about the request are told; what may name a file of the server, and
     every bug, goes to the log.
@@ -59,4 +59,4 @@ def refuse(error: Exception) -> Answer:
         log.error("%s", error, exc_info=None if isinstance(error, MateEdgeError) else error)
         status, message, headers = 500, INTERNAL, {}
     body = msgspec.json.encode({"error": message})
-    return Answer(body, status, headers=headers)
+    return Reply(body, status, headers=headers)
