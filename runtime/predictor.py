@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from mate_edge.decide.policy import Policy
 from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import crop, normalize
 from mate_edge.machine import check_threads
+from mate_edge.runtime.batch import answer_batches
 from mate_edge.runtime.deadline import LatencyTable, check_reachable
 from mate_edge.runtime.engines import Say, make_engine
 from mate_edge.runtime.engines.engine import Engine
@@ -37,7 +37,7 @@ from mate_edge.runtime.inputs import (
 from mate_edge.runtime.latencies import Latencies
 from mate_edge.runtime.policy import Chosen, PolicyChoice, choose_policy, resolve_policy
 from mate_edge.runtime.prediction import Prediction
-from mate_edge.runtime.segments import Loop, run_batch
+from mate_edge.runtime.segments import Loop
 from mate_edge.runtime.stats import Stats, Tally
 from mate_edge.runtime.timing import Timing
 from mate_edge.runtime.warm import load_decoders
@@ -452,20 +452,11 @@ class Predictor:
     def _answer_batches(
         self, inputs: NDArray[np.float32], policy: Policy, started: int, *times: float
     ) -> list[Prediction]:
-        """Load and run all samples, in equal parts that the engine runs at once; count likewise."""
-        parts = np.array_split(inputs, math.ceil(len(inputs) / self.engine.batch_size))
-        answers = []
-        for part in parts:
-            self.engine.load(part)
-            answers.append(run_batch(self.engine, len(part), policy, self.clock, started))
-        predictions, classes = [], self.manifest.classes
-        for left, first in answers:
-            found = [one for group in left for one in group.predictions(classes, *times)]
-            order = np.concatenate([group.rows for group in left]).argsort()
-            for place, confidence in zip(order.tolist(), first.tolist(), strict=True):
-                self._tally.add(found[place], confidence if policy is self.policy else None)
-                predictions.append(found[place])
-        return predictions
+        """Run all samples, and count; confidences only of the predictor's own policy."""
+        found = answer_batches(self.engine, inputs, policy, self.clock, started, *times)
+        for prediction, confidence in zip(*found, strict=True):
+            self._tally.add(prediction, confidence if policy is self.policy else None)
+        return found[0]
 
     def _alone(self) -> threading.Lock:
         """Return what keeps a second call out.

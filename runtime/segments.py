@@ -1,13 +1,11 @@
-"""Segments one after another, until the policy or the deadline says stop."""
+"""One image through segments one after another, until the policy or the deadline says stop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import isfinite
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mate_edge.decide.glance import FEW_CLASSES, glance, is_clear
 from mate_edge.decide.policy import Confidence, Deepest, FixedExit, Policy, decide
@@ -147,104 +145,17 @@ class Loop:
 
     def _decide(self) -> tuple[bool, float, Logits]:
         """Ask the policy itself; return whether the sample leaves, how sure, and [C]."""
-        _check(self.passed[-1], len(self.passed), self._engine)
+        check_logits(self.passed[-1], len(self.passed), self._engine)
         leave, probabilities = decide(self.policy, np.stack(self.passed, axis=1))
         return bool(leave[0]), float(largest(probabilities)[0]), probabilities[0]
 
 
-class Leaving(NamedTuple):
-    """Samples of a batch that left at the same exit.
-
-    Attributes:
-        rows: their places in the batch, [m].
-        exit: that they left at.
-        halted_by: as of a prediction.
-        elapsed_ms: from the start to the decision.
-        segment_ms: of each segment run, on the whole batch.
-        probabilities: float32 [m, C].
-    """
-
-    rows: NDArray[np.intp]
-    exit: int
-    halted_by: HaltedBy
-    elapsed_ms: float
-    segment_ms: tuple[float, ...]
-    probabilities: Logits
-
-    def predictions(
-        self, classes: Sequence[str], decode_ms: float = 0.0, preprocess_ms: float = 0.0
-    ) -> list[Prediction]:
-        """Return a prediction of each sample, in the order of `rows`."""
-        indices = self.probabilities.argmax(axis=-1)
-        confidences = self.probabilities[np.arange(len(indices)), indices]
-        return [
-            Prediction(
-                label=classes[index],
-                index=index,
-                confidence=confidence,
-                exit=self.exit,
-                halted_by=self.halted_by,
-                elapsed_ms=self.elapsed_ms,
-                decode_ms=decode_ms,
-                preprocess_ms=preprocess_ms,
-                segment_ms=self.segment_ms,
-                deadline_missed=False,
-                relative=relative,
-            )
-            for index, confidence, relative in zip(
-                indices.tolist(), confidences.tolist(), self.probabilities, strict=True
-            )
-        ]
-
-
-def run_batch(
-    engine: Engine, n: int, policy: Policy, clock: Callable[[], int], started: int
-) -> tuple[list[Leaving], Logits]:
-    """Run segments over the n samples that the engine has loaded until all have left.
-
-    Those that leave make the next segment's batch smaller. See `Loop` for what is not said here.
-    No prediction is made yet: between two segments little should be touched.
-
-    Returns:
-        Who left, exit by exit, and exit 1's confidence in each sample, float32 [n].
+def check_logits(logits: Logits, k: int, engine: Engine) -> None:
+    """Refuse the logits of exit k that are no numbers.
 
     Raises:
-        EngineError: the engine failed, or returned something that is no number.
+        EngineError: they are none.
     """
-    num_segments, classes = engine.num_segments, len(engine.bundle.manifest.classes)
-    passed = np.empty((n, num_segments, classes), np.float32)
-    rows = np.arange(n)
-    left: list[Leaving] = []
-    segment_ms: tuple[float, ...] = ()
-    for k in range(1, num_segments + 1):
-        engine.open(k)
-        began = clock()
-        logits = engine.run(k)
-        segment_ms += ((clock() - began) / 1e6,)
-        _check(logits, k, engine)
-        passed[:, k - 1] = logits
-        leave, probabilities = decide(policy, passed[:, :k])
-        if k == 1:
-            first = largest(probabilities)
-        halted_by: HaltedBy = "policy"
-        if k == num_segments:
-            leave, halted_by = np.ones(len(rows), np.bool_), "last-exit"
-        elapsed_ms = (clock() - started) / 1e6
-        if not leave.any():
-            continue
-        left.append(
-            Leaving(rows[leave], k, halted_by, elapsed_ms, segment_ms, probabilities[leave])
-        )
-        stay = np.flatnonzero(~leave)
-        if not len(stay):
-            break
-        rows, passed = rows[stay], passed[stay]
-        engine.keep(stay)
-    return left, first
-
-
-def _check(logits: Logits, k: int, engine: Engine) -> None:
-    """Refuse logits that are no numbers."""
     if not (isfinite(logits.item(logits.argmax())) and isfinite(logits.item(logits.argmin()))):
         raise EngineError(
             f"segment {k} of {engine.bundle.folder} returned a logit that is no number: "
