@@ -62,9 +62,10 @@ class Single:
 class Several:
     """A segment and its memory for the largest batch so far, which smaller ones share.
 
-    A batch is run in parts. The session is bound once to the memory of each; binding it anew takes
-    0.1 ms right after a segment. What a part reads is copied together just before, so that samples
-    that have left cost nothing and the others lie in the caches.
+    A batch is run in parts. The session is bound to the memory of each the first time that a part
+    begins and ends there; binding it anew takes 0.1 ms right after a segment. What a part reads is
+    copied together just before, so that samples that have left cost nothing and the others lie in
+    the caches.
 
     Args:
         session: of the segment.
@@ -103,11 +104,11 @@ class Several:
             caller's own.
         """
         assert features is not None, "nothing is loaded"
-        n = len(features) if rows is None else len(rows)
+        wanted, n = self._segment.input, len(features) if rows is None else len(rows)
+        if features.shape[1:] != wanted.shape or features.dtype != np.dtype(wanted.dtype):
+            given = f"{features.dtype} {list(features.shape[1:])}"
+            raise ValueError(f"it takes {wanted.dtype} {list(wanted.shape)}, not {given}")
         self._make_room(n, min(n, at_once))
-        if (features.shape[1:], features.dtype) != (self._read.shape[1:], self._read.dtype):
-            wanted, given = (f"{one.dtype} {list(one.shape[1:])}" for one in (self._read, features))
-            raise ValueError(f"it takes {wanted}, not {given}")
         for start in range(0, n, at_once)[:: -1 if backwards else 1]:
             stop = min(start + at_once, n)
             read = self._read[: stop - start]

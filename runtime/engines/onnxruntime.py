@@ -172,8 +172,8 @@ class OnnxRuntimeEngine(Engine):
         """See `Engine.keep`."""
         if self._features is None:
             return
-        rows = rows if self._rows is None else self._rows[rows]
-        if len(rows) == 1:
+        rows = (np.arange(len(self._features)) if self._rows is None else self._rows)[rows]
+        if len(rows) < 2:
             self._features, self._rows = self._features[rows], None
         else:
             self._rows = rows  # taken as they are needed, see `Several`

@@ -118,6 +118,23 @@ def test_a_batch_can_start_at_any_segment_and_shrink(built: Bundle, golden: Any)
         assert np.array_equal(found, whole.run(2))
 
 
+def test_samples_leave_a_batch_of_many_parts_as_they_do_what_was_exported(built: Bundle) -> None:
+    random = np.random.default_rng(0)
+    shape = (50, *built.manifest.segments[0].input.shape)
+    engines = OnnxRuntimeEngine(built, 1, blocked=lambda bundle: None), OnnxRuntimeEngine(built, 1)
+    with engines[0] as plain, engines[1] as blocked:
+        images = random.standard_normal(shape, np.float32)
+        for engine in engines:
+            engine.load(images)
+        for k in range(1, plain.num_segments + 1):
+            logits = plain.run(k)
+            assert np.array_equal(blocked.run(k), logits)
+            stay = np.flatnonzero(random.random(len(logits)) < 0.8)
+            for engine in engines:
+                engine.keep(stay)
+            assert np.array_equal(blocked.features, plain.features)
+
+
 def test_what_was_made_is_kept_until_it_is_forced(bundle: Bundle) -> None:
     said: list[str] = []
     made = keep_blocked(bundle, False, said.append)

@@ -164,17 +164,20 @@ def test_logits_are_the_callers_own(open_engine: OpenEngine, images: np.ndarray)
         np.testing.assert_array_equal(first, kept)
 
 
+@pytest.mark.parametrize("n", [1, 3])
 def test_clones_do_not_disturb_each_other(
-    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+    n: int, open_engine: OpenEngine, images: np.ndarray, golden: Golden
 ) -> None:
+    ours, others = slice(n), slice(n, 2 * n)
     with open_engine() as engine:
-        engine.load(images[:1])
+        engine.load(images[ours])
         engine.run(1)
         with engine.clone() as twin:
-            twin.load(images[1:2])
-            check(engine.run(2), golden["logits"][:1, 1])
-            check(twin.run(1), golden["logits"][1:2, 0])
-        check(engine.run(3), golden["logits"][:1, 2])
+            twin.load(images[others])
+            check(twin.run(1), golden["logits"][others, 0])
+            check(engine.run(2), golden["logits"][ours, 1])
+            check(twin.run(2), golden["logits"][others, 1])
+        check(engine.run(3), golden["logits"][ours, 2])
 
 
 def test_clones_serve_threads_side_by_side(
@@ -182,18 +185,21 @@ def test_clones_serve_threads_side_by_side(
 ) -> None:
     wrong: list[BaseException] = []
 
-    def work(engine: Engine) -> None:
+    def work(engine: Engine, rows: slice) -> None:
         try:
             with engine:
                 for _ in range(3):
-                    engine.load(images[:2])
+                    engine.load(images[rows])
                     for k in range(1, engine.num_segments + 1):
-                        check(engine.run(k), golden["logits"][:2, k - 1])
+                        check(engine.run(k), golden["logits"][rows, k - 1])
         except BaseException as error:
             wrong.append(error)
 
     with open_engine() as engine:
-        threads = [threading.Thread(target=work, args=(engine.clone(),)) for _ in range(3)]
+        threads = [
+            threading.Thread(target=work, args=(engine.clone(), slice(start, start + 2)))
+            for start in (0, 2, 4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -261,19 +267,46 @@ def test_samples_can_leave_a_batch_of_many_parts(
                         which = which[stay]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [np.zeros((2, 1, 1, 1), np.float32), np.zeros((2, 1, 8, 8), np.float64)],
-    ids=["shape", "dtype"],
-)
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("n", [1, 3])
 def test_a_batch_that_the_segment_does_not_take_is_an_error(
-    wrong: np.ndarray, bundle_folder: Path
+    n: int, k: int, bundle_folder: Path
 ) -> None:
-    with OnnxRuntimeEngine(read_bundle(bundle_folder)) as engine:
-        for rows in (slice(1), slice(2)):
-            engine.load(wrong[rows])
-            with pytest.raises(EngineError, match="segment 1"):
-                engine.run(1)
+    bundle = read_bundle(bundle_folder)
+    shape = bundle.manifest.segments[k - 1].input.shape
+    with OnnxRuntimeEngine(bundle, blocked=lambda bundle: None) as engine:
+        for wrong in (
+            np.zeros((n, *shape), np.float64),
+            np.zeros((n, shape[0], 1, 1), np.float32),  # which numpy would spread
+            np.zeros((n, *shape[1:]), np.float32),
+        ):
+            engine.load(wrong, k)
+            with pytest.raises(
+                EngineError, match=rf"segment {k} .* it takes float32 \[{shape[0]},"
+            ):
+                engine.run(k)
+
+
+def test_samples_that_were_dropped_of_a_batch_are_there_in_the_next(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+) -> None:
+    with open_engine() as engine:
+        for rows in ([5, 6, 7], [2]):
+            engine.load(images)
+            engine.run(1)
+            engine.keep(np.array([1, 3, 4]))
+            engine.load(images[rows])
+            for k in range(1, engine.num_segments + 1):
+                check(engine.run(k), golden["logits"][rows, k - 1])
+
+
+def test_a_sample_that_is_not_in_the_batch_cannot_stay(bundle_folder: Path) -> None:
+    bundle = read_bundle(bundle_folder)
+    with OnnxRuntimeEngine(bundle) as engine:
+        engine.load(np.zeros((3, *bundle.manifest.segments[0].input.shape), np.float32))
+        engine.run(1)
+        with pytest.raises(IndexError):
+            engine.keep(np.array([1, 3]))
 
 
 def test_of_large_features_fewer_images_are_run_at_once(
