@@ -37,7 +37,7 @@ from untrained import make_bundle
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import NEVER, Confidence, Deepest
 from mate_edge.runtime.bench.load import busy_processes
-from mate_edge.runtime.bench.rounds import Contender, Plan, Sample, run_rounds
+from mate_edge.runtime.bench.rounds import Contender, Pace, Sample, run_rounds
 from mate_edge.runtime.engines import make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.latencies import Latencies
@@ -133,8 +133,8 @@ def measure(predictor: Predictor, frame: bytes, rounds: int) -> Rounds:
         Contender("deepest", predictor, at_exit(predictor, last)),
     ]
     predictor.warm_up()
-    run_rounds(contenders, [frame], Plan(5, 5, 1e9))
-    found = run_rounds(contenders, [frame], Plan(rounds, rounds, 1e9))
+    run_rounds(contenders, [frame], Pace(5, 5, 1e9))
+    found = run_rounds(contenders, [frame], Pace(rounds, rounds, 1e9))
     predictor.measure()
     table = predictor.timing.measured
     assert table is not None, "it was just measured"

@@ -109,10 +109,9 @@ def measure(
                 assert answer.exit == leave
                 outside.append(1000 * outside_ms(answer) / leave)
     ratios = [a / b for a, b in zip(own, theirs, strict=True)]
-    warm = [
-        1000 * outside_ms(stored.predict(frame)) / leave
-        for _ in range(WARM_UP_ROUNDS + arguments.rounds)
-    ]
+    answers = [stored.predict(frame) for _ in range(WARM_UP_ROUNDS + arguments.rounds)]
+    assert all(answer.exit == leave for answer in answers)
+    warm = [1000 * outside_ms(answer) / leave for answer in answers]
     columns = [times[WARM_UP_ROUNDS:] for times in (theirs, own, ratios, outside, warm)]
     cells = [f"{median(c):.0f} ({quantile(c, 0.9):.0f})" for c in columns]
     cells[2] = f"{median(columns[2]):.3f}"

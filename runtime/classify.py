@@ -37,7 +37,7 @@ BROKEN_PIPE = 141
 """The shell's exit code of a process whose reader went away."""
 
 
-class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+class ClassifyOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of `classify`.
 
     Attributes:
@@ -80,7 +80,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 Result = Answer | ImageError
 
 
-def classify(names: Sequence[str], bundle: Path | None, run: RunOptions) -> int:
+def classify(names: Sequence[str], bundle: Path | None, run: ClassifyOptions) -> int:
     """Classify all that `names` mean, one after another, in constant memory.
 
     One image without a deadline opens each segment only when it is reached; otherwise all are
@@ -137,7 +137,7 @@ def say(message: str) -> None:
 
 
 def _open_files(
-    run: RunOptions, names: Sequence[str], sources: Sources, stack: ExitStack
+    run: ClassifyOptions, names: Sequence[str], sources: Sources, stack: ExitStack
 ) -> list[Output]:
     """Open what is written beside stdout; `stack` closes it, too, where something fails.
 
@@ -181,7 +181,7 @@ def _serve_metrics(port: int | None, stack: ExitStack) -> Metrics | None:
 
 
 def _load(
-    opened: Bundle, sources: Sources, run: RunOptions, stop: StopSignal
+    opened: Bundle, sources: Sources, run: ClassifyOptions, stop: StopSignal
 ) -> tuple[Predictor, Generator[Result], list[str]]:
     """Return a predictor that is ready, the results, and what is to be said before them."""
     engine = run.engine or choose_engine(opened, say)
@@ -237,7 +237,7 @@ def _frame_ms(predictor: Predictor, items: Sequence[Item]) -> float:
 
 
 def _answers(
-    predictor: Predictor, items: Iterator[Item], run: RunOptions, stop: StopSignal
+    predictor: Predictor, items: Iterator[Item], run: ClassifyOptions, stop: StopSignal
 ) -> Iterator[Result]:
     """Answer one item after another; a signal ends it between two, or while it waits for one."""
     steady = Steady(1 if run.patience is None else run.patience)
@@ -280,7 +280,7 @@ class _Delivery:
 
     def __init__(
         self,
-        run: RunOptions,
+        run: ClassifyOptions,
         sources: Sources,
         predictor: Predictor,
         files: Sequence[Output],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,15 @@ def test_importing_mate_edge_loads_neither_numpy_nor_torch_nor_typer() -> None:
 def test_running_a_bundle_loads_neither_torch_nor_what_is_slow_to_import() -> None:
     loaded = loaded_by("import mate_edge.cli, mate_edge.runtime.classify")
     assert not loaded & {"torch", "rich", "pydantic", "matplotlib", "scipy", "sklearn"}
+
+
+BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.name)
+def test_a_benchmark_imports_what_there_is(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mate_edge"):
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"

@@ -84,13 +84,13 @@ def run(
     if policy is not None and policy.replace(".", "", 1).isdigit():
         raise UsageError(f"--policy takes a name: a threshold is given by --threshold {policy}")
     check_threads(threads)
-    from mate_edge.runtime.classify import RunOptions, classify
+    from mate_edge.runtime.classify import ClassifyOptions, classify
     from mate_edge.runtime.sources import Wanted
 
     code = classify(
         sources,
         bundle,
-        RunOptions(
+        ClassifyOptions(
             policy=policy if threshold is None else threshold,
             max_ms=max_ms,
             strict=strict,

@@ -20,7 +20,7 @@ from mate_edge.report.bench import Bench
 from mate_edge.runtime.bench.load import CpuUse, busy_processes
 from mate_edge.runtime.bench.options import Options
 from mate_edge.runtime.bench.result import GOLDEN, Measured, Use, judge_subject
-from mate_edge.runtime.bench.rounds import Samples, Schedule, run_rounds
+from mate_edge.runtime.bench.rounds import Pace, Samples, run_rounds
 from mate_edge.runtime.bench.subjects import (
     Subject,
     contenders_of,
@@ -145,16 +145,14 @@ def measure(
     table = max(rounds_needed(subject.whole.engine.num_segments) for subject in subjects)
     least = min(FEWEST_ROUNDS, options.rounds or FEWEST_ROUNDS)
     limit_s = LIMIT_S if options.rounds is None else math.inf
-    schedule = Schedule(options.rounds or max(ROUNDS, table), least, limit_s)
+    pace = Pace(options.rounds or max(ROUNDS, table), least, limit_s)
     threads = max(getattr(subject.whole.engine, "threads", 1) for subject in subjects)
     for contender in contenders:  # the first image loads decoders
         contender.predictor.predict(frames[0], policy=contender.policy)
 
-    def run(schedule: Schedule, what: str) -> tuple[Samples, Use]:
+    def run(pace: Pace, what: str) -> tuple[Samples, Use]:
         use, began = CpuUse(), contenders[0].predictor.clock()
-        found = run_rounds(
-            contenders, frames, schedule, sleep=sleep, progress=partial(progress, what)
-        )
+        found = run_rounds(contenders, frames, pace, sleep=sleep, progress=partial(progress, what))
         passed_ms = (contenders[0].predictor.clock() - began) / 1e6
         busy_ms = sum(
             sample.elapsed_ms + sample.unmeasured_ms
@@ -164,14 +162,14 @@ def measure(
         others = None if options.load else use.others()
         return found, Use(threads, busy_ms / max(passed_ms, 1e-9), use.own(), others)
 
-    back_to_back, use = run(schedule, "back to back")
+    back_to_back, use = run(pace, "back to back")
     paced: Samples = {}
     if options.fps is not None:
         limit_s = PACED_LIMIT_S if options.rounds is None else math.inf
-        schedule = replace(schedule, fps=options.fps, limit_s=limit_s)
+        pace = replace(pace, fps=options.fps, limit_s=limit_s)
         round_s = len(contenders) / options.fps
-        seconds = max(min(schedule.rounds * round_s, limit_s), schedule.least * round_s)
+        seconds = max(min(pace.rounds * round_s, limit_s), pace.least * round_s)
         say(f"pacing {len(contenders)} contenders at {options.fps:g} a second: {seconds:.0f} s")
-        paced, use = run(schedule, "paced")
+        paced, use = run(pace, "paced")
     measured = Measured(len(frames), source, back_to_back, paced, use)
     return [judge_subject(subject, measured, options, machine, say) for subject in subjects]

@@ -44,7 +44,7 @@ Samples = dict[str, list[Sample]]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Pace:
     """How many rounds, and how fast.
 
     Attributes:
@@ -63,7 +63,7 @@ class Schedule:
 def run_rounds(
     contenders: Sequence[Contender],
     frames: Sequence[bytes],
-    schedule: Schedule,
+    pace: Pace,
     *,
     sleep: Callable[[float], object] = time.sleep,
     progress: Callable[[float], object] = lambda share: None,
@@ -80,7 +80,7 @@ def run_rounds(
     Args:
         contenders: warmed up, with names of their own; the first one's clock counts.
         frames: encoded images, shown in turn.
-        schedule: how long to go on.
+        pace: how long to go on.
         sleep: waits for so many seconds.
         progress: told the share of `rounds` that is done, or of `limit_s` if that is larger.
 
@@ -90,15 +90,11 @@ def run_rounds(
     clock = contenders[0].predictor.clock
     found: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
     began, tick, before = clock(), 0, contenders[0].predictor
-    for turn in range(schedule.rounds):
+    for turn in range(pace.rounds):
         passed_s = (clock() - began) / 1e9
-        if turn >= schedule.least and passed_s > schedule.limit_s:
+        if turn >= pace.least and passed_s > pace.limit_s:
             break
-        progress(
-            max(
-                turn / schedule.rounds, min(passed_s / schedule.limit_s, turn / schedule.least, 1.0)
-            )
-        )
+        progress(max(turn / pace.rounds, min(passed_s / pace.limit_s, turn / pace.least, 1.0)))
         start = turn // 2 % len(contenders)
         order = [*contenders[start:], *contenders[:start]][:: 1 if turn % 2 else -1]
         frame = frames[turn % len(frames)]
@@ -107,10 +103,10 @@ def run_rounds(
             if contender.predictor is not before:
                 before = contender.predictor
                 unmeasured_ms = before.predict(frame, policy=contender.policy).elapsed_ms
-            if schedule.fps is not None:
+            if pace.fps is not None:
                 passed_s = (clock() - began) / 1e9
-                tick = max(tick + 1, int(passed_s * schedule.fps) + 1)
-                sleep(tick / schedule.fps - passed_s)
+                tick = max(tick + 1, int(passed_s * pace.fps) + 1)
+                sleep(tick / pace.fps - passed_s)
             prediction = contender.predictor.predict(frame, policy=contender.policy)
             found[contender.name].append(
                 Sample(

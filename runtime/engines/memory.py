@@ -106,7 +106,7 @@ class Holdings:
 
 
 @dataclass(eq=False)
-class Part:
+class EnginePart:
     """A segment, or the preprocessing of frames, that is ready to run.
 
     Attributes:
@@ -159,4 +159,4 @@ class Memory:
     spare: int
     frame: Any = None
     scratch: tuple[int, int] = (0, 0)
-    parts: dict[int, Part] = field(default_factory=dict)
+    parts: dict[int, EnginePart] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from mate_edge.runtime.cuda import open_cuda
 from mate_edge.runtime.cuda.arrays import DeviceFrame, take_frame
 from mate_edge.runtime.engines.deserialized import Port, SharedEngines, not_built
 from mate_edge.runtime.engines.engine import Engine
-from mate_edge.runtime.engines.memory import Holdings, Memory, Part
+from mate_edge.runtime.engines.memory import EnginePart, Holdings, Memory
 from mate_edge.runtime.plans import FRAME, Plans, device_platform, segment_name
 from mate_edge.runtime.tensorrt_library import import_library
 
@@ -139,7 +139,7 @@ class TensorRTEngine(Engine):
                 self._set_batch(part, part.single, 1)
             self._open_memory().parts[k] = part
 
-    def _load_segment(self, k: int) -> Part:
+    def _load_segment(self, k: int) -> EnginePart:
         segment, what = self._segments[k - 1], f"segment {k} of {self.bundle.folder}"
         ports = [Port.of(segment.input, True), *(Port.of(o, False) for o in segment.outputs)]
         engine = self._shared.get(segment_name(segment.file.sha256), what, ports)
@@ -148,9 +148,11 @@ class TensorRTEngine(Engine):
         addresses = {segment.input.name: memory.inputs[k - 1], logits.name: memory.logits.address}
         if features:
             addresses[features[0].name] = memory.inputs[k]
-        return Part(what, engine, segment.input.name, segment.input.shape, addresses, logits.nbytes)
+        return EnginePart(
+            what, engine, segment.input.name, segment.input.shape, addresses, logits.nbytes
+        )
 
-    def _load_frames(self) -> Part:
+    def _load_frames(self) -> EnginePart:
         if self.frame_shape is None:
             raise EngineError(
                 f"no engine for frames is built: type mate-edge build {self.bundle.folder} "
@@ -166,7 +168,7 @@ class TensorRTEngine(Engine):
         memory = self._open_memory()
         memory.frame = memory.frame or memory.held.buffer(int(np.prod(shape)))
         addresses = {frames.INPUT: memory.frame.address, frames.OUTPUT: memory.inputs[0]}
-        return Part(what, engine, frames.INPUT, shape, addresses)
+        return EnginePart(what, engine, frames.INPUT, shape, addresses)
 
     def _frame_dimensions(self) -> tuple[int, ...]:
         """[H, W, 3] of the frames."""
@@ -195,7 +197,7 @@ class TensorRTEngine(Engine):
         if old:
             memory.held.free(old)
 
-    def _context(self, part: Part, fixed: bool) -> Any:
+    def _context(self, part: EnginePart, fixed: bool) -> Any:
         """Return a context of a part on the addresses of this engine."""
         context = self._shared.context(part.engine, fixed)
         if context is None:
@@ -207,11 +209,11 @@ class TensorRTEngine(Engine):
         self._library.errors(of_this_thread=True)  # what was logged on the way stopped nothing
         return context
 
-    def _set_batch(self, part: Part, context: Any, n: int) -> None:
+    def _set_batch(self, part: EnginePart, context: Any, n: int) -> None:
         if not context.set_input_shape(part.input, (n, *part.shape)):
             raise self._failure(part, f"a batch of {n} is refused")
 
-    def _failure(self, part: Part, what: str) -> EngineError:
+    def _failure(self, part: EnginePart, what: str) -> EngineError:
         said = self._library.errors(of_this_thread=True)
         return EngineError(f"{part.what}: {what}" + (f": {said}" if said else ""))
 
@@ -309,7 +311,7 @@ class TensorRTEngine(Engine):
             to += count
         self._next, self._rows = k, to
 
-    def _launch(self, memory: Memory, part: Part, n: int) -> None:
+    def _launch(self, memory: Memory, part: EnginePart, n: int) -> None:
         """Run a part on what lies at its input, and wait until its results can be read."""
         if n > 1:
             part.wide = part.wide or self._context(part, fixed=False)
@@ -326,7 +328,7 @@ class TensorRTEngine(Engine):
         self._cuda.event_record(memory.held.event, memory.held.stream)
         self._cuda.event_wait(memory.held.event)
 
-    def _enqueue(self, memory: Memory, part: Part, context: Any, n: int) -> None:
+    def _enqueue(self, memory: Memory, part: EnginePart, context: Any, n: int) -> None:
         """Put a part into the stream, and the copy of its logits."""
         launched = context.execute_async_v3(memory.held.stream)
         said = self._library.errors(of_this_thread=True)
@@ -336,7 +338,7 @@ class TensorRTEngine(Engine):
             host = memory.logits.host[: n * part.logits_bytes]
             self._cuda.to_host(host, memory.logits.address, memory.held.stream)
 
-    def _record(self, memory: Memory, part: Part) -> None:
+    def _record(self, memory: Memory, part: EnginePart) -> None:
         """Record a part as a graph; after `RECORDINGS` failures launch plainly, and say why."""
         stream, failed = memory.held.stream, None
         try:

@@ -24,7 +24,7 @@ from mate_edge.errors import UsageError
 from mate_edge.report.bench import Bench
 from mate_edge.runtime.bench.bench import measure
 from mate_edge.runtime.bench.options import Options
-from mate_edge.runtime.bench.rounds import Contender, Schedule, run_rounds
+from mate_edge.runtime.bench.rounds import Contender, Pace, run_rounds
 from mate_edge.runtime.bench.subjects import Subject
 from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines.blocked import read_blocked
@@ -109,7 +109,7 @@ def test_contenders_take_turns_and_nobody_always_follows_the_same(bundle_folder:
         engine = Noting(bundle.unsplit(), clock, [1.0])
         engine.name = name
         contenders.append(Contender(name, Predictor(engine, "deepest", clock), Deepest((1.0,))))
-    found = run_rounds(contenders, [png()], Schedule(rounds=12, least=1, limit_s=1e9))
+    found = run_rounds(contenders, [png()], Pace(rounds=12, least=1, limit_s=1e9))
     assert {name: len(samples) for name, samples in found.items()} == {"a": 12, "b": 12, "c": 12}
     # who follows another predicts once before, unmeasured
     measured = [name for name, same in groupby(order) for _ in list(same)[1:]]
@@ -131,7 +131,7 @@ def test_paced_predictions_begin_on_ticks_and_late_ones_skip_some(bundle_folder:
         engine.ms = [25.0 if len(begun) == 3 else 1.0]  # longer than two pauses
 
     contender = Contender("a", predictor, Deepest((1.0,)))
-    run_rounds([contender], [png()], Schedule(5, 5, 1e9, fps=100.0), sleep=sleep)
+    run_rounds([contender], [png()], Pace(5, 5, 1e9, fps=100.0), sleep=sleep)
     assert begun == pytest.approx([10.0, 20.0, 30.0, 60.0, 70.0])
 
 
@@ -140,7 +140,7 @@ def test_it_stops_when_the_time_is_over_but_not_before_enough(bundle_folder: Pat
     engine = TimedEngine(read_bundle(bundle_folder).unsplit(), clock, [100.0])
     contender = Contender("a", Predictor(engine, "deepest", clock), Deepest((1.0,)))
     for limit_s, rounds in ((1.05, 11), (0.1, 5), (60, 50)):
-        found = run_rounds([contender], [png()], Schedule(rounds=50, least=5, limit_s=limit_s))
+        found = run_rounds([contender], [png()], Pace(rounds=50, least=5, limit_s=limit_s))
         assert len(found["a"]) == rounds
 
 

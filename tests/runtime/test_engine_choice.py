@@ -15,7 +15,7 @@ from mate_edge.decide.simulate import simulate
 from mate_edge.errors import EngineError, EngineNotBuilt, ImageError, UsageError
 from mate_edge.images import crop, from_array, normalize
 from mate_edge.runtime import engines
-from mate_edge.runtime.classify import RunOptions, classify
+from mate_edge.runtime.classify import ClassifyOptions, classify
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from mate_edge.runtime.predictor import Predictor
 
@@ -39,7 +39,7 @@ def run(bundle: Path, pictures: Path, *names: str, **options: Any) -> int:
     chosen: dict[str, Any] = {
         "policy": None, "max_ms": None, "engine": None, "threads": 1, "json": False,
     } | options  # fmt: skip
-    return classify([str(pictures / name) for name in names], bundle, RunOptions(**chosen))
+    return classify([str(pictures / name) for name in names], bundle, ClassifyOptions(**chosen))
 
 
 # which one

@@ -208,10 +208,11 @@ def test_no_name_forges_a_line_or_commands_the_terminal(
 
 
 def test_one_image_loads_nothing_that_only_videos_need(bundle_folder: Path, pictures: Path) -> None:
+    names = [str(pictures / "0.png")]
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from mate_edge.runtime.classify import RunOptions, classify\n"
-        f"classify([{str(pictures / '0.png')!r}], Path({str(bundle_folder)!r}), RunOptions())\n"
+        "from mate_edge.runtime.classify import ClassifyOptions, classify\n"
+        f"classify({names}, Path({str(bundle_folder)!r}), ClassifyOptions())\n"
         "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

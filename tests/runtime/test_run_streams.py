@@ -22,7 +22,7 @@ from mate_edge.bundle import read_bundle
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import ImageError, UsageError
 from mate_edge.runtime import sources
-from mate_edge.runtime.classify import RunOptions, classify
+from mate_edge.runtime.classify import ClassifyOptions, classify
 from mate_edge.runtime.outputs.csv_file import CsvFile
 from mate_edge.runtime.outputs.lines import JsonLines
 from mate_edge.runtime.policy import resolve_policy
@@ -108,7 +108,7 @@ def test_a_signal_ends_a_stream_with_the_summary_and_a_video_that_plays(
     before = signal.getsignal(number)
     camera(1000, lambda frame: os.kill(os.getpid(), number) if frame == 6 else None)
     video, rows = tmp_path / "out.mp4", tmp_path / "rows.csv"
-    run = RunOptions(save_video=video, csv=rows, json=True)
+    run = ClassifyOptions(save_video=video, csv=rows, json=True)
     assert classify(["fake:0"], bundle_folder, run) == code
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 5
@@ -148,7 +148,9 @@ def test_a_signal_while_the_outputs_are_finished_takes_neither_them_nor_the_summ
     camera(3)
     before = signal.signal(signal.SIGTERM, end)
     try:
-        assert classify(["fake:0"], bundle_folder, RunOptions(csv=tmp_path / "rows.csv")) == 143
+        assert (
+            classify(["fake:0"], bundle_folder, ClassifyOptions(csv=tmp_path / "rows.csv")) == 143
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "3 frames: exit 1" in capsys.readouterr().out
@@ -161,7 +163,7 @@ def test_nothing_is_read_ahead_of_the_answers(
     monkeypatch.setattr(JsonLines, "add", lambda self, answer: answered.append(1))
     ahead: list[int] = []
     camera(20, lambda number: ahead.append(number - 1 - len(answered)))
-    assert classify(["fake:0"], bundle_folder, RunOptions(json=True)) == 0
+    assert classify(["fake:0"], bundle_folder, ClassifyOptions(json=True)) == 0
     assert ahead == [0] * 20
 
 
@@ -170,13 +172,13 @@ def test_a_camera_that_vanishes_leaves_its_answers_and_exit_code_1(
 ) -> None:
     gone = ImageError("fake:0 stopped: No such device")
     camera(9, lambda number: gone if number == 5 else None)
-    assert classify(["fake:0"], bundle_folder, RunOptions()) == 1
+    assert classify(["fake:0"], bundle_folder, ClassifyOptions()) == 1
     printed = capsys.readouterr()
     assert "fake:0 #4 " in printed.out
     assert "1 could not be read" in printed.out
     assert "mate-edge: fake:0 stopped: No such device" in printed.err
     camera(9, lambda number: gone)
-    assert classify(["fake:0"], bundle_folder, RunOptions()) == 2
+    assert classify(["fake:0"], bundle_folder, ClassifyOptions()) == 2
 
 
 def test_a_full_disk_ends_the_run_with_its_reason_and_the_summary(
@@ -186,7 +188,7 @@ def test_a_full_disk_ends_the_run_with_its_reason_and_the_summary(
         pytest.skip("there is no /dev/full")
     camera(9)
     with pytest.raises(UsageError, match="cannot write /dev/full: No space left on device"):
-        classify(["fake:0"], bundle_folder, RunOptions(csv=Path("/dev/full"), max_ms=1000.0))
+        classify(["fake:0"], bundle_folder, ClassifyOptions(csv=Path("/dev/full"), max_ms=1000.0))
     assert "1 frame: exit 1" in capsys.readouterr().out
 
 
@@ -203,7 +205,7 @@ def test_a_video_that_cannot_be_written_leaves_no_part_of_it(
 
     monkeypatch.setattr(av, "open", full)
     with pytest.raises(UsageError, match=r"cannot write .*out.mp4: No space left"):
-        classify(["fake:0"], bundle_folder, RunOptions(save_video=tmp_path / "out.mp4"))
+        classify(["fake:0"], bundle_folder, ClassifyOptions(save_video=tmp_path / "out.mp4"))
     assert not list(tmp_path.glob("*.mp4")) + list(tmp_path.glob(".*.mp4"))
 
 
@@ -261,7 +263,7 @@ def test_stdin_without_a_path_is_a_mistake(
     with open(os.devnull) as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         with pytest.raises(UsageError, match="- named nothing to classify"):
-            classify(["-"], bundle_folder, RunOptions())
+            classify(["-"], bundle_folder, ClassifyOptions())
 
 
 def test_a_steady_label_stands_beside_the_frames_own(
@@ -274,7 +276,7 @@ def test_a_steady_label_stands_beside_the_frames_own(
     found = simulate(resolve_policy(read_bundle(bundle_folder), "balanced"), golden["logits"])
     other = int(np.argmax(found.predictions != found.predictions[0]))
     camera(6, frames=[golden_frames[number] for number in (0, other, 0, 0, other, other)])
-    assert classify(["fake:0"], bundle_folder, RunOptions(json=True, patience=2)) == 0
+    assert classify(["fake:0"], bundle_folder, ClassifyOptions(json=True, patience=2)) == 0
     printed = capsys.readouterr()
     lines = [json.loads(line) for line in printed.out.splitlines()]
     a, b = lines[0]["label"], lines[1]["label"]
@@ -298,7 +300,7 @@ def test_a_frames_age_counts_against_its_deadline(
                 yield Shot(self.name, lambda: frame, number, 0.0, arrived)
 
     monkeypatch.setitem(sources.KINDS, "old", lambda name, rest, wanted: Old(name))
-    run = RunOptions(json=True, max_ms=10_000.0, wanted=sources.Wanted(every_frame=True))
+    run = ClassifyOptions(json=True, max_ms=10_000.0, wanted=sources.Wanted(every_frame=True))
     assert classify(["old:0"], bundle_folder, run) == 0
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert 500 < first["elapsed_ms"] < 10_000
@@ -321,7 +323,9 @@ def test_prometheus_reads_a_stream_while_it_runs(
                 read.append(reply.read().decode())
 
     camera(8, look)
-    assert classify(["fake:0"], bundle_folder, RunOptions(metrics_port=0, policy="deepest")) == 0
+    assert (
+        classify(["fake:0"], bundle_folder, ClassifyOptions(metrics_port=0, policy="deepest")) == 0
+    )
     model = read_bundle(bundle_folder).manifest.name
     line = f'mate_edge_predictions_total{{exit="3",halted_by="last-exit",model="{model}"}} 5.0'
     assert line in read[0]
@@ -333,4 +337,4 @@ def test_without_prometheus_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "mate_edge.runtime.metrics", raising=False)
     with pytest.raises(UsageError, match=r"pip install 'mate-edge\[serve\]'"):
-        classify([str(pictures / "0.png")], bundle_folder, RunOptions(metrics_port=0))
+        classify([str(pictures / "0.png")], bundle_folder, ClassifyOptions(metrics_port=0))
