@@ -39,7 +39,9 @@ from mate_edge.train.evaluate import exit_accuracy
 from mate_edge.train.losses.ce import CrossEntropy
 from mate_edge.train.options import Options
 
-QUICK = Options(data="digits", epochs=1, batch_size=128, train_images=256, lr=0.02)
+QUICK = Options(
+    data="digits", arch="small:stages", epochs=1, batch_size=128, train_images=256, lr=0.02
+)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,13 @@ OLD = {"optimizer", "schedule", "warm_up"}
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Options for a training of seconds, in a working folder of its own."""
     monkeypatch.chdir(tmp_path)
-    return {"data": "digits", "epochs": 3, "batch_size": 128, "train_images": 256}
+    return {
+        "data": "digits",
+        "arch": "small:stages",
+        "epochs": 3,
+        "batch_size": 128,
+        "train_images": 256,
+    }
 
 
 def objective(method: str = "mate") -> Objective:

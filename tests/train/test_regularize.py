@@ -125,6 +125,7 @@ def test_labels_are_probabilities_when_softened_and_stay_what_the_images_show() 
 
 EVERYTHING = Options(
     data="digits",
+    arch="small:stages",
     epochs=2,
     batch_size=64,
     train_images=200,

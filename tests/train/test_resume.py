@@ -54,7 +54,7 @@ def whole(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-SHORT = Options(data="digits", epochs=2, batch_size=64, train_images=256)
+SHORT = Options(data="digits", arch="small:stages", epochs=2, batch_size=64, train_images=256)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from mate_edge.train.options import Options
 from mate_edge.train.start import run_training
 
 VARIED = Recipe(epochs=1, batch_size=8, randaugment=9, label_smoothing=0.1, mixup=0.4)
-QUICK = Options(data="digits", epochs=2, batch_size=64, train_images=200)
+QUICK = Options(data="digits", arch="small:stages", epochs=2, batch_size=64, train_images=200)
 
 
 @pytest.fixture
