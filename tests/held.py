@@ -1,7 +1,8 @@
 """A training that waits for its signal: `python held.py CALL ARGUMENTS...` of `mate-edge`.
 
-It is `python -m mate_edge ARGUMENTS`, but the CALLth time that it asks whether to stop, it makes
-the file `held` in its working folder and goes on only when a signal has come.
+It is `python -m mate_edge ARGUMENTS` as the leader of its processes, but the CALLth time that it
+asks whether to stop, it writes its id to the file `held` in its working folder and goes on only
+when a signal has come.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from mate_edge import files
 from mate_edge.stop import StopSignal
 from mate_edge.train import loop
 
@@ -27,7 +29,7 @@ def hold_at(call: int) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
-            Path("held").touch()
+            files.write_whole(Path("held"), str(os.getpid()).encode())
             until = time.monotonic() + LONGEST_S
             while stop.received is None and time.monotonic() < until:
                 time.sleep(0.01)
@@ -40,5 +42,6 @@ if __name__ == "__main__":  # a loader's worker may import this file
     from mate_edge.cli import main
 
     sys.path[0] = os.getcwd()
+    os.setpgrp()  # the workers of its loader are in it too
     hold_at(int(sys.argv.pop(1)))
     main()

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+from warm import Warm
 
 from mate_edge.errors import RunError, TrainingStopped, UsageError
 from mate_edge.runs import read_run
@@ -63,23 +63,32 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_training(SHORT, tmp_path_factory.mktemp("short") / "run", resume=False)[0]
 
 
-def start(command: list[str], out: str, folder: Path) -> tuple[subprocess.Popen[str], Path]:
-    """Start a training of `SMALL`; return it, held at step 5 of epoch 2, and where its states are.
+class Victim:
+    """A training of `SMALL`, held at step 5 of epoch 2.
 
-    It leads a group of its own, which its loader workers would be in.
+    Attributes:
+        pid: of the process and of the group that it leads, in which its loader's workers are.
+        states: the folder in `out` of its states.
     """
-    victim = subprocess.Popen(
-        [sys.executable, held.__file__, "25", *command, "--out", out],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (folder / "held").exists():
-        assert victim.poll() is None, "it ended before it could be interrupted"
-        time.sleep(0.01)
-    return victim, folder / out / "state"
+
+    def __init__(self, warm: Warm, command: list[str], out: str, folder: Path) -> None:
+        self._asks = subprocess.Popen(
+            [warm.python, held.__file__, "25", *command, "--out", out],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not (folder / "held").exists():
+            assert self._asks.poll() is None, "it ended before it could be interrupted"
+            time.sleep(0.01)
+        self.pid = int((folder / "held").read_text())
+        self.states = folder / out / "state"
+
+    def end(self) -> tuple[int, str]:
+        """Wait until it has ended; return its exit code and what it wrote to stderr."""
+        _, said = self._asks.communicate(timeout=60)
+        return self._asks.returncode, said
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -93,12 +102,12 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_killed_training_resumes_to_bit_equal_weights(
-    cli: Any, tmp_path: Path, whole: Path
+    cli: Any, warm: Warm, tmp_path: Path, whole: Path
 ) -> None:
-    victim, states = start(TRAIN, "killed", tmp_path)
-    victim.kill()
-    victim.communicate()
-    assert os.listdir(states) == ["epoch-1"]
+    victim = Victim(warm, TRAIN, "killed", tmp_path)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.end()
+    assert os.listdir(victim.states) == ["epoch-1"]
     assert not read_run(tmp_path / "killed").finished
     refused = cli("export", "killed", cwd=tmp_path)
     assert refused.returncode == 2
@@ -121,14 +130,14 @@ def test_a_killed_training_resumes_to_bit_equal_weights(
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
 )
 def test_a_signal_saves_in_mid_epoch_and_the_resume_is_bit_equal(
-    number: signal.Signals, code: int, cli: Any, tmp_path: Path, whole: Path
+    number: signal.Signals, code: int, cli: Any, warm: Warm, tmp_path: Path, whole: Path
 ) -> None:
-    victim, states = start(TRAIN, "stopped", tmp_path)
-    victim.send_signal(number)
-    _, said = victim.communicate(timeout=60)
-    assert victim.returncode == code
+    victim = Victim(warm, TRAIN, "stopped", tmp_path)
+    os.kill(victim.pid, number)
+    ended, said = victim.end()
+    assert ended == code
     assert "mate-edge train --resume --out stopped" in said.splitlines()[-1]
-    assert os.listdir(states) == ["epoch-1-step-5"]
+    assert os.listdir(victim.states) == ["epoch-1-step-5"]
     resumed = cli("train", "--resume", "--out", "stopped", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after epoch 1 and 5 steps" in resumed.stderr
@@ -231,17 +240,17 @@ def test_a_kill_while_the_old_state_is_removed_leaves_the_new_one(
 
 
 def test_a_signal_to_the_whole_group_saves_though_workers_dropout_and_parts_are_in_play(
-    cli: Any, tmp_path: Path, with_dropout: str
+    cli: Any, warm: Warm, tmp_path: Path, with_dropout: str
 ) -> None:
     command = [*SMALL, "--epochs", "3", "--arch", with_dropout, "--workers", "1", "--randaugment",
                "5", "--mixup", "0.2", "--accumulate", "2"]  # fmt: skip
     done = cli(*command, "--out", "whole", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    victim, states = start(command, "stopped", tmp_path)
+    victim = Victim(warm, command, "stopped", tmp_path)
     os.killpg(victim.pid, signal.SIGTERM)
-    _, said = victim.communicate(timeout=60)
-    assert victim.returncode == 143, said
-    assert os.listdir(states) == ["epoch-1-step-5"]
+    ended, said = victim.end()
+    assert ended == 143, said
+    assert os.listdir(victim.states) == ["epoch-1-step-5"]
     resumed = cli("train", "--resume", "--out", "stopped", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
