@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import torch
 from torch import nn
+from warm import keep_export_tables
 
 from mate_edge.errors import ExportError, RunError, UsageError
 from mate_edge.export.check import check_models
@@ -31,6 +32,12 @@ from mate_edge.train.network import build_network, load_network
 from mate_edge.train.new import new_run
 from mate_edge.train.options import Options
 from mate_edge.train.start import run_training
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_exports() -> None:
+    keep_export_tables()
+
 
 NETS = """
 import torch
