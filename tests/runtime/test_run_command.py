@@ -39,9 +39,9 @@ def test_a_folder_a_glob_and_files_are_classified_in_order(
 
 
 def test_the_table_and_the_summary_say_what_happened(
-    cli: Any, bundle_folder: Path, pictures: Path
+    typed: Any, bundle_folder: Path, pictures: Path
 ) -> None:
-    done = cli(
+    done = typed(
         "run", "--bundle", bundle_folder, "--max-ms", "100000", "--policy", "deepest", pictures
     )
     assert done.returncode == 0, done.stderr
@@ -56,9 +56,9 @@ def test_the_table_and_the_summary_say_what_happened(
 
 
 def test_an_impossible_deadline_is_said_and_answered_all_the_same(
-    cli: Any, bundle_folder: Path, pictures: Path
+    typed: Any, bundle_folder: Path, pictures: Path
 ) -> None:
-    done = cli("run", "--bundle", bundle_folder, "--max-ms", "0.001", pictures / "0.png")
+    done = typed("run", "--bundle", bundle_folder, "--max-ms", "0.001", pictures / "0.png")
     assert done.returncode == 0
     assert "exit 1 answers all the same" in done.stderr
     assert "missed" in done.stdout.splitlines()[1]
@@ -66,13 +66,13 @@ def test_an_impossible_deadline_is_said_and_answered_all_the_same(
 
 
 def test_a_strict_deadline_that_exit_1_may_miss_stops_before_anything_runs(
-    cli: Any, bundle_folder: Path, pictures: Path
+    typed: Any, bundle_folder: Path, pictures: Path
 ) -> None:
-    done = cli("run", "--bundle", bundle_folder, "--max-ms", "0.001", "--strict", pictures)
+    done = typed("run", "--bundle", bundle_folder, "--max-ms", "0.001", "--strict", pictures)
     assert (done.returncode, done.stdout) == (2, "")
     *_, line = done.stderr.splitlines()
     assert "0.001 ms is less than the" in line
-    done = cli("run", "--bundle", bundle_folder, "--max-ms", "10000", "--strict", pictures)
+    done = typed("run", "--bundle", bundle_folder, "--max-ms", "10000", "--strict", pictures)
     assert done.returncode == 0, done.stderr
 
 
@@ -118,29 +118,29 @@ def test_latencies_that_vary_much_are_said_to(bundle_folder: Path) -> None:
 
 
 def test_the_likeliest_classes_are_shown_when_asked_for(
-    cli: Any, bundle_folder: Path, pictures: Path
+    typed: Any, bundle_folder: Path, pictures: Path
 ) -> None:
     command = ("run", "--bundle", bundle_folder, "--top", "3", pictures / "0.png")
-    found = json.loads(cli(*command, "--json").stdout)
+    found = json.loads(typed(*command, "--json").stdout)
     with mate_edge.load(bundle_folder) as predictor:
         expected = predictor.predict(pictures / "0.png").probabilities
     best = np.argsort(-expected)[:3]
     assert [one["label"] for one in found["top"]] == [str(index) for index in best]
     assert [one["confidence"] for one in found["top"]] == pytest.approx(expected[best].tolist())
-    row = cli(*command).stdout.splitlines()[1]
+    row = typed(*command).stdout.splitlines()[1]
     assert row.endswith("".join(f"  {index} {expected[index]:.3f}" for index in best[1:]))
-    many = json.loads(cli(*command[:-2], "99", pictures / "0.png", "--json").stdout)
+    many = json.loads(typed(*command[:-2], "99", pictures / "0.png", "--json").stdout)
     assert len(many["top"]) == 10
-    refused = cli(*command[:-2], "0", pictures / "0.png")
+    refused = typed(*command[:-2], "0", pictures / "0.png")
     assert refused.returncode == 2
     assert "--top must be 1 or more, not 0" in refused.stderr
 
 
 def test_one_bad_image_among_many_is_reported_and_the_others_run(
-    cli: Any, bundle_folder: Path, pictures: Path
+    typed: Any, bundle_folder: Path, pictures: Path
 ) -> None:
     (pictures / "bad.png").write_bytes((pictures / "0.png").read_bytes()[:40])
-    done = cli("run", "--bundle", bundle_folder, pictures, "missing.jpg")
+    done = typed("run", "--bundle", bundle_folder, pictures, "missing.jpg")
     assert done.returncode == 1
     assert done.stdout.count("  policy ") + done.stdout.count("  last-exit") == 8
     complaints = [line for line in done.stderr.splitlines() if line.startswith("mate-edge: ")]
@@ -214,17 +214,17 @@ def test_without_arguments_it_shows_its_help(cli: Any) -> None:
     assert cli("--version").stdout.strip() == mate_edge.__version__
 
 
-def test_without_any_bundle_it_says_to_export_one(cli: Any, pictures: Path) -> None:
-    done = cli("run", "0.png", cwd=pictures)
+def test_without_any_bundle_it_says_to_export_one(typed: Any, pictures: Path) -> None:
+    done = typed("run", "0.png", cwd=pictures)
     assert done.returncode == 2
     assert "mate-edge export" in done.stderr
 
 
 def test_links_in_a_circle_and_a_folder_that_is_gone_are_one_line_each(
-    cli: Any, bundle_folder: Path, tmp_path: Path
+    typed: Any, bundle_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "l.jpg").symlink_to("l.jpg")
-    done = cli("run", "--bundle", bundle_folder, "l.jpg", cwd=tmp_path)
+    done = typed("run", "--bundle", bundle_folder, "l.jpg", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "l.jpg" in done.stderr
     gone = tmp_path / "gone"
@@ -239,9 +239,9 @@ def test_links_in_a_circle_and_a_folder_that_is_gone_are_one_line_each(
 
 
 def test_an_output_that_is_refused_leaves_no_other_behind(
-    cli: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
+    typed: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    done = cli("run", "--bundle", bundle_folder, pictures, "--csv", "new.csv", "--save-video",
+    done = typed("run", "--bundle", bundle_folder, pictures, "--csv", "new.csv", "--save-video",
                  "o.mp4", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 2
     assert "--save-video goes with one video" in done.stderr
