@@ -272,7 +272,7 @@ def test_methods_that_make_no_sense_are_refused(text: str, says: str) -> None:
 def test_the_command_prints_and_keeps_the_tables_and_trains_nothing_twice(
     cli: Any, tmp_path: Path
 ) -> None:
-    command = ["compare", "--data", "digits", "--epochs", "1", "--train-images", "256",
+    command = ["compare", "--data", "digits", "--epochs", "1", "--train-images", "64",
                "--seeds", "1"]  # fmt: skip
     done = cli(*command, "--methods", "ce", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -315,7 +315,7 @@ def test_the_command_says_that_a_run_failed_and_exits_with_1(
     typed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CrossEntropy, "forward", lambda self, logits, labels: logits.sum() / 0)
-    command = ["compare", "--data", "digits", "--epochs", "1", "--train-images", "256",
+    command = ["compare", "--data", "digits", "--epochs", "1", "--train-images", "64",
                "--methods", "ce,mate", "--seeds", "1"]  # fmt: skip
     done = typed(*command, cwd=tmp_path)
     assert done.returncode == 1

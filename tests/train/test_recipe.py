@@ -138,7 +138,7 @@ def test_adamw_has_rate_decay_and_first_beta_of_its_own() -> None:
 
 
 def test_the_command_passes_the_recipe_on_and_the_report_tells_it(cli: Any, tmp_path: Path) -> None:
-    done = cli("train", "--data", "digits", "--epochs", "2", "--train-images", "256", "--optimizer",
+    done = cli("train", "--data", "digits", "--epochs", "2", "--train-images", "64", "--optimizer",
                "adamw", "--lr", "0.002", "--momentum", "0.8", "--weight-decay", "0.01",
                "--schedule", "cosine", "--warm-up", "1", "--out", "run", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ from mate_edge.train.sums import Diverged
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Options:
     """Options for a training of seconds, in a working folder of its own."""
     monkeypatch.chdir(tmp_path)
-    return Options(data="digits", epochs=2, batch_size=128)
+    return Options(data="digits", arch="small:stages", epochs=2, batch_size=128)
 
 
 def test_the_rate_falls_tenfold_at_each_milestone() -> None:
@@ -115,7 +115,7 @@ def test_the_outputs_are_the_networks_and_the_results_are_counted_from_them(
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(quick: Options) -> None:
-    few = dataclasses.replace(quick, epochs=1, train_images=160, batch_size=16)
+    few = dataclasses.replace(quick, arch="resnet8", epochs=1, train_images=160, batch_size=16)
     folders = [
         run_training(dataclasses.replace(few, seed=seed), None, resume=False)[0]
         for seed in (5, 5, 6)
@@ -129,7 +129,7 @@ TRAIN = ["train", "--data", "digits"]
 
 
 def test_a_folder_of_large_images_trains_and_a_broken_one_is_named(
-    cli: Any, tmp_path: Path
+    cli: Any, tmp_path: Path, with_dropout: str
 ) -> None:
     rng = np.random.default_rng(0)
     for name in ("ant", "bee"):
@@ -137,7 +137,7 @@ def test_a_folder_of_large_images_trains_and_a_broken_one_is_named(
         for number in range(20):
             pixels = rng.integers(0, 256, (150, 140 + number, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "set" / name / f"{number:02}.jpg")
-    command = ["train", "--data", "set", "--arch", "resnet8", "--size", "128", "--epochs", "1",
+    command = ["train", "--data", "set", "--arch", with_dropout, "--size", "128", "--epochs", "1",
                "--batch-size", "8"]  # fmt: skip
     done = cli(*command, "--out", "fine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -336,8 +336,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         np.testing.assert_allclose(weights[1][name], whole, atol=1e-5)
 
 
-def test_mixed_precision_trains_and_keeps_its_weights_in_32_bits(cli: Any, tmp_path: Path) -> None:
-    few = ("--epochs", "1", "--train-images", "256")  # a CPU without bf16 emulates it, slowly
+def test_mixed_precision_trains_and_keeps_its_weights_in_32_bits(
+    cli: Any, tmp_path: Path, with_dropout: str
+) -> None:
+    few = ("--epochs", "1", "--train-images", "256", "--arch", with_dropout)
     done = cli(*TRAIN, *few, "--precision", "bf16", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     weights = load_file(tmp_path / "run" / "model.safetensors")
