@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from warm import Warm
 
 from mate_edge import files
 from mate_edge.bundle import read_bundle
@@ -213,17 +212,26 @@ def test_a_dry_run_prints_the_cuts_and_writes_nothing(
     assert sorted(os.listdir(home / "bundles")) == before
 
 
+KILLED = """
+import os, signal
+from mate_edge.cli import main
+from mate_edge.export import export
+
+export.export_models = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+main()
+"""
+
+
 def test_a_killed_export_leaves_nothing_and_the_same_run_gives_the_same_bundle(
-    run_folder: Path, bundle_folder: Path, tmp_path: Path, cli: Any
+    run_folder: Path, bundle_folder: Path, tmp_path: Path, cli: Any, warm: Warm
 ) -> None:
     out = tmp_path / "killed.mate"
-    command = [sys.executable, "-m", "mate_edge", "export", str(run_folder), "--out", str(out)]
-    victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not list(tmp_path.glob(".killed.mate.*.tmp")):
-        assert victim.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    command = [warm.python, program, "export", run_folder, "--out", out]
+    assert subprocess.run(command, cwd=tmp_path).returncode == -signal.SIGKILL % 256
+    program.unlink()
+    assert [path.suffix for path in tmp_path.glob(".killed.mate.*")] == [".tmp"]
     assert not out.exists()
     done = cli("export", run_folder, "--out", out)
     assert done.returncode == 0, done.stderr
