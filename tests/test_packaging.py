@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+
+from warm import Warm
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -50,29 +52,22 @@ def test_the_package_index_would_take_both_without_a_warning(built: Path) -> Non
 
 
 def test_the_installed_wheel_imports_every_module_away_from_the_checkout(
-    built: Path, tmp_path: Path
+    built: Path, tmp_path: Path, warm: Warm
 ) -> None:
     (wheel,) = built.glob("*.whl")
     site = tmp_path / "site"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site),
-         str(wheel)],
-        check=True,
-    )  # fmt: skip
+    shutil.unpack_archive(wheel, site, "zip")  # what pip does with a wheel of Python alone
     names = sorted(
         source.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for source in sources()
         if not source.endswith("__main__.py")
     )
-    program = (
-        "import importlib, mate_edge\n"
-        f"assert mate_edge.__file__.startswith({str(site)!r}), mate_edge.__file__\n"
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import importlib, sys\n"
+        f"sys.path[0] = {str(site)!r}\n"
         f"for name in {names!r}:\n"
-        "    importlib.import_module(name)\n"
+        "    file = importlib.import_module(name).__file__\n"
+        "    assert file.startswith(sys.path[0]), file\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", program],
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-    )
+    subprocess.run([warm.python, program], check=True, cwd=tmp_path)
