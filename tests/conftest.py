@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from first import type_first_commands
 from hypothesis import settings
 from PIL import Image
 from warm import Warm
@@ -158,14 +159,8 @@ def make_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MakeO
 
 @pytest.fixture(scope="session")
 def home(make_once: MakeOnce, cli: Cli) -> Path:
-    """The working folder in which a user typed train and export, with nothing else."""
-
-    def fill(folder: Path) -> None:
-        for line in ("train --data digits --epochs 3", "export --target cpu"):
-            done = cli(*line.split(), cwd=folder)
-            assert done.returncode == 0, done.stderr
-
-    return make_once("home", fill)
+    """The working folder in which a user typed train and export, with the device's state."""
+    return make_once("home", lambda folder: type_first_commands(folder, cli))
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ FEWER = ("predictor", "run_command", "verify")
     ],
 )
 def test_the_core_passes_its_tests_without_torch_on_python_3_10(
-    files: list[str], built: Path, bundle_folder: Path, tmp_path: Path
+    files: list[str], built: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     python = find_python()
     if python is None:
@@ -50,6 +50,7 @@ def test_the_core_passes_its_tests_without_torch_on_python_3_10(
     pip = [sys.executable, "-m", "pip", "--python", tmp_path / "venv" / "bin" / "python", "install",
            "--no-compile", "--quiet", "--disable-pip-version-check"]  # fmt: skip
     subprocess.run([*pip, *built.glob("*.whl"), *OLDEST, "pytest", "hypothesis"], check=True)
+    bundle_folder = request.getfixturevalue("bundle_folder")  # made meanwhile by another process
     done = subprocess.run(
         [tmp_path / "venv" / "bin" / "python", "-m", "pytest", "-q", "--rootdir", CHECKOUT,
          "-p", "no:cacheprovider", "--hypothesis-profile", "few examples",

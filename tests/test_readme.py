@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from first import COMMANDS
 from PIL import Image
 from warm import Warm
 
@@ -54,8 +56,10 @@ def test_there_are_commands_and_every_stage_is_shown() -> None:
         assert f"mate-edge {command}" in shown
 
 
-def test_the_readmes_commands_work_as_written(warm: Warm, tmp_path: Path) -> None:
-    run_all(commands(slow=False), tmp_path, warm)
+def test_the_readmes_commands_work_as_written(home: Path, warm: Warm, tmp_path: Path) -> None:
+    lines, begun = commands(slow=False), len(COMMANDS)
+    assert tuple(lines[:begun]) == COMMANDS, "what was typed in `home`"
+    run_all(lines[begun:], shutil.copytree(home, tmp_path / "home"), warm)
 
 
 @pytest.mark.slow
