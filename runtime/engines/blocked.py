@@ -25,7 +25,7 @@ from mate_edge.errors import EngineError, UsageError
 from mate_edge.runtime.state import read_state, state_folder
 
 STATE = "blocked"
-REVISION = 1
+REVISION = 2
 """Of what `join` does; what an earlier one made is made anew."""
 BLOCKS = (4, 8, 16, 32)
 PROBED = 2 * max(BLOCKS)

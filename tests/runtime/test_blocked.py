@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -327,10 +328,17 @@ def test_the_reference_of_verify_is_what_was_exported(built: Bundle) -> None:
 WIDTH = 2 * max(BLOCKS)
 
 
-def two_segments(folder: Path, like: Bundle, first: list[Any], width: int = WIDTH) -> Bundle:
+def two_segments(
+    folder: Path,
+    like: Bundle,
+    first: list[Any],
+    width: int = WIDTH,
+    second: Sequence[Any] = (),
+) -> Bundle:
     """Write two segments in ONNX: convolutions, then what `first` says, which makes `features`.
 
-    `first` finds `z` and `c`, the outputs of two convolutions, one after the other.
+    `first` finds `z` and `c`, the outputs of two convolutions, one after the other; `second` makes
+    `pooled from` of the features, by a convolution if nothing is said.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -347,7 +355,7 @@ def two_segments(folder: Path, like: Bundle, first: list[Any], width: int = WIDT
     ]
     bodies = (
         ([conv(images.name, "z", "thin"), conv("z", "c", "wide"), *first], images, features),
-        ([conv("features", "pooled from", "wide")], features, None),
+        (list(second) or [conv("features", "pooled from", "wide")], features, None),
     )
     segments = []
     for k, (nodes, source, target) in enumerate(bodies, start=1):
@@ -449,3 +457,31 @@ def test_a_border_is_blocked_where_nothing_else_is_done_with_the_features(
         for batch in (images, images[:1], images[1:2]):
             for one, same in zip(run(plain, batch), run(ours, batch), strict=True):
                 assert np.array_equal(one, same)
+
+
+SHORTCUT = [conv("features", "d", "wide"), conv("d", "e", "wide")]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        [*SHORTCUT, other("Add", "e", "features", "pooled from")],
+        [*SHORTCUT, other("Add", "features", "e", "f"), other("Relu", "f", "pooled from")],
+        [other("Relu", "features", "r"), conv("r", "e", "wide"),
+         other("Add", "e", "features", "pooled from")],
+    ],
+)  # fmt: skip
+def test_a_shortcut_that_begins_at_a_border_is_added_on_blocks_too(
+    second: list[Any], bundle: Bundle, built: Bundle, tmp_path: Path
+) -> None:
+    small = two_segments(tmp_path, bundle, [other("Relu", "c", "features")], second=second)
+    assert keep_blocked(small, False, say_nothing).borders == (True,)
+    graph = onnx.load(blocked_path(small, 2)).graph
+    assert {"Add", "ReorderInput", "MaxPool"}.isdisjoint(node.op_type for node in graph.node)
+    shape = (5, *small.manifest.segments[0].input.shape)
+    images = np.random.default_rng(1).standard_normal(shape, np.float32)
+    plain = OnnxRuntimeEngine(small, 1, blocked=lambda bundle: None)
+    with plain, OnnxRuntimeEngine(small, 1) as ours:
+        for batch in (images, images[:1]):
+            for one, same in zip(run(plain, batch), run(ours, batch), strict=True):
+                np.testing.assert_allclose(one, same, atol=1e-5 * np.abs(one).max())
