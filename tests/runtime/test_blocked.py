@@ -282,6 +282,23 @@ def test_the_networks_whose_borders_are_no_blocks_run_as_they_are(
         assert not engine.device_key.endswith("blocked")
 
 
+def test_between_stages_not_even_rounding_may_differ(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nudge(bundle: Bundle, k: int, model: Any) -> None:
+        """Make the weights of the last layer larger by a millionth."""
+        name = [one for one in model.graph.node if one.op_type == "Gemm"][-1].input[1]
+        (stored,) = (one for one in model.graph.initializer if one.name == name)
+        weights = onnx.numpy_helper.to_array(stored) * np.float32(1.000001)
+        stored.CopyFrom(onnx.numpy_helper.from_array(weights, name))
+
+    monkeypatch.setattr(join, "_add_in_place", nudge)
+    said: list[str] = []
+    try_blocked(built, True, said.append)
+    assert len(said) == 1
+    assert "answers otherwise on blocks of channels" in said[0]
+
+
 def test_segments_that_answer_otherwise_are_not_kept(
     built: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
