@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from two_segments import run
 
-from mate_edge.bundle import Bundle, Segment, Tensor, add_file, read_bundle
+from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.images import normalize
 from mate_edge.runtime import join
 from mate_edge.runtime.build_command import join_if_needed
@@ -52,15 +52,6 @@ def built(bundle: Bundle) -> Bundle:
     if not any(keep_blocked(bundle, False, say_nothing).borders):
         pytest.skip("onnxruntime computes on no blocks on this CPU")
     return bundle
-
-
-def run(engine: OnnxRuntimeEngine, images: np.ndarray) -> list[np.ndarray]:
-    """Return the logits of each exit, and what goes over each border."""
-    engine.load(images)
-    found = []
-    for k in range(1, engine.num_segments + 1):
-        found += [engine.run(k), engine.features]
-    return found
 
 
 @given(
@@ -340,165 +331,3 @@ def test_the_reference_of_verify_is_what_was_exported(built: Bundle) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(run_reference(built, golden)) == 3
-
-
-WIDTH = 2 * max(BLOCKS)
-
-
-def two_segments(
-    folder: Path,
-    like: Bundle,
-    first: list[Any],
-    width: int = WIDTH,
-    second: Sequence[Any] = (),
-) -> Bundle:
-    """Write two segments in ONNX: convolutions, then what `first` says, which makes `features`.
-
-    `first` finds `z` and `c`, the outputs of two convolutions, one after the other; `second` makes
-    `pooled from` of the features, by a convolution if nothing is said.
-    """
-    from onnx import TensorProto, helper, numpy_helper
-
-    rng, classes = np.random.default_rng(0), len(like.manifest.classes)
-    node = helper.make_node
-    images = like.manifest.segments[0].input
-    channels, *sides = images.shape
-    features = Tensor(name="features", shape=(width, *sides), dtype="float32")
-    logits = Tensor(name="logits", shape=(classes,), dtype="float32")
-    head = [
-        node("GlobalAveragePool", ["pooled from"], ["pool"]),
-        node("Flatten", ["pool"], ["flat"]),
-        node("MatMul", ["flat", "dense"], ["logits"]),
-    ]
-    bodies = (
-        ([conv(images.name, "z", "thin"), conv("z", "c", "wide"), *first], images, features),
-        (list(second) or [conv("features", "pooled from", "wide")], features, None),
-    )
-    segments = []
-    for k, (nodes, source, target) in enumerate(bodies, start=1):
-        if not any("pooled from" in one.output for one in nodes):
-            nodes.append(node("Identity", ["features"], ["pooled from"]))
-        targets = [tensor for tensor in (target, logits) if tensor is not None]
-        weights = {
-            "thin": rng.normal(size=(width, channels, 3, 3)),
-            "wide": rng.normal(size=(width, width, 3, 3)) / width,
-            "dense": rng.normal(size=(width, classes)),
-        }
-        read = {name for one in (*nodes, *head) for name in one.input}
-        described = [
-            [
-                helper.make_tensor_value_info(one.name, TensorProto.FLOAT, ["n", *one.shape])
-                for one in side
-            ]
-            for side in ([source], targets)
-        ]
-        stored = [
-            numpy_helper.from_array(weight.astype(np.float32), name)
-            for name, weight in weights.items()
-            if name in read
-        ]
-        graph = helper.make_graph([*nodes, *head], "small", *described, stored)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-        file = add_file(folder, f"segments/{k}.onnx", model.SerializeToString())
-        segments.append(Segment(file=file, input=source, outputs=tuple(targets)))
-    manifest = msgspec.structs.replace(
-        like.manifest,
-        segments=tuple(segments),
-        exits=like.manifest.exits[-2:],
-        operating_points={},
-    )
-    return Bundle(folder, manifest, "1" * 64)
-
-
-def conv(source: str, target: str, weights: str) -> Any:
-    from onnx import helper
-
-    return helper.make_node("Conv", [source, weights], [target], pads=[1] * 4)
-
-
-def other(kind: str, *names: str) -> Any:
-    from onnx import helper
-
-    return helper.make_node(kind, list(names[:-1]), [names[-1]])
-
-
-@pytest.mark.parametrize(
-    ("first", "width", "is_blocked", "in_place"),
-    [
-        ([other("Relu", "c", "features")], WIDTH, True, False),
-        ([conv("c", "d", "wide"), other("Add", "d", "z", "features")], WIDTH, True, True),
-        (
-            [conv("c", "d", "wide"), other("Add", "z", "d", "e"), other("Relu", "e", "features")],
-            WIDTH, True, True,
-        ),
-        # the last convolution reads what is added to it, too
-        ([other("Add", "c", "z", "features")], WIDTH, True, False),
-        # so does the head, when it may be overwritten already
-        (
-            [conv("c", "d", "wide"), other("Add", "d", "z", "features"),
-             other("GlobalMaxPool", "z", "pooled from")],
-            WIDTH, True, False,
-        ),
-        # the head reads [n, C, H, W]
-        (
-            [other("Relu", "c", "features"), other("Softsign", "features", "pooled from")],
-            WIDTH, False, False,
-        ),
-        # no whole number of blocks
-        (
-            [conv("c", "d", "wide"), other("Add", "d", "z", "features"),
-             conv("c", "pooled from", "wide")],
-            WIDTH + 4, False, False,
-        ),
-    ],
-)  # fmt: skip
-def test_a_border_is_blocked_where_nothing_else_is_done_with_the_features(
-    first: list[Any],
-    width: int,
-    is_blocked: bool,
-    in_place: bool,
-    bundle: Bundle,
-    built: Bundle,
-    tmp_path: Path,
-) -> None:
-    small = two_segments(tmp_path, bundle, first, width)
-    made = keep_blocked(small, False, say_nothing)
-    assert made.borders == (is_blocked,)
-    assert [one.in_place is not None for one in made.segments] == (
-        [in_place, False] if is_blocked else []
-    )
-    shape = (5, *small.manifest.segments[0].input.shape)
-    images = np.random.default_rng(1).standard_normal(shape, np.float32)
-    plain = OnnxRuntimeEngine(small, 1, blocked=lambda bundle: None)
-    with plain, OnnxRuntimeEngine(small, 1) as ours:
-        for batch in (images, images[:1], images[1:2]):
-            for one, same in zip(run(plain, batch), run(ours, batch), strict=True):
-                assert np.array_equal(one, same)
-
-
-SHORTCUT = [conv("features", "d", "wide"), conv("d", "e", "wide")]
-
-
-@pytest.mark.parametrize(
-    "second",
-    [
-        [*SHORTCUT, other("Add", "e", "features", "pooled from")],
-        [*SHORTCUT, other("Add", "features", "e", "f"), other("Relu", "f", "pooled from")],
-        [other("Relu", "features", "r"), conv("r", "e", "wide"),
-         other("Add", "e", "features", "pooled from")],
-    ],
-)  # fmt: skip
-def test_a_shortcut_that_begins_at_a_border_is_added_on_blocks_too(
-    second: list[Any], bundle: Bundle, built: Bundle, tmp_path: Path
-) -> None:
-    small = two_segments(tmp_path, bundle, [other("Relu", "c", "features")], second=second)
-    assert keep_blocked(small, False, say_nothing).borders == (True,)
-    graph = onnx.load(blocked_path(small, 2)).graph
-    assert {"Add", "ReorderInput", "MaxPool"}.isdisjoint(node.op_type for node in graph.node)
-    shape = (5, *small.manifest.segments[0].input.shape)
-    images = np.random.default_rng(1).standard_normal(shape, np.float32)
-    plain = OnnxRuntimeEngine(small, 1, blocked=lambda bundle: None)
-    with plain, OnnxRuntimeEngine(small, 1) as ours:
-        for batch in (images, images[:1]):
-            for one, same in zip(run(plain, batch), run(ours, batch), strict=True):
-                np.testing.assert_allclose(one, same, atol=1e-5 * np.abs(one).max())
