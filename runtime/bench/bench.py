@@ -159,8 +159,8 @@ def measure(
             for samples in found.values()
             for sample in samples
         )
-        others = None if options.load else use.others()
-        return found, Use(threads, busy_ms / max(passed_ms, 1e-9), use.own(), others)
+        share = busy_ms / max(passed_ms, 1e-9)
+        return found, Use(threads, share, use.own(), use.others(options.load))
 
     back_to_back, use = run(pace, "back to back")
     paced: Samples = {}

@@ -49,13 +49,17 @@ class CpuUse:
         """Return how many CPUs this process kept busy."""
         return (time.process_time() - self._own) / self._passed()
 
-    def others(self) -> float | None:
-        """Return how many CPUs all other processes kept busy; None: unknown."""
+    def others(self, load: int = 0) -> float | None:
+        """Return how many CPUs all other processes kept busy; None: unknown.
+
+        Args:
+            load: busy processes that are not counted; each of them keeps one CPU busy at most.
+        """
         now = self._busy_s()
         if now is None or self._all is None:
             return None
         own = time.process_time() - self._own
-        return max(0.0, (now - self._all - own) / self._passed())
+        return max(0.0, (now - self._all - own) / self._passed() - load)
 
     def _passed(self) -> float:
         return max(time.monotonic() - self._began, 1e-9)

@@ -113,7 +113,8 @@ def _for_deadline(
         verb = "save" if point.saved_ms > 0 else "cost"
         saved = f"they would {verb} {abs(point.saved_ms):.2g} ms on average"
     times = contenders[UNSPLIT].times
-    few = "" if times.p99_ms is not None else f" ({samples_needed(0.99)} rounds show the p99)"
+    enough = samples_needed(0.99)
+    few = "" if times.p99_ms is not None else f" ({enough} rounds show the p99)"
     if unsplit_ms <= max_ms:
         return (
             f"unsplit {what} is {unsplit_ms:.3g} ms{few}, under your {max_ms:g} ms: you need no "
@@ -123,8 +124,7 @@ def _for_deadline(
     if times.p99_ms is None and times.median_ms <= max_ms:
         return (
             f"{over}, but its median is {times.median_ms:.3g} ms: so few rounds cannot tell "
-            "whether you need exits for this deadline; leave --rounds out, or give "
-            f"{samples_needed(0.99)}"
+            f"whether you need exits for this deadline; leave --rounds out, or give {enough}"
         )
     for k in range(num_exits, 0, -1):
         ms, what = tail(contenders[exit_name(k, num_exits)].times)
@@ -138,6 +138,13 @@ def _for_deadline(
                 f"{over}: you need exits for this deadline; exit {k} answers in time ({what}: "
                 f"{ms:.3g} ms), and --max-ms {max_ms:g} goes deeper whenever that fits"
             )
+    first = contenders[exit_name(1, num_exits)].times
+    if first.p99_ms is None and first.median_ms <= max_ms:
+        return (
+            f"{over}, and so is exit 1 ({what}: {ms:.3g} ms), but the median of exit 1 is "
+            f"{first.median_ms:.3g} ms: so few rounds cannot tell whether it answers in time; "
+            f"leave --rounds out, or give {enough}"
+        )
     return (
         f"{over}, and so is exit 1 ({what}: {ms:.3g} ms): no exit of this network meets this "
         "deadline here; train with an earlier first exit or a smaller network, lower the "

@@ -172,6 +172,32 @@ def test_the_verdict_names_the_deepest_exit_that_is_in_time(bench_of: Measure) -
     assert "so is exit 1 (max of 12: 6 ms)" in first
 
 
+def test_few_rounds_with_a_late_one_do_not_say_that_no_exit_is_in_time(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    clock, bundle = Clock(), read_bundle(bundle_folder)
+
+    class Stumbling(TimedEngine):
+        calls = 0
+
+        def run(self, k: int) -> np.ndarray:
+            self.calls += 1
+            clock.pass_ms(9.0 if self.calls % 50 == 0 else 0.0)
+            return super().run(k)
+
+    whole = Predictor(Stumbling(bundle, clock, [2.0, 2.0, 2.0]), "deepest", clock)
+    bench = replace(subject(bundle, clock, [1.0], 5.6), whole=whole)
+
+    def first(rounds: int) -> str:
+        options = Options(rounds=rounds, max_ms=5.0)
+        (found,) = measure([bench], [png()], "", options, say=lambda line: None,
+                           machine=Machine(root=tmp_path))  # fmt: skip
+        return found.verdict[0]
+
+    assert "exit 1 (max of 100: 11 ms), but the median of exit 1 is 2 ms: so few" in first(100)
+    assert "no exit of this network meets this deadline here" in first(460)
+
+
 def test_without_a_deadline_it_says_what_exits_save_or_cost(bench_of: Measure) -> None:
     (first, *_) = bench_of([1.0, 1.0, 1.0], 2.8).verdict
     assert first == (

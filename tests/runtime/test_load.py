@@ -78,4 +78,6 @@ def test_what_other_processes_use_is_told_from_what_this_one_does(
     stat.write_text(f"cpu  {100 + 8 * ticks} 0 100 5000 0 0 0 0 0 0\n")
     assert use.own() == 0.75  # 3 s of the 4
     assert use.others() == 1.25  # 5 of the 8 s that all CPUs computed
+    assert use.others(load=1) == 0.25
+    assert use.others(load=2) == 0.0
     assert CpuUse(tmp_path / "none").others() is None
