@@ -27,7 +27,8 @@ class Summary:
         self.num_exits = predictor.engine.num_segments
         self.max_ms = max_ms
         self.exits: Counter[int] = Counter()
-        self.failures = self.misses = self.by_deadline = self.frames = self.steadied = 0
+        self.by_deadline: Counter[int] = Counter()
+        self.failures = self.misses = self.frames = self.steadied = 0
         self.total_ms = 0.0
         self._clock, self._began = clock, clock()
 
@@ -43,7 +44,8 @@ class Summary:
         self.frames += answer.shot.number is not None
         self.steadied += answer.label != prediction.label
         self.misses += prediction.deadline_missed
-        self.by_deadline += prediction.halted_by == "deadline"
+        if prediction.halted_by == "deadline":
+            self.by_deadline[prediction.exit] += 1
         self.total_ms += prediction.elapsed_ms
 
     def shares(self) -> str:
@@ -59,24 +61,23 @@ class Summary:
 
     def text(self, dropped: int = 0, remarks: Sequence[str] = ()) -> str:
         """Return shares, mean time, misses, drops, what is guaranteed, drift, and the remarks."""
-        count = self.count
+        count, halted = self.count, self.by_deadline.total()
         what = ("frame" if self.frames == count else "image") + "s" * (count != 1)
         lines = [f"{count} {what}: {self.shares()}; mean {self.total_ms / max(count, 1):.2f} ms"]
         if self.frames:
             passed = max(self._clock() - self._began, 1e-9)
             lines[0] += f"; {count / passed:.1f} a second"
         if self.max_ms is not None:
+            where = ", ".join(f"{n} at exit {k}" for k, n in sorted(self.by_deadline.items()))
             lines.append(
-                f"deadline {self.max_ms:g} ms: {self.misses} missed, "
-                f"{self.by_deadline} halted by it"
+                f"deadline {self.max_ms:g} ms: {self.misses} missed, {halted} halted by it"
+                + (f" ({where})" if where else "")
             )
         if dropped:
             were = "1 frame was" if dropped == 1 else f"{dropped} frames were"
             lines.append(f"{were} dropped for newer ones (--every-frame keeps them)")
         measured = self.predictor.timing.measured
-        lines.append(
-            standing(self.predictor.chosen, self.max_ms, measured, self.count, self.by_deadline)
-        )
+        lines.append(standing(self.predictor.chosen, self.max_ms, measured, self.count, halted))
         if self.steadied:
             lines.append(
                 f"{self.steadied} of the labels are the steady ones of --patience-frames, not the "

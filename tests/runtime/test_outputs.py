@@ -14,15 +14,17 @@ from mate_edge.runtime.outputs.answer import Answer, Steady
 from mate_edge.runtime.outputs.csv_file import HEADER, CsvFile
 from mate_edge.runtime.outputs.lines import LiveLine, Table
 from mate_edge.runtime.outputs.summary import Summary
-from mate_edge.runtime.prediction import Prediction
+from mate_edge.runtime.prediction import HaltedBy, Prediction
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.sources.source import Shot
 
 
-def answer(name: str, label: str = "cat", exit_: int = 1, late: bool = False) -> Answer:
+def answer(
+    name: str, label: str = "cat", exit_: int = 1, late: bool = False, by: HaltedBy = "policy"
+) -> Answer:
     found = Prediction(
         label=label, index=0, confidence=0.9, relative=[0.9, 0.1],
-        exit=exit_, halted_by="policy", elapsed_ms=2.0, decode_ms=0.0, preprocess_ms=0.0,
+        exit=exit_, halted_by=by, elapsed_ms=2.0, decode_ms=0.0, preprocess_ms=0.0,
         segment_ms=(1.0,), deadline_missed=late,
     )  # fmt: skip
     return Answer(Shot(name, Path(name)), Path(name), found, label, 0.9)
@@ -126,6 +128,16 @@ def test_a_file_without_rows_does_not_stay(tmp_path: Path) -> None:
     for _ in range(2):  # what fails at the end closes it again
         rows.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_summary_says_at_which_exits_the_deadline_halted(bundle_folder: Path) -> None:
+    with Predictor.load(bundle_folder, lazy=True) as predictor:
+        summary = Summary(predictor, 5.0)
+        for exit_, by in [(1, "policy"), (1, "deadline"), (2, "deadline"), (1, "deadline")]:
+            summary.add(answer("a.png", exit_=exit_, by=by))
+        text = summary.text()
+    assert "4 images: exit 1 75 %, exit 2 25 %, exit 3 0 %" in text
+    assert "deadline 5 ms: 0 missed, 3 halted by it (2 at exit 1, 1 at exit 2)" in text
 
 
 def test_the_live_line_says_how_fast_which_exits_and_how_many_misses(
