@@ -12,11 +12,11 @@ from mate_edge.decide.drift import (
     FEWEST,
     FINE,
     Drift,
-    check_confidence,
     compare,
     count_confidences,
     fine_bin,
 )
+from mate_edge.decide.policy import decide
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.prediction import REASONS, HaltedBy
 
@@ -59,13 +59,7 @@ class Tally:
         self.reset()
 
     def add(self, prediction: Prediction, confidence: float | None = None) -> None:
-        """Count a prediction, and how sure exit 1 was of the image; None if by another policy.
-
-        Raises:
-            UsageError: one of the two confidences is no probability; nothing is counted.
-        """
-        if not 0.0 <= prediction.confidence <= 1.0:  # else a call is saved
-            check_confidence(prediction.confidence)
+        """Count a prediction, and how sure exit 1 was of the image; None if by another policy."""
         if confidence is not None:
             self.fine[fine_bin(confidence)] += 1
         self.left[prediction.halted_by][prediction.exit - 1] += 1
@@ -124,7 +118,7 @@ class Tally:
         known, policy = self._reference.get("calibration"), chosen.policy
         if known is None or known[0] is not policy:
             logits, _ = read_calibration(self.bundle)
-            confidences = policy.decide(logits[:, :1])[1].max(axis=-1)
+            confidences = decide(policy, logits[:, :1])[1].max(axis=-1)
             known = policy, count_confidences(confidences)
             self._reference["calibration"] = known
         return compare(known[1], self.fine)

@@ -13,14 +13,11 @@ from math import log2, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from mate_edge.errors import UsageError
-
 BINS = 10
 FINE = 256
 SMALLEST = 2.0**-14
 """Added to 1 - confidence, which may be 0: far above float32's steps there, which are 2^-24."""
 SCALE = FINE / 14.0001
-ROUNDING = 1e-5
 
 LARGE = 0.25
 """From here on a population stability index is called a large shift, by custom: Siddiqi, "Credit
@@ -52,28 +49,11 @@ class Drift:
 
 
 def fine_bin(confidence: float) -> int:
-    """Return the bin of a confidence in [0, 1]: of equal width in log(1 - confidence).
+    """Return the bin of a confidence, at least 0: of equal width in log(1 - confidence).
 
-    Raises:
-        UsageError: it is no probability.
+    What rounding puts above 1 counts as 1.
     """
-    if not 0.0 <= confidence <= 1.0:
-        check_confidence(confidence)
-        confidence = 1.0
-    return int(log2(1.0 - confidence + SMALLEST) * -SCALE)
-
-
-def check_confidence(confidence: float) -> None:
-    """Refuse what somebody's own policy returns for a probability and is none.
-
-    Raises:
-        UsageError: with the value; it may exceed 1 by what float32 rounds.
-    """
-    if not 0.0 <= confidence <= 1.0 + ROUNDING:
-        raise UsageError(
-            f"the policy returned a probability of {confidence:g}: decide() must return "
-            "probabilities in [0, 1], such as those of softmax()"
-        )
+    return int(log2(1.0 - min(confidence, 1.0) + SMALLEST) * -SCALE)
 
 
 def count_confidences(confidences: NDArray[np.float32]) -> list[int]:

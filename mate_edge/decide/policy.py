@@ -20,6 +20,9 @@ NEVER = 2.0
 COLDEST, HOTTEST = 1e-3, 1e3
 """The bounds of a temperature: far beyond them float32 knows neither logits nor classes apart."""
 
+SUMS_TO = 1e-3
+"""How far from 1 the sum of a sample's probabilities may be."""
+
 
 class Policy(Protocol):
     """Says, after each exit, which samples leave."""
@@ -41,7 +44,8 @@ class Policy(Protocol):
 def decide(policy: Policy, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
     """Ask a policy, somebody's own perhaps, and refuse what is not as `Policy.decide` says.
 
-    An array of 0 and 1 would be taken for the numbers of samples.
+    An array of 0 and 1 would be taken for the numbers of samples. The policies of this file need
+    not be asked whether their probabilities are some: they take a softmax.
 
     Raises:
         UsageError: with what it returned.
@@ -57,11 +61,24 @@ def decide(policy: Policy, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
             and probabilities.dtype.kind == "f"
             and probabilities.shape == logits[:, -1].shape
         ):
+            if type(policy) not in POLICIES.values():
+                _check_probabilities(policy, probabilities)
             return leave, probabilities
     raise UsageError(
         f"the policy {type(policy).__name__} must return leave, bool [{len(logits)}], and "
         f"probabilities, float {list(logits[:, -1].shape)}, not {_kinds(answer)}"
     )
+
+
+def _check_probabilities(policy: Policy, probabilities: Logits) -> None:
+    fine = abs(probabilities.sum(axis=-1) - 1) <= SUMS_TO
+    fine &= probabilities.min(axis=-1) >= 0
+    if not fine.all():
+        shown = ", ".join(f"{value:.4g}" for value in probabilities[~fine][0][:3])
+        raise UsageError(
+            f"the policy {type(policy).__name__} returned {shown}, ... for probabilities: decide() "
+            "must return some in [0, 1] that sum to 1, such as those of softmax()"
+        )
 
 
 def _kinds(answer: object) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mate_edge.decide.policy import Policy, decide
 from mate_edge.decide.softmax import Logits
+from mate_edge.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,17 @@ def simulate(policy: Policy, logits: Logits, deepest: NDArray[np.int64] | None =
         deepest: int64 [n], the exit from 1 to K at which a deadline ends each sample; None: K.
 
     Raises:
-        UsageError: the policy returned something else than `Policy.decide` says.
+        UsageError: a logit is no number, or the policy returned something else than
+            `Policy.decide` says.
     """
     n, num_exits, _ = logits.shape
+    wrong = np.argwhere(~np.isfinite(logits))
+    if len(wrong):
+        sample, exit_, _ = wrong[0]
+        raise UsageError(
+            f"logits must be finite: sample {sample} has {logits[tuple(wrong[0])]} at exit "
+            f"{exit_ + 1}"
+        )
     exits = np.full(n, num_exits)
     predictions = np.zeros(n, np.int64)
     confidences = np.zeros(n, np.float32)

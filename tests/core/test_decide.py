@@ -64,6 +64,14 @@ def test_a_lower_threshold_never_leaves_later(seed: int, low: float, high: float
     assert (sooner <= later).all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_simulation_refuses_logits_that_are_no_numbers(value: float) -> None:
+    logits = np.zeros((5, 2, 3), np.float32)
+    logits[3, 1, 2] = value
+    with pytest.raises(UsageError, match=f"finite: sample 3 has {value} at exit 2"):
+        simulate(Deepest((1.0, 1.0)), logits)
+
+
 def test_simulation_takes_the_first_exit_at_threshold_zero_and_the_last_at_never() -> None:
     logits = draw_logits(1)
     first = simulate(Confidence((0.0, 0.0), ONES), logits)
