@@ -19,12 +19,13 @@ from PIL import Image
 from timed import Clock, TimedEngine
 
 import mate_edge
-from mate_edge.decide.policy import Confidence, Deepest
+from mate_edge.decide.policy import THRESHOLDS, Confidence, Deepest
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.softmax import softmax
 from mate_edge.errors import EngineError, ImageError, UsageError
 from mate_edge.images import crop, decode, normalize
 from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.predictor import Predictor
 
 Golden = dict[str, np.ndarray]
@@ -67,17 +68,36 @@ def test_the_runtime_does_what_the_simulation_says(
         assert fields["probabilities"] == pytest.approx(prediction.probabilities.tolist())
 
 
-@pytest.mark.parametrize("policy", ["fast", 0.3, "deepest"])
-def test_a_batch_answers_as_its_images_do_alone(
-    policy: Any, predictor: Predictor, frames: list[np.ndarray]
+SCORES = {"confidence": 0.5, "entropy": 0.4, "margin": 0.3, "ensemble": 0.5}
+
+
+@pytest.mark.parametrize("policy", [*SCORES, "patience-2", "exit-2", "deepest", "fast"])
+def test_alone_in_a_batch_and_simulated_a_policy_gives_the_same_answers(
+    policy: str, predictor: Predictor, frames: list[np.ndarray]
 ) -> None:
-    alone = [predictor.predict(frame, policy=policy) for frame in frames]
-    together = predictor.predict_batch(frames, policy=policy)
-    assert [(p.index, p.exit, p.halted_by) for p in alone] == [
-        (p.index, p.exit, p.halted_by) for p in together
-    ]
+    shifted = [np.roll(frame, by, axis=1) for by in range(5) for frame in frames]
+    logits = []
+    for frame in shifted:
+        predictor.predict(frame, policy="deepest")
+        logits.append(np.stack(predictor.passed, axis=1)[0])
+    chosen: Any = policy
+    if policy in SCORES:
+        temperatures = predictor.manifest.temperatures
+        chosen = THRESHOLDS[policy]((SCORES[policy],) * (len(temperatures) - 1), temperatures)
+    expected = simulate(resolve_policy(predictor.bundle, chosen), np.stack(logits))
+    alone = [predictor.predict(frame, policy=chosen) for frame in shifted]
+    together = predictor.predict_batch(shifted, policy=chosen)  # in parts, see AT_ONCE
+    for found in (alone, together):
+        assert [p.exit for p in found] == expected.exits.tolist()
+        assert [p.index for p in found] == expected.predictions.tolist()
+    assert [p.halted_by for p in alone] == [p.halted_by for p in together]
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
+    if policy in SCORES or policy == "patience-2":
+        assert len(set(expected.exits)) > 1, "images leave at several exits"
+
+
+def test_of_no_images_there_are_no_predictions(predictor: Predictor) -> None:
     assert predictor.predict_batch([]) == []
 
 
