@@ -2,7 +2,8 @@
 
     python benchmarks/int8_cpu.py [--run FOLDER] [--rounds 60] [--threads 1] [--out FOLDER]
 
-Speed: untrained networks, exported by `mate-edge export`'s own conversion with noise for images.
+Speed: untrained networks, converted as `mate-edge export` does, with noise for images. The fp32
+segments are run by the engine, as they are built for this CPU; all else by plain sessions.
 Accuracy: with `--run`, a finished run whose images are at hand is exported in both precisions.
 Ratios are medians over the rounds of time(fp32) / time(int8) of the same round, batch 1.
 """
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -26,10 +27,15 @@ from mate_edge.export.models import Model, Models
 from mate_edge.export.precision import CALIBRATION_IMAGES, FOR_ONNX_RUNTIME, lower
 from mate_edge.report.text import print_table
 from mate_edge.runs import read_finished_run
-from mate_edge.runtime.engines.onnxruntime import make_session, session_options
+from mate_edge.runtime.engines.onnxruntime import (
+    OnnxRuntimeEngine,
+    make_session,
+    session_options,
+)
 
 CASES = [("resnet8", 32), ("resnet18", 32), ("mobilenet_v2", 32), ("resnet18", 224)]
 CALLS = 5
+Call = Callable[[np.ndarray], None]
 MAX_NOISE_BYTES = 50 * 10**6
 
 
@@ -49,10 +55,10 @@ def main() -> None:
         models = models_of(bundle)
         lowered = lower(models, FOR_ONNX_RUNTIME["int8"], noise(models.unsplit, CALIBRATION_IMAGES))
         for name, fp32, int8 in (
-            ("segments", models.segments, lowered.segments),
-            ("unsplit", (models.unsplit,), (lowered.unsplit,)),
+            ("segments", segments(bundle, arguments.threads), lowered.segments),
+            ("unsplit", chain((models.unsplit,), arguments.threads), (lowered.unsplit,)),
         ):
-            pair = [chain(each, arguments.threads) for each in (fp32, int8)]
+            pair = [fp32, chain(int8, arguments.threads)]
             times = measure(pair, noise(models.unsplit, 1), arguments.rounds)
             ratios = [a / b for a, b in zip(*times, strict=True)]
             rows.append(
@@ -101,7 +107,18 @@ def noise(model: Model, most: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def chain(models: tuple[Model, ...], threads: int) -> Any:
+def segments(bundle: Bundle, threads: int) -> Call:
+    engine = OnnxRuntimeEngine(bundle, threads, shared_pool=True)
+
+    def call(inputs: np.ndarray) -> None:
+        engine.load(inputs)
+        for k in range(1, engine.num_segments + 1):
+            engine.run(k)
+
+    return call
+
+
+def chain(models: tuple[Model, ...], threads: int) -> Call:
     options = session_options(threads, shared_pool=True)
     sessions: list[tuple[Model, onnxruntime.InferenceSession]] = [
         (model, make_session(model.data, options, model.name)) for model in models
@@ -115,7 +132,7 @@ def chain(models: tuple[Model, ...], threads: int) -> Any:
     return call
 
 
-def measure(calls: list[Any], images: np.ndarray, rounds: int) -> list[list[float]]:
+def measure(calls: list[Call], images: np.ndarray, rounds: int) -> list[list[float]]:
     times: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 1):
         order = range(len(calls)) if number % 2 else reversed(range(len(calls)))

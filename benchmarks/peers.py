@@ -1,6 +1,7 @@
 """Ours against what a user would pick instead: same network, weights, images and policy, batch 1.
 
-    python benchmarks/peers.py [--run FOLDER] [--rounds 40] [--threads N] [--earlyon FOLDER]
+    python benchmarks/peers.py [--run FOLDER [--point balanced]] [--rounds 40] [--threads N]
+        [--earlyon FOLDER]
 
 Contenders, each in a process of its own, asked in turns (`turns.py`) to classify all images one by
 one, from the uint8 frame of the network's size to the class:
@@ -14,8 +15,8 @@ one, from the uint8 frame of the network's size to the class:
 earlyon is installed from PyPI, without its dependencies, into a folder that only its process sees,
 so that it runs on the same torch; `--earlyon` names a folder that has it already. An untrained
 network gets thresholds at which its answers to noise leave in equal shares; with `--run` the images
-are validation images and the thresholds are the bundle's balanced ones. Every contender must leave
-at the same exits with the same classes, or the row says how many differ.
+are validation images and the thresholds are those of one of the bundle's operating points. Every
+contender must leave at the same exits with the same classes, or the row says how many differ.
 
 Ratios are medians over the rounds of time(other) / time(ours) of the same round: above 1 we win.
 """
@@ -289,6 +290,7 @@ def trained_case(folder: Path, out: Path) -> tuple[str, Path, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path, help="A trained run, measured besides.")
+    parser.add_argument("--point", default="balanced", help="Whose thresholds the run gets.")
     parser.add_argument("--only", help="Part of a case's name, such as resnet8.")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int)
@@ -312,7 +314,8 @@ def main() -> None:
         if "untrained" in name:
             thresholds = equal_shares(bundle, frames)
         else:
-            thresholds = resolve_policy(bundle, "balanced").thresholds  # type: ignore[attr-defined]
+            policy = resolve_policy(bundle, arguments.point)
+            thresholds = policy.thresholds  # type: ignore[attr-defined]
         threads = arguments.threads or cpu_threads(bundle)
         case = Case(path, run, frames, tuple(thresholds), threads, library)
         show(name, case, *measure(case, arguments.rounds))
