@@ -62,7 +62,7 @@ def open_all_subjects(bundle: Bundle, threads: int | None, say: Say) -> list[Sub
 
 
 def contenders_of(subject: Subject) -> list[Contender]:
-    """Return the network cut at each exit, the operating points and the unsplit network."""
+    """Return the network cut at each exit (with earlier heads), the points and the unsplit one."""
     manifest = subject.whole.manifest
     temperatures = manifest.temperatures
     last = len(temperatures)
