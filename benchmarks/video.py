@@ -4,7 +4,7 @@
 
 A window of 640x480 moves over scikit-learn's two photographs: encoded as H.264, and each frame as a
 JPEG file of its own. `mate-edge run` gets the video and the folder in turn, under one deadline, in
-a process each; by default twice the median of the whole network on a JPEG, measured first. A frame
+a process each; by default twice the median of a frame of the video, measured first. A frame
 counts from when it is decoded (turning it into RGB counts), a JPEG from when it is in memory. The
 weights are untrained and the policy is `deepest`: times do not depend on the weights.
 
@@ -59,7 +59,7 @@ def main() -> None:
     print(describe("onnxruntime", "av", "pillow"))
     max_ms = arguments.max_ms
     if max_ms is None:
-        first = run(bundle, folder, arguments.frames, 1e6)
+        first = run(bundle, video, arguments.frames, 1e6)
         max_ms = round(2 * median(first.elapsed_ms), 1)
     contenders = {"the video": video, "its frames as JPEG": folder}
     found: dict[str, list[Ran]] = {name: [] for name in contenders}
