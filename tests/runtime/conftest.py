@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,16 @@ from fake_gpu import FakeGpu
 from fake_pycuda import make_driver
 from fake_tensorrt import build_fakes, make_tensorrt
 from timed import Clock, TimedEngine
+from timed_bench import Measure, png, subject, with_shares
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.errors import EngineError
+from mate_edge.report.bench import Bench
+from mate_edge.runtime.bench.bench import measure
+from mate_edge.runtime.bench.options import Options
 from mate_edge.runtime.build import build_engines
 from mate_edge.runtime.deadline import LatencyTable
+from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines import ON_CPU, make_engine
 from mate_edge.runtime.engines.engine import Engine
 from mate_edge.runtime.predictor import Predictor
@@ -127,3 +133,29 @@ def timed(bundle_folder: Path) -> tuple[Predictor, TimedEngine, Clock]:
     ms = (1.0, 2.0, 4.0)
     predictor.timing.latencies = LatencyTable(ms, ms, ms, 999, True)
     return predictor, engine, clock
+
+
+@pytest.fixture
+def bench_of(bundle_folder: Path, tmp_path: Path) -> Measure:
+    """Bench a bundle on a device on which segments take what is said."""
+
+    def run(
+        segments_ms: list[float],
+        unsplit_ms: float,
+        shares: tuple[float, ...] = (0.6, 0.3, 0.1),
+        **options: Any,
+    ) -> Bench:
+        clock = Clock()
+        bundle = with_shares(read_bundle(bundle_folder), *shares)
+        (found,) = measure(
+            [subject(bundle, clock, segments_ms, unsplit_ms)],
+            [png()],
+            "a test's",
+            Options(**{"rounds": 12, **options}),
+            say=lambda line: None,
+            sleep=lambda seconds: clock.pass_ms(1000 * seconds),
+            machine=Machine(root=tmp_path),
+        )
+        return found
+
+    return run
