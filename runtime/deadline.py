@@ -3,7 +3,7 @@
 The first segment is mandatory, each further one optional (imprecise computation). The table of
 latencies is fixed. Two things move: one slow-down factor, for all segments alike (a window for each
 segment would starve, since a segment that no longer runs is never measured again), and a budget of
-misses, which says whether a careful or a bold quantile of the table counts.
+misses, which says whether a careful or a bold quantile of the table counts, or no segment follows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ BOLD_SHARE = 0.05
 """How often a segment may take longer than its bold quantile."""
 
 MOST_CREDIT = 2.0  # misses: a long quiet time must not pay for a burst of them
+MOST_ALLOWED = 5.0
+"""Misses: with fewer, those that being bold costs would often be followed by a stop."""
 
 SLOW_RATIO = 1.5
 LARGEST_RATIO = 2.0
@@ -146,21 +148,33 @@ class MissBudget:
     exit 1 costs one. Of T deadlines T MISS_SHARE / 2 at most are missed for being bold, whatever
     the device does, and the first requests of a process are answered carefully.
 
+    Even careful quantiles bound nothing on a device that no longer is as it was measured. So there
+    is an allowance for all misses beyond exit 1, of which each deadline earns `MISS_SHARE`. Once it
+    is used up exit 1 answers alone: of T deadlines T MISS_SHARE + `MOST_ALLOWED` at most are missed
+    for going on, whatever the device does.
+
     Attributes:
-        credit: how many misses are paid for, from 0 to `MOST_CREDIT`.
+        credit: how many misses being bold may cost, from 0 to `MOST_CREDIT`.
+        allowed: how many misses going on may cost, from 0 to `MOST_ALLOWED`.
     """
 
     def __init__(self) -> None:
-        self.credit = 0.0
+        self.credit, self.allowed = 0.0, MOST_ALLOWED
 
     @property
     def bold(self) -> bool:
         """Whether one more miss is paid for."""
         return self.credit >= 1
 
+    @property
+    def used_up(self) -> bool:
+        """Whether not even one more miss is allowed, so that exit 1 answers alone."""
+        return self.allowed < 1
+
     def settle(self, missed: bool) -> None:
         """Take in a request that had a deadline, and whether it was missed beyond exit 1."""
         self.credit = max(min(self.credit + MISS_SHARE / 2, MOST_CREDIT) - missed, 0.0)
+        self.allowed = max(min(self.allowed + MISS_SHARE, MOST_ALLOWED) - missed, 0.0)
 
 
 def may_continue(
@@ -213,14 +227,19 @@ def time_left(
     segment_ms: float,
     elapsed_ms: float,
     max_ms: float | None,
+    certified: bool = False,
 ) -> bool:
     """Take in what segment k has just taken, and say whether segment k + 1 may run.
 
-    The runtime asks this after each segment, and so does the simulation of a deadline.
+    The runtime asks this after each segment, and so does the simulation of a deadline. What was
+    certified together with the deadline goes on even where the budget is used up: its answers'
+    accuracy was promised, and how many are in time was not.
     """
     slow_down.observe(segment_ms / table.median_ms[k - 1])
     if max_ms is None or k == len(table.median_ms):
         return True
+    if budget.used_up and not certified:
+        return False
     return may_continue(table, slow_down.factor, k + 1, elapsed_ms, max_ms, budget.bold)
 
 

@@ -37,6 +37,11 @@ class Chosen:
     guarantee: Guarantee | None = None
     confidences: tuple[int, ...] = ()
 
+    @property
+    def certified_ms(self) -> float | None:
+        """The deadline that the guarantee holds under, and under every longer one; None: none."""
+        return None if self.guarantee is None else self.guarantee.max_ms
+
 
 def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
     """Return the policy that is meant.

@@ -362,13 +362,16 @@ class Predictor:
         self._tally.forget_confidences()
 
     def _use(self, chosen: Chosen) -> None:
-        loop = Loop(self.engine, chosen.policy, self.clock)
+        loop = self._make_loop(chosen)
         self.chosen, self._loop = chosen, loop  # one step: Ctrl-C
 
     def _loop_of(self, policy: PolicyChoice) -> Loop:
         """Return the loop of a policy that a call names, which may be the predictor's own."""
-        found = resolve_policy(self.bundle, policy)
-        return self._loop if found is self.policy else Loop(self.engine, found, self.clock)
+        found = choose_policy(self.bundle, policy)
+        return self._loop if found.policy is self.policy else self._make_loop(found)
+
+    def _make_loop(self, chosen: Chosen) -> Loop:
+        return Loop(self.engine, chosen.policy, self.clock, chosen.certified_ms)
 
     def stats(self) -> Stats:
         """Sum up the predictions so far; see `Stats`.

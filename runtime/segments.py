@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 
@@ -31,14 +31,22 @@ class Loop:
         engine: whose segments; its `run` is taken as it is now.
         policy: says whether a sample leaves.
         clock: in ns.
+        certified_ms: the deadline that the policy was certified together with; None: with none.
 
     Attributes:
         policy: as given.
         passed: the logits of each exit that the last sample passed, float32 [1, C] each.
     """
 
-    def __init__(self, engine: Engine, policy: Policy, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Policy,
+        clock: Callable[[], int],
+        certified_ms: float | None = None,
+    ) -> None:
         self.policy = policy
+        self._certified_ms = inf if certified_ms is None else certified_ms
         self.passed: list[Logits] = []
         self._engine, self._run, self._clock = engine, engine.run, clock
         self._classes, self._last = engine.bundle.manifest.classes, engine.num_segments
@@ -76,6 +84,7 @@ class Loop:
             EngineError: the engine failed, or returned something that is no number.
         """
         run, clock, exits, last = self._run, self._clock, self._exits, self._last
+        certified = max_ms is not None and max_ms >= self._certified_ms
         self.passed = passed = []
         segment_ms: list[float] = []
         first = 0.0
@@ -105,7 +114,7 @@ class Loop:
                 if max_ms is not None:
                     now = clock()  # deciding may have taken long
                 since_ms = (now - started) / 1e6
-                if not time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms):
+                if not time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms, certified):
                     break
             if leaves or k == last:
                 break

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mate_edge.errors import UsageError
 from mate_edge.runtime.deadline import (
     MISS_SHARE,
+    MOST_ALLOWED,
     LatencyTable,
     MissBudget,
     SlowDown,
@@ -19,6 +20,7 @@ from mate_edge.runtime.deadline import (
     check_reachable,
     may_continue,
     rounds_needed,
+    time_left,
 )
 from mate_edge.runtime.fingerprint import Fingerprint
 from mate_edge.runtime.latencies import Latencies
@@ -109,6 +111,32 @@ def test_being_bold_costs_half_of_the_share_at_most(missed: list[bool], quiet: i
             assert bold_misses <= 2 + (number - quiet) * MISS_SHARE / 2
 
 
+@given(hurt=st.lists(st.booleans(), max_size=3000))
+def test_going_on_costs_the_share_and_few_misses_more_whatever_the_device_does(
+    hurt: list[bool],
+) -> None:
+    budget, missed = MissBudget(), 0
+    for number, late in enumerate(hurt, start=1):  # each going on that is so is late
+        goes_on = time_left(TABLE, SlowDown(), budget, 1, 0.8, 0.8, max_ms=100.0)
+        assert time_left(TABLE, SlowDown(), budget, 1, 0.8, 0.8, 100.0, certified=True)
+        missed += goes_on and late
+        budget.settle(goes_on and late)
+        assert missed <= number * MISS_SHARE + MOST_ALLOWED
+
+
+def test_what_is_used_up_is_earned_again() -> None:
+    budget = MissBudget()
+    for _ in range(round(MOST_ALLOWED)):
+        assert not budget.used_up
+        budget.settle(missed=True)
+    assert budget.used_up
+    for _ in range(round(1 / MISS_SHARE)):
+        budget.settle(missed=False)
+    assert not budget.used_up
+    budget.settle(missed=True)
+    assert budget.used_up
+
+
 def test_a_deadline_below_what_exit_1_needs_is_said_or_refused() -> None:
     said: list[str] = []
     check_reachable(TABLE, 1.5, strict=True, say=said.append)
@@ -172,7 +200,7 @@ def test_a_careful_replay_never_goes_deeper_than_the_rule_that_earns_boldness() 
         created="now",
     )
     careful = exits_at_least(measured, 8.0)
-    bold = exits_in_time(measured, 8.0)
+    bold = exits_in_time(measured, 8.0, certified=True)
     assert all(shallow <= deep for shallow, deep in zip(careful, bold, strict=True))
     assert sum(careful) < sum(bold)
     assert careful[:200] == bold[:200]

@@ -9,14 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from timed import Clock, TimedEngine
 
-from mate_edge.bundle import read_bundle
+from mate_edge.bundle import Guarantee, OperatingPoint, read_bundle
 from mate_edge.decide.policy import Confidence
 from mate_edge.errors import UsageError
 from mate_edge.images import normalize
+from mate_edge.report.tuned import TunedPoint
+from mate_edge.runtime.deadline import MISS_SHARE, MOST_ALLOWED
 from mate_edge.runtime.latencies import keep_latencies, record_latencies
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.warn import MateEdgeWarning
@@ -107,6 +110,40 @@ def test_a_slower_device_answers_from_a_shallower_exit_and_still_in_time(
     for _ in range(60):
         recovered = predictor.predict(frames[0], max_ms=7.5)
     assert recovered.exit == 3
+
+
+def test_a_device_that_misses_too_many_stays_at_exit_1_but_for_what_was_certified_so(
+    timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray], tmp_path: Path
+) -> None:
+    predictor, engine, _ = timed
+    bundle = predictor.bundle
+    guarantee = Guarantee(loss="worse", epsilon=0.01, delta=0.05, n=1000, losses=3, max_ms=7.5,
+                          device={}, halted=0, rounds=500)  # fmt: skip
+    point = OperatingPoint(
+        policy="deepest", parameters={"temperatures": bundle.manifest.temperatures},
+        val_accuracy=0.9, val_mean_flops=1e6, val_exit_shares=(0.0, 0.0, 1.0), guarantee=guarantee,
+    )  # fmt: skip
+    certified = tmp_path / "certified.json"
+    tuned = TunedPoint(name="certified", bundle=bundle.id, goal="", point=point, last_accuracy=0.9,
+                       samples=500, created="now")  # fmt: skip
+    certified.write_bytes(msgspec.json.encode(tuned))
+
+    engine.ms = [1.0, 2.0, 40.0]
+    found = [predictor.predict(frames[0], max_ms=7.5)]
+    while len(found) < 200 or not found[-1].deadline_missed:
+        predictor.timing.slow_down.factor = 1.0  # a device that no factor foresees
+        found.append(predictor.predict(frames[0], max_ms=7.5))
+    assert predictor.stats().misses <= len(found) * MISS_SHARE + MOST_ALLOWED
+    engine.ms = [1.0, 2.0, 4.0]
+    shallow = predictor.predict(frames[0], max_ms=7.5)
+    assert (shallow.exit, shallow.halted_by) == (1, "deadline")
+    for max_ms, exit_ in ((7.5, 3), (9.0, 3), (7.4, 1)):  # a shorter one was not certified
+        assert predictor.predict(frames[0], max_ms=max_ms, policy=certified).exit == exit_
+    predictor.set_policy(certified)
+    assert predictor.predict(frames[0], max_ms=7.5).exit == 3
+    for _ in range(100):
+        predictor.predict(frames[0], max_ms=7.5)
+    assert predictor.predict(frames[0], max_ms=7.5, policy="deepest").exit == 3
 
 
 def test_a_policy_that_is_satisfied_is_not_the_deadlines_doing(
