@@ -26,8 +26,8 @@ from mate_edge.runtime.latencies import (
 from mate_edge.runtime.prediction import Prediction
 from mate_edge.runtime.segments import BY_CONFIDENCE, Loop
 
-MEASURE_MS = 1000.0
-"""How long the latencies are measured, at most; at least `FEWEST_ROUNDS` are."""
+MEASURE_MS, LONGEST_MS = 1000.0, 10_000.0
+"""How long the latencies are measured, and at most where fewer rounds than a quantile needs fit."""
 FEWEST_ROUNDS, MOST_ROUNDS = 10, 1000
 """As few as a quantile needs would make it their maximum: any hiccup that was among them."""
 WIDE = 5.0
@@ -41,7 +41,7 @@ def is_enough(measured: Latencies) -> bool:
     if measured.rounds >= rounds_needed(len(measured.segments_ms)):
         return True
     total_ms = sum(map(sum, measured.segments_ms)) + sum(measured.rest_ms)
-    return measured.rounds >= FEWEST_ROUNDS and total_ms >= MEASURE_MS
+    return measured.rounds >= FEWEST_ROUNDS and total_ms >= LONGEST_MS
 
 
 class _Known:
@@ -109,7 +109,7 @@ class Timing:
                 self.warm_up()  # before they are known: Ctrl-C in it must not be the last attempt
                 if measured is None:
                     say(f"{bundle.folder} was never measured on this device as it is now: "
-                        "that is done first")  # fmt: skip
+                        f"that is done first, for {LONGEST_MS / 1000:g} s at most")  # fmt: skip
                     measured = self._measure(say, keep)
                 self.use(measured)
             table = self.latencies
@@ -199,9 +199,10 @@ class Timing:
         loop = self._loop(self._deepest())
         segments: list[list[float]] = [[] for _ in range(self._engine.num_segments)]
         rest: list[float] = []
-        began = self._clock()
+        needed, began = rounds_needed(self._engine.num_segments), self._clock()
         while len(rest) < MOST_ROUNDS:
-            if len(rest) >= FEWEST_ROUNDS and (self._clock() - began) / 1e6 > MEASURE_MS:
+            most_ms = MEASURE_MS if len(rest) >= needed else LONGEST_MS
+            if len(rest) >= FEWEST_ROUNDS and (self._clock() - began) / 1e6 > most_ms:
                 break
             prediction = self._run_noise(loop)
             for samples, ms in zip(segments, prediction.segment_ms, strict=True):
