@@ -89,18 +89,17 @@ def _run_batch(
         leave, probabilities = decide(policy, passed[:, :k])
         if k == 1:
             first = largest(probabilities)
-        halted_by: HaltedBy = "policy"
-        if k == num_segments:
-            leave, halted_by = np.ones(len(rows), np.bool_), "last-exit"
         elapsed_ms = (clock() - started) / 1e6
-        if not leave.any():
-            continue
-        left.append(
-            _Leaving(rows[leave], k, halted_by, elapsed_ms, segment_ms, probabilities[leave])
-        )
-        stay = np.flatnonzero(~leave)
-        if not len(stay):
+        if k == num_segments:
+            left.append(_Leaving(rows, k, "last-exit", elapsed_ms, segment_ms, probabilities))
             break
+        gone = np.flatnonzero(leave)
+        if not len(gone):
+            continue
+        left.append(_Leaving(rows[gone], k, "policy", elapsed_ms, segment_ms, probabilities[gone]))
+        if len(gone) == len(rows):
+            break
+        stay = np.flatnonzero(~leave)
         rows, passed = rows[stay], passed[stay]
         engine.keep(stay)
     return left, first
@@ -135,7 +134,8 @@ def answer_batches(
     Raises:
         EngineError: the engine failed, or returned something that is no number.
     """
-    parts = np.array_split(inputs, math.ceil(len(inputs) / engine.batch_size))
+    number = math.ceil(len(inputs) / engine.batch_size)
+    parts = [inputs] if number == 1 else np.array_split(inputs, number)
     answers = []
     for part in parts:
         engine.load(part)

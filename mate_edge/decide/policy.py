@@ -63,6 +63,7 @@ def decide(policy: Policy, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
         ):
             if type(policy) not in POLICIES.values():
                 _check_probabilities(policy, probabilities)
+                probabilities = probabilities.copy()  # theirs may be written into again
             return leave, probabilities
     raise UsageError(
         f"the policy {type(policy).__name__} must return leave, bool [{len(logits)}], and "
@@ -71,9 +72,11 @@ def decide(policy: Policy, logits: Logits) -> tuple[NDArray[np.bool_], Logits]:
 
 
 def _check_probabilities(policy: Policy, probabilities: Logits) -> None:
-    fine = abs(probabilities.sum(axis=-1) - 1) <= SUMS_TO
-    fine &= probabilities.min(axis=-1) >= 0
-    if not fine.all():
+    sums, low, high = np.add.reduce(probabilities, axis=-1), 1 - SUMS_TO, 1 + SUMS_TO
+    least = np.minimum.reduce(probabilities, axis=None, initial=0.0)
+    fewest, most = np.minimum.reduce(sums, initial=1.0), np.maximum.reduce(sums, initial=1.0)
+    if not (least >= 0 and fewest >= low and most <= high):  # nor if one is no number
+        fine = (sums >= low) & (sums <= high) & (probabilities.min(axis=-1) >= 0)
         shown = ", ".join(f"{value:.4g}" for value in probabilities[~fine][0][:3])
         raise UsageError(
             f"the policy {type(policy).__name__} returned {shown}, ... for probabilities: decide() "

@@ -18,9 +18,9 @@ def softmax(logits: Logits, temperature: float = 1.0) -> Logits:
         np.exp(flat, out=flat)
         flat /= np.add.reduce(flat)
         return scaled
-    scaled -= scaled.max(axis=-1, keepdims=True)
+    scaled -= np.maximum.reduce(scaled, axis=-1, keepdims=True)
     np.exp(scaled, out=scaled)
-    scaled /= scaled.sum(axis=-1, keepdims=True)
+    scaled /= np.add.reduce(scaled, axis=-1, keepdims=True)
     return scaled
 
 

@@ -77,6 +77,7 @@ class Several:
         self, session: onnxruntime.InferenceSession, segment: Segment, in_place: str | None
     ) -> None:
         self._session, self._segment, self._in_place = session, segment, in_place
+        self._shape, self._dtype = segment.input.shape, np.dtype(segment.input.dtype)
         self._read: NDArray[np.generic] = np.empty(0)
         self._written: list[NDArray[np.generic]] = []
         self._bindings: dict[tuple[int, int], Any] = {}
@@ -104,8 +105,9 @@ class Several:
             caller's own.
         """
         assert features is not None, "nothing is loaded"
-        wanted, n = self._segment.input, len(features) if rows is None else len(rows)
-        if features.shape[1:] != wanted.shape or features.dtype != np.dtype(wanted.dtype):
+        n = len(features) if rows is None else len(rows)
+        if features.shape[1:] != self._shape or features.dtype != self._dtype:
+            wanted = self._segment.input
             given = f"{features.dtype} {list(features.shape[1:])}"
             raise ValueError(f"it takes {wanted.dtype} {list(wanted.shape)}, not {given}")
         self._make_room(n, min(n, at_once))

@@ -17,6 +17,7 @@ from mate_edge.bundle import Guarantee, read_bundle
 from mate_edge.decide.drift import compare, count_confidences
 from mate_edge.decide.policy import POLICIES, Confidence, Policy, make_policy
 from mate_edge.decide.simulate import simulate
+from mate_edge.decide.softmax import softmax
 from mate_edge.errors import BundleError, UsageError
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.fingerprint import Fingerprint, fingerprint
@@ -159,6 +160,31 @@ def test_a_policy_whose_probabilities_are_none_is_refused_and_nothing_counted(
     with pytest.raises(UsageError, match="Scaled returned .* for probabilities"):
         predictor.predict(frames[0], policy=Scaled(factor))
     assert predictor.stats().predictions == 0
+
+
+class Reusing:
+    """Somebody's own policy, which writes into the same array each time; all leave at exit 2."""
+
+    def __init__(self) -> None:
+        self.memory = np.empty((64, 10), np.float32)
+
+    def decide(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = self.memory[: len(logits)]
+        found[:] = softmax(logits[:, -1])
+        return np.full(len(logits), logits.shape[1] == 2), found
+
+
+def test_a_policy_may_write_into_the_same_array_again(
+    predictor: Predictor, golden: dict[str, np.ndarray]
+) -> None:
+    frames, policy = list(golden["images"]), Reusing()
+    answers = [predictor.predict(frame, policy=policy) for frame in frames]
+    together = predictor.predict_batch(frames, policy=policy)
+    expected = simulate(policy, golden["logits"])
+    for one, other, index in zip(answers, together, expected.predictions, strict=True):
+        assert one.exit == other.exit == 2
+        assert one.index == other.index == index
+        assert one.index == one.probabilities.argmax() == other.probabilities.argmax()
 
 
 def test_a_probability_that_rounding_puts_above_one_counts_as_one(
