@@ -1,6 +1,7 @@
 """Are deadlines kept, and what do they cost in accuracy?
 
-    python benchmarks/deadlines.py [--frames 1000] [--bundle TRAINED.mate] [--out FOLDER]
+    python benchmarks/deadlines.py [--frames 1000] [--only resnet8] [--bundle TRAINED.mate]
+        [--out FOLDER]
 
 Untrained resnet8 at 32 and resnet18 at 224 pixels (times do not depend on the weights), the policy
 `deepest`, deadlines from 1.1 times exit 1's 99th percentile up to the whole network's. They rest on
@@ -17,7 +18,7 @@ what the first deadline measures by itself, as a user's do.
   images, beside an oracle that knows each frame's times in advance and takes the deepest exit that
   is in time. Without `--bundle` this part is left out.
 
-About 6 minutes on 2 cores, most of it for resnet18.
+About 15 minutes on 2 cores, most of it for resnet18.
 """
 
 from __future__ import annotations
@@ -240,6 +241,7 @@ MISSES = (
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", type=int, default=1000)
+    parser.add_argument("--only", default="", help="Part of a network's name, such as resnet8.")
     parser.add_argument("--rounds", type=int, default=600)
     parser.add_argument("--bundle", type=Path, help="trained, for the accuracy part")
     parser.add_argument("--out", type=Path, default=Path("benchmark-untrained"))
@@ -249,6 +251,8 @@ def main() -> None:
     measured: dict[str, tuple[Bundle, Rounds]] = {}
     head("network", "beside", *MISSES)
     for arch, size, sides, times in CASES:
+        if chosen.only not in arch:
+            continue
         bundle = make_bundle(chosen.out, arch, size, 10 if size == 32 else 1000)
         frame, name = frame_of(sides), f"{arch} at {size}"
         with open_predictor(bundle) as predictor:

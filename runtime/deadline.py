@@ -156,10 +156,12 @@ class MissBudget:
     Attributes:
         credit: how many misses being bold may cost, from 0 to `MOST_CREDIT`.
         allowed: how many misses going on may cost, from 0 to `MOST_ALLOWED`.
+        alone: how many requests exit 1 answered alone so far, as none were allowed.
     """
 
     def __init__(self) -> None:
         self.credit, self.allowed = 0.0, MOST_ALLOWED
+        self.alone = 0
 
     @property
     def bold(self) -> bool:
@@ -239,6 +241,7 @@ def time_left(
     if max_ms is None or k == len(table.median_ms):
         return True
     if budget.used_up and not certified:
+        budget.alone += 1
         return False
     return may_continue(table, slow_down.factor, k + 1, elapsed_ms, max_ms, budget.bold)
 

@@ -21,6 +21,7 @@ from mate_edge.images import normalize
 from mate_edge.report.tuned import TunedPoint
 from mate_edge.runtime.deadline import MISS_SHARE, MOST_ALLOWED
 from mate_edge.runtime.latencies import keep_latencies, record_latencies
+from mate_edge.runtime.outputs.summary import Summary
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.warn import MateEdgeWarning
 
@@ -134,6 +135,8 @@ def test_a_device_that_misses_too_many_stays_at_exit_1_but_for_what_was_certifie
         predictor.timing.slow_down.factor = 1.0  # a device that no factor foresees
         found.append(predictor.predict(frames[0], max_ms=7.5))
     assert predictor.stats().misses <= len(found) * MISS_SHARE + MOST_ALLOWED
+    alone = sum(one.exit == 1 for one in found)
+    assert f"exit 1 alone answered {alone} of them" in Summary(predictor, 7.5).text()
     engine.ms = [1.0, 2.0, 4.0]
     shallow = predictor.predict(frames[0], max_ms=7.5)
     assert (shallow.exit, shallow.halted_by) == (1, "deadline")
