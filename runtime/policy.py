@@ -14,7 +14,6 @@ from mate_edge.names import look_up
 from mate_edge.report.tuned import TunedPoint
 from mate_edge.runtime.points import DEEPEST, kept_points, read_point, stored_names
 
-PolicyChoice = str | Path | Policy | float | None
 DEFAULT_POLICY = "balanced"
 PARAMETERS = {"exit": ("fixed-exit", "exit"), "patience": ("patience", "patience")}
 """The policy and its parameter that `exit-2` and `patience-2` mean."""
@@ -43,6 +42,9 @@ class Chosen:
         return None if self.guarantee is None else self.guarantee.max_ms
 
 
+PolicyChoice = str | Path | Policy | Chosen | float | None
+
+
 def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
     """Return the policy that is meant.
 
@@ -51,7 +53,7 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
         policy: the name of an operating point, the bundle's own or one that `mate-edge tune` stored
             on this device; the file of one, `FILE.json`; `deepest`; `exit-2`, which always leaves
             at exit 2; `patience-2`, which leaves after 2 equal answers in a row; one threshold in
-            [0, 1] for all exits; a `Policy`; or None for `balanced`.
+            [0, 1] for all exits; a `Policy`, or one that was chosen; or None for `balanced`.
 
     Raises:
         UsageError: an unknown name, an object that is no policy, a threshold out of range, a file
@@ -63,6 +65,8 @@ def choose_policy(bundle: Bundle, policy: PolicyChoice) -> Chosen:
     if isinstance(policy, str | Path):
         return _named(bundle, policy)
     temperatures = bundle.manifest.temperatures
+    if isinstance(policy, Chosen):
+        return _fitting(policy, len(temperatures))
     if isinstance(policy, (int, float, np.integer, np.floating)):
         if isinstance(policy, bool) or not 0 <= policy <= 1:
             raise UsageError(f"the threshold must lie between 0 and 1, not {policy}")

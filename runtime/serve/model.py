@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mate_edge.decide.drift import FINE, Drift
-from mate_edge.decide.policy import Policy
 from mate_edge.errors import ImageError
 from mate_edge.images import Preprocessing, crop, decode, from_array, normalize
 from mate_edge.runtime.metrics import Metrics
 from mate_edge.runtime.points import DEEPEST, kept_point, kept_points
-from mate_edge.runtime.policy import choose_policy
+from mate_edge.runtime.policy import Chosen, choose_policy
 from mate_edge.runtime.prediction import Prediction
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.serve.outputs import choose_outputs, respond
@@ -107,7 +106,7 @@ class Model:
         self.figures = [Figures() for _ in predictors]
         self.default = Path(first.chosen.name).name
         """The policy of a request that names none; of a file without its folder."""
-        self._policies: dict[str | float, Policy] = {self.default: first.policy}
+        self._policies: dict[str | float, Chosen] = {self.default: first.chosen}
 
     def close(self) -> None:
         """Release the engines."""
@@ -221,7 +220,7 @@ class Model:
             )
         return tensor
 
-    def _policy(self, choice: str | float | None) -> Policy | None:
+    def _policy(self, choice: str | float | None) -> Chosen | None:
         """Return the policy that a stranger names: never a file of this server."""
         if choice is None:
             return None
@@ -230,7 +229,7 @@ class Model:
             if isinstance(choice, str) and (choice.endswith(".json") or len(choice) > LARGEST_NAME):
                 names = ", ".join(self.policies())
                 raise Refusal(400, f"unknown policy {choice[:LARGEST_NAME]!r}: choose from {names}")
-            found = choose_policy(self.bundle, choice).policy
+            found = choose_policy(self.bundle, choice)
             tuned = isinstance(choice, str) and kept_point(self.bundle, choice) is not None
             if len(self._policies) < MOST_POLICIES and not tuned:  # which may be tuned again
                 self._policies[choice] = found
@@ -282,7 +281,7 @@ def _in_turn(
     inputs: NDArray[np.float32],
     max_ms: float | None,
     started_ns: int,
-    policy: Policy | None,
+    policy: Chosen | None,
 ) -> list[Prediction]:
     """Predict preprocessed images: together, or under a deadline one after another.
 

@@ -22,6 +22,7 @@ from mate_edge.report.tuned import TunedPoint
 from mate_edge.runtime.deadline import MISS_SHARE, MOST_ALLOWED
 from mate_edge.runtime.latencies import keep_latencies, record_latencies
 from mate_edge.runtime.outputs.summary import Summary
+from mate_edge.runtime.policy import choose_policy
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.warn import MateEdgeWarning
 
@@ -141,7 +142,10 @@ def test_a_device_that_misses_too_many_stays_at_exit_1_but_for_what_was_certifie
     shallow = predictor.predict(frames[0], max_ms=7.5)
     assert (shallow.exit, shallow.halted_by) == (1, "deadline")
     for max_ms, exit_ in ((7.5, 3), (9.0, 3), (7.4, 1)):  # a shorter one was not certified
-        assert predictor.predict(frames[0], max_ms=max_ms, policy=certified).exit == exit_
+        for choice in (certified, choose_policy(bundle, certified)):
+            assert predictor.predict(frames[0], max_ms=max_ms, policy=choice).exit == exit_
+    bare = choose_policy(bundle, certified).policy  # of which nothing is known
+    assert predictor.predict(frames[0], max_ms=7.5, policy=bare).exit == 1
     predictor.set_policy(certified)
     assert predictor.predict(frames[0], max_ms=7.5).exit == 3
     for _ in range(100):

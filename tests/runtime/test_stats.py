@@ -207,8 +207,9 @@ def test_drift_compares_exit_1_with_calibration_whatever_exit_answers(
     frames = list(golden["images"])
     answers = [a for _ in range(10) for a in predictor.predict_batch(frames)]
     answers += [predictor.predict(frame) for frame in frames for _ in range(4)]
-    own = predictor.policy  # as a server passes it on where a request names it
-    answers += [predictor.predict(frame, policy=own) for frame in frames]
+    own = predictor.chosen  # as a server passes it on where a request names it
+    answers += [predictor.predict(frame, policy=own) for frame in frames[1:]]
+    answers.append(predictor.predict(frames[0], policy=own.policy))
     predictor.predict(frames[0], policy=0.5)  # of another policy: its confidence is not counted
     assert {a.exit for a in answers} == {3}
     drift = predictor.stats().drift

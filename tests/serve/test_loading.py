@@ -21,7 +21,7 @@ from mate_edge.runtime import verify as verifying
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.latencies import read_latencies
 from mate_edge.runtime.metrics import Metrics
-from mate_edge.runtime.policy import resolve_policy
+from mate_edge.runtime.policy import choose_policy, resolve_policy
 from mate_edge.runtime.serve.catalog import Catalog
 from mate_edge.runtime.serve.describe import statistics, summary
 from mate_edge.runtime.serve.loading import Options, choose_workers, is_on_gpu, load_model
@@ -101,7 +101,7 @@ def test_a_point_that_is_tuned_again_is_what_it_is_now(
             options = ("--max-drop", drop, "--name", "mine")
             assert typed("tune", bundle_folder, *options, cwd=tmp_path).returncode == 0
             found.append(model._policy("mine"))
-    assert found[0] != found[1] == resolve_policy(model.bundle, "mine")
+    assert found[0] != found[1] == choose_policy(model.bundle, "mine")
 
 
 def test_loading_again_takes_the_default_point_as_it_is_tuned_now(
