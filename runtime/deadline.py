@@ -151,17 +151,18 @@ class MissBudget:
     Even careful quantiles bound nothing on a device that no longer is as it was measured. So there
     is an allowance for all misses beyond exit 1, of which each deadline earns `MISS_SHARE`. Once it
     is used up exit 1 answers alone: of T deadlines T MISS_SHARE + `MOST_ALLOWED` at most are missed
-    for going on, whatever the device does.
+    for going on, whatever the device does. What was certified together with its deadline neither
+    spends it nor is ended by it: there the answers were promised, and not how many are in time.
 
     Attributes:
         credit: how many misses being bold may cost, from 0 to `MOST_CREDIT`.
         allowed: how many misses going on may cost, from 0 to `MOST_ALLOWED`.
-        alone: how many requests exit 1 answered alone so far, as none were allowed.
+        ended: how many requests it alone has kept from going on.
     """
 
     def __init__(self) -> None:
         self.credit, self.allowed = 0.0, MOST_ALLOWED
-        self.alone = 0
+        self.ended = 0
 
     @property
     def bold(self) -> bool:
@@ -173,10 +174,11 @@ class MissBudget:
         """Whether not even one more miss is allowed, so that exit 1 answers alone."""
         return self.allowed < 1
 
-    def settle(self, missed: bool) -> None:
+    def settle(self, missed: bool, certified: bool = False) -> None:
         """Take in a request that had a deadline, and whether it was missed beyond exit 1."""
         self.credit = max(min(self.credit + MISS_SHARE / 2, MOST_CREDIT) - missed, 0.0)
-        self.allowed = max(min(self.allowed + MISS_SHARE, MOST_ALLOWED) - missed, 0.0)
+        if not certified:
+            self.allowed = max(min(self.allowed + MISS_SHARE, MOST_ALLOWED) - missed, 0.0)
 
 
 def may_continue(
@@ -229,21 +231,22 @@ def time_left(
     segment_ms: float,
     elapsed_ms: float,
     max_ms: float | None,
-    certified: bool = False,
+    free: bool = False,
 ) -> bool:
     """Take in what segment k has just taken, and say whether segment k + 1 may run.
 
-    The runtime asks this after each segment, and so does the simulation of a deadline. What was
-    certified together with the deadline goes on even where the budget is used up: its answers'
-    accuracy was promised, and how many are in time was not.
+    The runtime asks this after each segment, and so does the simulation of a deadline. What is
+    `free` the budget does not end: it leaves here anyway, or was certified with the deadline.
     """
     slow_down.observe(segment_ms / table.median_ms[k - 1])
     if max_ms is None or k == len(table.median_ms):
         return True
-    if budget.used_up and not certified:
-        budget.alone += 1
+    if not may_continue(table, slow_down.factor, k + 1, elapsed_ms, max_ms, budget.bold):
         return False
-    return may_continue(table, slow_down.factor, k + 1, elapsed_ms, max_ms, budget.bold)
+    if budget.used_up and not free:
+        budget.ended += 1
+        return False
+    return True
 
 
 def check_max_ms(max_ms: float | None) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from mate_edge import files
 from mate_edge.bundle import MANIFEST, Bundle, Manifest, find_bundle, read_bundle
-from mate_edge.decide.policy import Policy
 from mate_edge.decide.simulate import simulate
 from mate_edge.decide.softmax import Logits
 from mate_edge.errors import DataError, ImageError, UsageError
@@ -24,7 +23,7 @@ from mate_edge.runtime.deadline import check_max_ms, check_reachable
 from mate_edge.runtime.engines import Say, choose_engine, make_engine
 from mate_edge.runtime.labelled import follow
 from mate_edge.runtime.points import DEEPEST, all_points
-from mate_edge.runtime.policy import resolve_policy
+from mate_edge.runtime.policy import Chosen, choose_policy
 from mate_edge.runtime.prediction import Prediction
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.sources.images import find_labelled, holds_images
@@ -242,7 +241,7 @@ def _all_exits(
 
 def _count(
     recorded: list[_Recorded],
-    policies: dict[str, Policy],
+    policies: dict[str, Chosen],
     tallies: dict[str, _Tally],
     manifest: Manifest,
     rows: Rows,
@@ -257,7 +256,7 @@ def _count(
     logits = np.concatenate([one.logits for one in recorded])
     labels = np.array([one.label for one in recorded])
     answers = logits.argmax(axis=-1)
-    outcomes = {name: simulate(policy, logits) for name, policy in policies.items()}
+    outcomes = {name: simulate(one.policy, logits) for name, one in policies.items()}
     for i, one in enumerate(recorded):
         row: dict[str, object] = {
             "source": files.shown(one.path),
@@ -279,7 +278,7 @@ def _under_deadline(
     predictor: Predictor,
     labelled: list[tuple[Path, int]],
     name: str,
-    policy: Policy,
+    policy: Chosen,
     max_ms: float,
     rows: Rows,
     say: Say,
@@ -312,10 +311,10 @@ def _under_deadline(
     return tally.figures() if tally.exits else None
 
 
-def _policies(bundle: Bundle) -> dict[str, Policy]:
+def _policies(bundle: Bundle) -> dict[str, Chosen]:
     """Return the operating points, those stored here too, and the deepest policy, by name."""
     names = [*all_points(bundle), DEEPEST]
-    return {name: resolve_policy(bundle, name) for name in names}
+    return {name: choose_policy(bundle, name) for name in names}
 
 
 def _ms_up_to(prediction: Prediction, exit_: int) -> float:

@@ -36,11 +36,6 @@ class Chosen:
     guarantee: Guarantee | None = None
     confidences: tuple[int, ...] = ()
 
-    @property
-    def certified_ms(self) -> float | None:
-        """The deadline that the guarantee holds under, and under every longer one; None: none."""
-        return None if self.guarantee is None else self.guarantee.max_ms
-
 
 PolicyChoice = str | Path | Policy | Chosen | float | None
 

@@ -239,7 +239,7 @@ class Predictor:
         loop = self._loop if policy is None else self._loop_of(policy)
         with self._alone():
             self._check_open()
-            table = None if max_ms is None else self.timing.know(loop.policy, warn)
+            table = None if max_ms is None else self._know(loop)
             engine, pre, clock = self.engine, self._preprocessing, self.clock
             pixels = ready_pixels(frame, color, pre) if engine.frame_shape is None else None
             name = None
@@ -330,7 +330,7 @@ class Predictor:
         loop = self._loop if policy is None else self._loop_of(policy)
         with self._alone():
             self._check_open()
-            table = None if max_ms is None else self.timing.know(loop.policy, warn)
+            table = None if max_ms is None else self._know(loop)
             started = self.clock()
             if started_ns is not None:
                 started = check_started(started_ns, started)
@@ -374,7 +374,13 @@ class Predictor:
         return self._loop if found.policy is self.policy else self._make_loop(found)
 
     def _make_loop(self, chosen: Chosen) -> Loop:
-        return Loop(self.engine, chosen.policy, self.clock, chosen.certified_ms)
+        return Loop(self.engine, chosen.policy, self.clock, chosen.guarantee)
+
+    def _know(self, loop: Loop) -> LatencyTable:
+        """Return what a deadline rests on, which the loop is told as well."""
+        table = self.timing.know(loop.policy, warn)
+        loop.rest_on(self.timing.measured)
+        return table
 
     def stats(self) -> Stats:
         """Sum up the predictions so far; see `Stats`.

@@ -23,7 +23,7 @@ FORGOTTEN = 100
 """Rounds after which nothing is left of it, even where each runs one segment: 0.9^100."""
 
 
-def exits_in_time(measured: Latencies, max_ms: float, certified: bool = False) -> list[int]:
+def exits_in_time(measured: Latencies, max_ms: float) -> list[int]:
     """Return the exit, from 1 to K, to which a deadline lets each measured round go.
 
     As the runtime would have done, one round after another, when no policy leaves early. All that
@@ -32,12 +32,11 @@ def exits_in_time(measured: Latencies, max_ms: float, certified: bool = False) -
     Args:
         measured: of this device.
         max_ms: the deadline.
-        certified: whether the policy was certified together with the deadline.
     """
     table, slow_down, budget = _table(measured), SlowDown(), MissBudget()
     exits = []
     for i in range(measured.rounds):
-        k, elapsed_ms = _replay(measured, table, max_ms, i, slow_down, budget, certified)
+        k, elapsed_ms = _replay(measured, table, max_ms, i, slow_down, budget)
         budget.settle(k > 1 and elapsed_ms > max_ms)
         exits.append(k)
     return exits
@@ -46,8 +45,8 @@ def exits_in_time(measured: Latencies, max_ms: float, certified: bool = False) -
 def exits_at_least(measured: Latencies, max_ms: float) -> list[int]:
     """Return the exit that an image reaches by a deadline in each measured round, at least.
 
-    This is what a guarantee rests on. It is never bold, like the first rounds of a process, and no
-    budget ends it, since that ends nothing that was certified together with the deadline. And
+    This is what a guarantee rests on. It is never bold, like the first rounds of a process, and its
+    budget is never used up, as that ends nothing that was certified together with the deadline. And
     it does not matter where the policy let the images of the rounds before leave: the slow-down
     factor hears only the segments that run, so each round meets a factor that no choice of exits
     leaves a larger one than.
@@ -106,15 +105,13 @@ def _replay(
     i: int,
     slow_down: SlowDown,
     budget: MissBudget,
-    certified: bool = True,
 ) -> tuple[int, float]:
     """Return the exit that round i reaches, and when it is there in ms."""
     before = (measured.rest_ms, measured.decode_ms, measured.preprocess_ms)
     elapsed_ms = sum(ms[i] for ms in before if ms)
     for k, segment_ms in enumerate(measured.segments_ms, start=1):
         elapsed_ms += segment_ms[i]
-        ms = segment_ms[i]
-        if not time_left(table, slow_down, budget, k, ms, elapsed_ms, max_ms, certified):
+        if not time_left(table, slow_down, budget, k, segment_ms[i], elapsed_ms, max_ms):
             break
     return k, elapsed_ms
 

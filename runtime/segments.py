@@ -7,13 +7,16 @@ from math import inf, isfinite
 
 import numpy as np
 
+from mate_edge.bundle import Guarantee
 from mate_edge.decide.glance import FEW_CLASSES, glance, is_clear
 from mate_edge.decide.policy import Confidence, Deepest, FixedExit, Policy, decide
 from mate_edge.decide.softmax import Logits, largest
 from mate_edge.errors import EngineError
 from mate_edge.runtime.deadline import LatencyTable, MissBudget, SlowDown, time_left
 from mate_edge.runtime.engines.engine import Engine
+from mate_edge.runtime.latencies import Latencies
 from mate_edge.runtime.prediction import HaltedBy, Prediction
+from mate_edge.runtime.standing import certified_ms
 
 BY_CONFIDENCE = (Confidence, Deepest, FixedExit)
 """Policies that ask for a least confidence only; a subclass of somebody else's may ask for more."""
@@ -31,7 +34,7 @@ class Loop:
         engine: whose segments; its `run` is taken as it is now.
         policy: says whether a sample leaves.
         clock: in ns.
-        certified_ms: the deadline that the policy was certified together with; None: with none.
+        guarantee: of the policy; None: it has none.
 
     Attributes:
         policy: as given.
@@ -43,10 +46,11 @@ class Loop:
         engine: Engine,
         policy: Policy,
         clock: Callable[[], int],
-        certified_ms: float | None = None,
+        guarantee: Guarantee | None = None,
     ) -> None:
         self.policy = policy
-        self._certified_ms = inf if certified_ms is None else certified_ms
+        self._guarantee, self._certified_ms = guarantee, inf
+        self._measured: Latencies | None = None
         self.passed: list[Logits] = []
         self._engine, self._run, self._clock = engine, engine.run, clock
         self._classes, self._last = engine.bundle.manifest.classes, engine.num_segments
@@ -55,6 +59,12 @@ class Loop:
         if few and isinstance(policy, BY_CONFIDENCE) and type(policy) in BY_CONFIDENCE:
             self._exits = tuple(zip(policy.temperatures, policy.least_confidences, strict=True))
         self._opened = 0
+
+    def rest_on(self, measured: Latencies | None) -> None:
+        """Take in the rounds that deadlines rest on: by others no guarantee holds under one."""
+        if measured is not self._measured:
+            self._certified_ms = certified_ms(self._guarantee, measured)
+            self._measured = measured
 
     def __call__(
         self,
@@ -114,7 +124,8 @@ class Loop:
                 if max_ms is not None:
                     now = clock()  # deciding may have taken long
                 since_ms = (now - started) / 1e6
-                if not time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms, certified):
+                free = certified or leaves
+                if not time_left(latencies, slow_down, budget, k, ms, since_ms, max_ms, free):
                     break
             if leaves or k == last:
                 break
@@ -136,7 +147,7 @@ class Loop:
         missed = False
         if max_ms is not None:
             missed = elapsed_ms > max_ms
-            budget.settle(missed and k > 1)
+            budget.settle(missed and k > 1, certified)
         prediction = Prediction(
             label=self._classes[index],
             index=index,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import msgspec
 
 from mate_edge.bundle import Guarantee
@@ -49,7 +51,7 @@ def standing(
     if changes := _changes(guarantee, None if measured is None else measured.fingerprint):
         return f"{carries} on another device ({changes}): here nothing is guaranteed"
     now = None if measured is None else measured.created
-    if guarantee.measured not in (None, now):
+    if not _by_these(guarantee, now):
         return (
             f"{carries}, by rounds of {guarantee.measured}, while deadlines here rest on others of "
             f"{now}: nothing is guaranteed until it is tuned by these"
@@ -62,6 +64,28 @@ def standing(
             "guarantee does not hold"
         )
     return f"{carries} or longer: {bound(guarantee)}; {IN_TIME}"
+
+
+def certified_ms(guarantee: Guarantee | None, measured: Latencies | None) -> float:
+    """Return the deadline under which, and under every longer one, a guarantee holds here.
+
+    Args:
+        guarantee: of a policy; None: it has none.
+        measured: the rounds of this device that deadlines rest on; None: there are none yet.
+
+    Returns:
+        Infinity where it holds under no deadline.
+    """
+    if guarantee is None or guarantee.max_ms is None or measured is None:
+        return inf
+    if _changes(guarantee, measured.fingerprint) or not _by_these(guarantee, measured.created):
+        return inf
+    return guarantee.max_ms
+
+
+def _by_these(guarantee: Guarantee, created: str | None) -> bool:
+    """Say whether the rounds of that time certified it, as far as it tells."""
+    return guarantee.measured in (None, created)
 
 
 def _changes(guarantee: Guarantee, device: Fingerprint | None) -> str:

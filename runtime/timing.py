@@ -28,6 +28,8 @@ from mate_edge.runtime.segments import BY_CONFIDENCE, Loop
 
 MEASURE_MS, LONGEST_MS = 1000.0, 10_000.0
 """How long the latencies are measured, and at most where fewer rounds than a quantile needs fit."""
+ENOUGH_MS = 5_000.0
+"""How long rounds that `mate-edge bench` keeps for deadlines took, if they are fewer."""
 FEWEST_ROUNDS, MOST_ROUNDS = 10, 1000
 """As few as a quantile needs would make it their maximum: any hiccup that was among them."""
 WIDE = 5.0
@@ -37,11 +39,11 @@ DECIDING_ROUNDS = 20
 
 
 def is_enough(measured: Latencies) -> bool:
-    """Say whether there are enough rounds for a quantile, or for as long as is measured at most."""
+    """Say whether there are enough rounds for a quantile, or as many as `ENOUGH_MS` allowed."""
     if measured.rounds >= rounds_needed(len(measured.segments_ms)):
         return True
     total_ms = sum(map(sum, measured.segments_ms)) + sum(measured.rest_ms)
-    return measured.rounds >= FEWEST_ROUNDS and total_ms >= LONGEST_MS
+    return measured.rounds >= FEWEST_ROUNDS and total_ms >= ENOUGH_MS
 
 
 class _Known:
@@ -114,10 +116,11 @@ class Timing:
                 self.use(measured)
             table = self.latencies
             if table is not None and not table.exact:
+                needed = rounds_needed(self._engine.num_segments)
                 say(
                     f"{bundle.folder} was measured in {table.samples} rounds: deadlines rest on "
-                    f"their maximum, a quantile needs {rounds_needed(self._engine.num_segments)}, "
-                    "which mate-edge bench measures"
+                    f"their maximum, a quantile needs {needed}, which mate-edge bench --rounds "
+                    f"{needed} measures"
                 )
             if table is not None and table.spread > WIDE:
                 say(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from mate_edge.errors import BundleError
-from mate_edge.runtime.deadline import MISS_SHARE
 from mate_edge.runtime.outputs.answer import Answer
 from mate_edge.runtime.outputs.plain import plain
 from mate_edge.runtime.predictor import Predictor
@@ -74,10 +73,10 @@ class Summary:
                 f"deadline {self.max_ms:g} ms: {self.misses} missed, {halted} halted by it"
                 + (f" ({where})" if where else "")
             )
-            if alone := self.predictor.timing.budget.alone:
+            if ended := self.predictor.timing.budget.ended:
                 lines.append(
-                    f"exit 1 alone answered {alone} of them: of those before, going on had made "
-                    f"more than {100 * MISS_SHARE:g} % late"
+                    f"{ended} of these at exit 1 although there was time: going on had just made "
+                    "too many late"
                 )
         if dropped:
             were = "1 frame was" if dropped == 1 else f"{dropped} frames were"

@@ -209,7 +209,7 @@ class Repository:
         bundle = read_bundle(folder)
         if model.bundle.id != bundle.id:
             return False
-        return choose_policy(bundle, self.options.policy).policy == model.predictors[0].policy
+        return choose_policy(bundle, self.options.policy) == model.predictors[0].chosen
 
     def _load(self, name: str, number: int, versions: Versions, beside: bool = False) -> Model:
         model = load_model(

@@ -118,7 +118,7 @@ def test_going_on_costs_the_share_and_few_misses_more_whatever_the_device_does(
     budget, missed = MissBudget(), 0
     for number, late in enumerate(hurt, start=1):  # each going on that is so is late
         goes_on = time_left(TABLE, SlowDown(), budget, 1, 0.8, 0.8, max_ms=100.0)
-        assert time_left(TABLE, SlowDown(), budget, 1, 0.8, 0.8, 100.0, certified=True)
+        assert time_left(TABLE, SlowDown(), budget, 1, 0.8, 0.8, 100.0, free=True)
         missed += goes_on and late
         budget.settle(goes_on and late)
         assert missed <= number * MISS_SHARE + MOST_ALLOWED
@@ -133,8 +133,21 @@ def test_what_is_used_up_is_earned_again() -> None:
     for _ in range(round(1 / MISS_SHARE)):
         budget.settle(missed=False)
     assert not budget.used_up
+    budget.settle(missed=True, certified=True)
+    assert not budget.used_up, "nobody else pays for what was certified"
     budget.settle(missed=True)
     assert budget.used_up
+
+
+def test_what_the_budget_alone_ended_is_counted() -> None:
+    budget = MissBudget()
+    for _ in range(round(MOST_ALLOWED)):
+        budget.settle(missed=True)
+    for max_ms, free in ((1.0, False), (1.0, True), (100.0, True)):  # no time, or free to go on
+        assert time_left(TABLE, SlowDown(), budget, 1, 0.8, 0.8, max_ms, free) == (max_ms == 100)
+    assert budget.ended == 0
+    assert not time_left(TABLE, SlowDown(), budget, 1, 0.8, 0.8, 100.0)
+    assert budget.ended == 1
 
 
 def test_a_deadline_below_what_exit_1_needs_is_said_or_refused() -> None:
@@ -200,7 +213,7 @@ def test_a_careful_replay_never_goes_deeper_than_the_rule_that_earns_boldness() 
         created="now",
     )
     careful = exits_at_least(measured, 8.0)
-    bold = exits_in_time(measured, 8.0, certified=True)
+    bold = exits_in_time(measured, 8.0)
     assert all(shallow <= deep for shallow, deep in zip(careful, bold, strict=True))
     assert sum(careful) < sum(bold)
     assert careful[:200] == bold[:200]

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from timed import Clock, TimedEngine
 
-from mate_edge.bundle import Guarantee, OperatingPoint, read_bundle
+from mate_edge.bundle import Bundle, Guarantee, OperatingPoint, read_bundle
 from mate_edge.decide.policy import Confidence
 from mate_edge.errors import UsageError
 from mate_edge.images import normalize
 from mate_edge.report.tuned import TunedPoint
-from mate_edge.runtime.deadline import MISS_SHARE, MOST_ALLOWED
-from mate_edge.runtime.latencies import keep_latencies, record_latencies
+from mate_edge.runtime.deadline import MISS_SHARE, MOST_ALLOWED, rounds_needed
+from mate_edge.runtime.latencies import Latencies, keep_latencies, record_latencies
 from mate_edge.runtime.outputs.summary import Summary
 from mate_edge.runtime.policy import choose_policy
 from mate_edge.runtime.predictor import Predictor
+from mate_edge.runtime.timing import is_enough
 from mate_edge.warn import MateEdgeWarning
 
 
@@ -114,21 +115,29 @@ def test_a_slower_device_answers_from_a_shallower_exit_and_still_in_time(
     assert recovered.exit == 3
 
 
+def certify(bundle: Bundle, by: Latencies, path: Path, **changes: Any) -> Path:
+    """Write an operating point that never leaves early, certified together with 7.5 ms."""
+    guarantee = Guarantee(
+        loss="worse", epsilon=0.01, delta=0.05, n=1000, losses=3, max_ms=7.5, halted=0, rounds=300,
+        device=msgspec.to_builtins(by.fingerprint), measured=by.created,
+    )  # fmt: skip
+    point = OperatingPoint(
+        policy="deepest", parameters={"temperatures": bundle.manifest.temperatures},
+        val_accuracy=0.9, val_mean_flops=1e6, val_exit_shares=(0.0, 0.0, 1.0),
+        guarantee=msgspec.structs.replace(guarantee, **changes),
+    )  # fmt: skip
+    tuned = TunedPoint(name="certified", bundle=bundle.id, goal="", point=point, last_accuracy=0.9,
+                       samples=500, created="now")  # fmt: skip
+    path.write_bytes(msgspec.json.encode(tuned))
+    return path
+
+
 def test_a_device_that_misses_too_many_stays_at_exit_1_but_for_what_was_certified_so(
     timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray], tmp_path: Path
 ) -> None:
     predictor, engine, _ = timed
-    bundle = predictor.bundle
-    guarantee = Guarantee(loss="worse", epsilon=0.01, delta=0.05, n=1000, losses=3, max_ms=7.5,
-                          device={}, halted=0, rounds=500)  # fmt: skip
-    point = OperatingPoint(
-        policy="deepest", parameters={"temperatures": bundle.manifest.temperatures},
-        val_accuracy=0.9, val_mean_flops=1e6, val_exit_shares=(0.0, 0.0, 1.0), guarantee=guarantee,
-    )  # fmt: skip
-    certified = tmp_path / "certified.json"
-    tuned = TunedPoint(name="certified", bundle=bundle.id, goal="", point=point, last_accuracy=0.9,
-                       samples=500, created="now")  # fmt: skip
-    certified.write_bytes(msgspec.json.encode(tuned))
+    measured = record_latencies(engine, [[ms] * 300 for ms in engine.ms], [0.0] * 300)
+    predictor.timing.use(measured)
 
     engine.ms = [1.0, 2.0, 40.0]
     found = [predictor.predict(frames[0], max_ms=7.5)]
@@ -136,21 +145,43 @@ def test_a_device_that_misses_too_many_stays_at_exit_1_but_for_what_was_certifie
         predictor.timing.slow_down.factor = 1.0  # a device that no factor foresees
         found.append(predictor.predict(frames[0], max_ms=7.5))
     assert predictor.stats().misses <= len(found) * MISS_SHARE + MOST_ALLOWED
-    alone = sum(one.exit == 1 for one in found)
-    assert f"exit 1 alone answered {alone} of them" in Summary(predictor, 7.5).text()
+    ended = sum(one.exit == 1 for one in found)
+    assert f"{ended} of these at exit 1 although there was time" in Summary(predictor, 7.5).text()
+
     engine.ms = [1.0, 2.0, 4.0]
     shallow = predictor.predict(frames[0], max_ms=7.5)
     assert (shallow.exit, shallow.halted_by) == (1, "deadline")
-    for max_ms, exit_ in ((7.5, 3), (9.0, 3), (7.4, 1)):  # a shorter one was not certified
-        for choice in (certified, choose_policy(bundle, certified)):
-            assert predictor.predict(frames[0], max_ms=max_ms, policy=choice).exit == exit_
+    bundle = predictor.bundle
+    certified = certify(bundle, measured, tmp_path / "certified.json")
     bare = choose_policy(bundle, certified).policy  # of which nothing is known
-    assert predictor.predict(frames[0], max_ms=7.5, policy=bare).exit == 1
+    for policy, max_ms, exit_ in (
+        (certified, 7.5, 3),
+        (choose_policy(bundle, certified), 9.0, 3),
+        (certified, 7.4, 1),  # a shorter deadline was not certified
+        (bare, 7.5, 1),
+        (certify(bundle, measured, tmp_path / "elsewhere.json", device={}), 7.5, 1),
+        (certify(bundle, measured, tmp_path / "others.json", measured="1999"), 7.5, 1),
+    ):
+        assert predictor.predict(frames[0], max_ms=max_ms, policy=policy).exit == exit_, policy
     predictor.set_policy(certified)
     assert predictor.predict(frames[0], max_ms=7.5).exit == 3
     for _ in range(100):
-        predictor.predict(frames[0], max_ms=7.5)
+        predictor.predict(frames[0], max_ms=7.4)
     assert predictor.predict(frames[0], max_ms=7.5, policy="deepest").exit == 3
+
+
+@pytest.mark.parametrize(("ms", "rounds"), [(1.0, 334), (10.0, 199), (40.0, 84), (400.0, 10)])
+def test_a_first_deadline_measures_what_a_quantile_needs_within_ten_seconds(
+    ms: float, rounds: int, bundle_folder: Path
+) -> None:
+    clock = Clock()
+    engine = TimedEngine(read_bundle(bundle_folder), clock, [ms] * 3)
+    predictor = Predictor(engine, "deepest", clock)
+    table = predictor.measure()
+    assert table.samples == rounds
+    assert table.exact == (rounds >= rounds_needed(3))
+    assert predictor.timing.measured is not None
+    assert is_enough(predictor.timing.measured)
 
 
 def test_a_policy_that_is_satisfied_is_not_the_deadlines_doing(
