@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from certified import certified
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,8 +20,12 @@ from mate_edge.cli import app
 from mate_edge.decide.simulate import simulate
 from mate_edge.errors import DataError, UsageError
 from mate_edge.report.labelled import LabelledFigures
+from mate_edge.runtime.deadline import MissBudget
+from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from mate_edge.runtime.evaluate import choose_sources, evaluate_folder
+from mate_edge.runtime.points import keep_point
 from mate_edge.runtime.policy import resolve_policy
+from mate_edge.runtime.predictor import Predictor
 from mate_edge.runtime.sources.images import find_labelled
 
 POLICIES = ("fast", "balanced", "accurate", "deepest")
@@ -136,6 +141,20 @@ def test_an_impossible_deadline_makes_exit_1_answer_and_is_counted(
         assert row["deepest:deadline_answer"] == row["exit_1"]
         assert row["deepest:deadline_halted_by"] == "deadline"
         assert row["deepest:deadline_missed"] == "1"
+
+
+def test_what_was_certified_with_the_deadline_the_budget_of_misses_does_not_end(
+    bundle_folder: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Predictor(OnnxRuntimeEngine(read_bundle(bundle_folder), 1), "deepest") as predictor:
+        predictor.measure()
+        measured = predictor.timing.measured
+        assert measured is not None
+        keep_point(certified(predictor.bundle, measured, 60_000.0), None, print)
+    monkeypatch.setattr(MissBudget, "used_up", True)
+    found, _ = evaluated(bundle_folder, labelled, max_ms=100_000.0)
+    assert found.under_deadline["joint"].exit_shares == (0.0, 0.0, 1.0)
+    assert found.under_deadline["deepest"].exit_shares == (1.0, 0.0, 0.0)
 
 
 def test_half_precision_runs_on_the_cpu_with_a_warning(

@@ -12,15 +12,15 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from certified import certified
 from timed import Clock, TimedEngine
 
-from mate_edge.bundle import Bundle, Guarantee, OperatingPoint, read_bundle
+from mate_edge.bundle import read_bundle
 from mate_edge.decide.policy import Confidence
 from mate_edge.errors import UsageError
 from mate_edge.images import normalize
-from mate_edge.report.tuned import TunedPoint
 from mate_edge.runtime.deadline import MISS_SHARE, MOST_ALLOWED, rounds_needed
-from mate_edge.runtime.latencies import Latencies, keep_latencies, record_latencies
+from mate_edge.runtime.latencies import keep_latencies, record_latencies
 from mate_edge.runtime.outputs.summary import Summary
 from mate_edge.runtime.policy import choose_policy
 from mate_edge.runtime.predictor import Predictor
@@ -115,23 +115,6 @@ def test_a_slower_device_answers_from_a_shallower_exit_and_still_in_time(
     assert recovered.exit == 3
 
 
-def certify(bundle: Bundle, by: Latencies, path: Path, **changes: Any) -> Path:
-    """Write an operating point that never leaves early, certified together with 7.5 ms."""
-    guarantee = Guarantee(
-        loss="worse", epsilon=0.01, delta=0.05, n=1000, losses=3, max_ms=7.5, halted=0, rounds=300,
-        device=msgspec.to_builtins(by.fingerprint), measured=by.created,
-    )  # fmt: skip
-    point = OperatingPoint(
-        policy="deepest", parameters={"temperatures": bundle.manifest.temperatures},
-        val_accuracy=0.9, val_mean_flops=1e6, val_exit_shares=(0.0, 0.0, 1.0),
-        guarantee=msgspec.structs.replace(guarantee, **changes),
-    )  # fmt: skip
-    tuned = TunedPoint(name="certified", bundle=bundle.id, goal="", point=point, last_accuracy=0.9,
-                       samples=500, created="now")  # fmt: skip
-    path.write_bytes(msgspec.json.encode(tuned))
-    return path
-
-
 def test_a_device_that_misses_too_many_stays_at_exit_1_but_for_what_was_certified_so(
     timed: tuple[Predictor, TimedEngine, Clock], frames: list[np.ndarray], tmp_path: Path
 ) -> None:
@@ -152,18 +135,24 @@ def test_a_device_that_misses_too_many_stays_at_exit_1_but_for_what_was_certifie
     shallow = predictor.predict(frames[0], max_ms=7.5)
     assert (shallow.exit, shallow.halted_by) == (1, "deadline")
     bundle = predictor.bundle
-    certified = certify(bundle, measured, tmp_path / "certified.json")
-    bare = choose_policy(bundle, certified).policy  # of which nothing is known
+
+    def stored(name: str, **changes: Any) -> Path:
+        path = tmp_path / f"{name}.json"
+        path.write_bytes(msgspec.json.encode(certified(bundle, measured, 7.5, **changes)))
+        return path
+
+    joint = stored("joint")
+    bare = choose_policy(bundle, joint).policy  # of which nothing is known
     for policy, max_ms, exit_ in (
-        (certified, 7.5, 3),
-        (choose_policy(bundle, certified), 9.0, 3),
-        (certified, 7.4, 1),  # a shorter deadline was not certified
+        (joint, 7.5, 3),
+        (choose_policy(bundle, joint), 9.0, 3),
+        (joint, 7.4, 1),  # a shorter deadline was not certified
         (bare, 7.5, 1),
-        (certify(bundle, measured, tmp_path / "elsewhere.json", device={}), 7.5, 1),
-        (certify(bundle, measured, tmp_path / "others.json", measured="1999"), 7.5, 1),
+        (stored("of-another-device", device={}), 7.5, 1),
+        (stored("by-other-rounds", measured="1999"), 7.5, 1),
     ):
         assert predictor.predict(frames[0], max_ms=max_ms, policy=policy).exit == exit_, policy
-    predictor.set_policy(certified)
+    predictor.set_policy(joint)
     assert predictor.predict(frames[0], max_ms=7.5).exit == 3
     for _ in range(100):
         predictor.predict(frames[0], max_ms=7.4)

@@ -11,16 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
 
+from mate_edge.bundle import Guarantee
 from mate_edge.decide.drift import fine_bin
 from mate_edge.errors import ImageError, MateEdgeError
 from mate_edge.runtime import verify as verifying
 from mate_edge.runtime.calibration import read_calibration
 from mate_edge.runtime.latencies import read_latencies
 from mate_edge.runtime.metrics import Metrics
+from mate_edge.runtime.points import keep_point, kept_point
 from mate_edge.runtime.policy import choose_policy, resolve_policy
 from mate_edge.runtime.serve.catalog import Catalog
 from mate_edge.runtime.serve.describe import statistics, summary
@@ -126,6 +129,16 @@ def test_loading_again_takes_the_default_point_as_it_is_tuned_now(
     (second,) = repository.loaded()
     assert second.predictors[0].policy == resolve_policy(second.bundle, "mine")
     assert second.predictors[0].policy != first.predictors[0].policy
+
+    found = kept_point(second.bundle, "mine")
+    assert found is not None
+    promise = Guarantee(loss="worse", epsilon=0.1, delta=0.2, n=100, losses=0)
+    point = msgspec.structs.replace(found.point, guarantee=promise)
+    keep_point(msgspec.structs.replace(found, point=point), None, print)
+    asyncio.run(repository.load(first.name, None))
+    (third,) = repository.loaded()
+    assert third.predictors[0].policy == second.predictors[0].policy
+    assert third.predictors[0].chosen.guarantee == promise
     repository.close()
 
 
