@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from certified import certified_on
 from timed import Clock, TimedEngine
 
 import mate_edge
@@ -271,21 +272,9 @@ def rounds_of(here: Fingerprint) -> Latencies:
     )
 
 
-def chosen(certified_on: Fingerprint, **changes: Any) -> Chosen:
-    guarantee = Guarantee(
-        loss="worse",
-        epsilon=0.01,
-        delta=0.05,
-        n=1000,
-        losses=3,
-        max_ms=5.0,
-        device=msgspec.to_builtins(certified_on),
-        halted=20,
-        rounds=500,
-        measured="2026-11-30",
-    )
+def chosen(here: Fingerprint, **changes: Any) -> Chosen:
     policy = make_policy("deepest", {"temperatures": (1.0,) * 3})
-    return Chosen("mine", policy, msgspec.structs.replace(guarantee, **changes))
+    return Chosen("mine", policy, certified_on(here, **changes))
 
 
 @pytest.mark.parametrize(
