@@ -21,6 +21,7 @@ from mate_edge.report.bench import Bench
 from mate_edge.runtime.bench.bench import measure
 from mate_edge.runtime.bench.options import Options
 from mate_edge.runtime.bench.rounds import Contender, Pace, run_rounds
+from mate_edge.runtime.deadline import rounds_needed
 from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines.blocked import read_blocked
 from mate_edge.runtime.latencies import read_latencies
@@ -97,6 +98,18 @@ def test_every_contender_is_measured_and_each_part_apart(bench_of: Measure) -> N
     assert [one.median_ms for one in found.parts.segments] == pytest.approx([1.0, 2.0, 4.0])
     assert found.parts.unsplit.median_ms == pytest.approx(6.0)
     assert not found.paced
+
+
+def test_of_a_large_network_deadlines_rest_on_what_a_minute_measures(
+    bundle_folder: Path, tmp_path: Path
+) -> None:
+    clock, bundle, machine = Clock(), read_bundle(bundle_folder), Machine(root=tmp_path)
+    bench = subject(bundle, clock, [20.0, 20.0, 20.0], 55.0)
+    (found,) = measure([bench], [png()], "", Options(), say=lambda line: None, machine=machine)
+    assert found.kept
+    kept = read_latencies(bundle, bench.whole.engine, machine)
+    assert kept is not None
+    assert 100 < kept.rounds < rounds_needed(3)
 
 
 def test_the_latencies_that_deadlines_rest_on_are_the_paced_ones(
