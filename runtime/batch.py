@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +107,8 @@ def _run_batch(
 
 def answer_batches(
     engine: Engine,
-    inputs: NDArray[np.float32],
+    load: Callable[[NDArray[Any]], None],
+    images: NDArray[Any],
     policy: Policy,
     clock: Callable[[], int],
     started: int,
@@ -121,7 +122,8 @@ def answer_batches(
 
     Args:
         engine: whose segments.
-        inputs: float32 [n, C, H, W], preprocessed.
+        load: the engine's `load` or `load_pixels`.
+        images: [n, ...], as `load` takes them.
         policy: says which samples leave.
         clock: in ns.
         started: when the first one began, by the clock.
@@ -134,11 +136,11 @@ def answer_batches(
     Raises:
         EngineError: the engine failed, or returned something that is no number.
     """
-    number = math.ceil(len(inputs) / engine.batch_size)
-    parts = [inputs] if number == 1 else np.array_split(inputs, number)
+    number = math.ceil(len(images) / engine.batch_size)
+    parts = [images] if number == 1 else np.array_split(images, number)
     answers = []
     for part in parts:
-        engine.load(part)
+        load(part)
         answers.append(_run_batch(engine, len(part), policy, clock, started))
     predictions: list[Prediction] = []
     confidences: list[float] = []

@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mate_edge.bundle import Segment
+from mate_edge.images import Preprocessing, normalize
 
 
 class Single:
@@ -64,27 +65,33 @@ class Several:
 
     A batch is run in parts. The session is bound to the memory of each the first time that a part
     begins and ends there; binding it anew takes 0.1 ms right after a segment. What a part reads is
-    copied together just before, so that samples that have left cost nothing and the others lie in
-    the caches.
+    copied together, or normalised, just before, so that samples that have left cost nothing and
+    the others lie in the caches.
 
     Args:
         session: of the segment.
         segment: its shapes and dtypes.
         in_place: see `BlockedSegment`.
+        preprocessing: of pixels, which segment 1 may be run on instead.
     """
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, segment: Segment, in_place: str | None
+        self,
+        session: onnxruntime.InferenceSession,
+        segment: Segment,
+        in_place: str | None,
+        preprocessing: Preprocessing | None,
     ) -> None:
         self._session, self._segment, self._in_place = session, segment, in_place
         self._shape, self._dtype = segment.input.shape, np.dtype(segment.input.dtype)
-        self._read: NDArray[np.generic] = np.empty(0)
+        self._preprocessing = preprocessing
+        self._read: NDArray[Any] = np.empty(0)
         self._written: list[NDArray[np.generic]] = []
         self._bindings: dict[tuple[int, int], Any] = {}
 
     def run(
         self,
-        features: NDArray[np.generic] | None,
+        features: NDArray[Any] | None,
         rows: NDArray[np.intp] | None,
         at_once: int,
         backwards: bool,
@@ -95,7 +102,7 @@ class Several:
         the caches.
 
         Args:
-            features: what it is run on, [m, ...].
+            features: what it is run on, [m, ...], or of segment 1 pixels uint8 [m, H, W, C].
             rows: which of them, n; None for all.
             at_once: samples, at most.
             backwards: whether to begin with the last part.
@@ -106,7 +113,8 @@ class Several:
         """
         assert features is not None, "nothing is loaded"
         n = len(features) if rows is None else len(rows)
-        if features.shape[1:] != self._shape or features.dtype != self._dtype:
+        pre = self._preprocessing if features.dtype == np.uint8 else None
+        if pre is None and (features.shape[1:] != self._shape or features.dtype != self._dtype):
             wanted = self._segment.input
             given = f"{features.dtype} {list(features.shape[1:])}"
             raise ValueError(f"it takes {wanted.dtype} {list(wanted.shape)}, not {given}")
@@ -114,10 +122,13 @@ class Several:
         for start in range(0, n, at_once)[:: -1 if backwards else 1]:
             stop = min(start + at_once, n)
             read = self._read[: stop - start]
-            if rows is None:
-                np.copyto(read, features[start:stop])
+            part = slice(start, stop) if rows is None else rows[start:stop]
+            if pre is not None:
+                normalize(features[part], pre, read)
+            elif isinstance(part, slice):
+                np.copyto(read, features[part])
             else:
-                np.take(features, rows[start:stop], axis=0, out=read, mode="clip")
+                np.take(features, part, axis=0, out=read, mode="clip")
             binding = self._bindings.get((start, stop)) or self._bind(start, stop)
             self._session.run_with_iobinding(binding)
         logits: NDArray[np.float32] = self._written[-1][:n].copy()

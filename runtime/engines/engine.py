@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError
+from mate_edge.images import normalize
 from mate_edge.machine import cpu_count
 
 ONE_THREAD_FLOPS = 60_000_000
@@ -44,10 +45,6 @@ class Engine(ABC):
     frame_color: str = "rgb"
     """Their channel order, `rgb` or `bgr`."""
 
-    input_memory: NDArray[np.float32] | None = None
-    """Where segment 1 reads one image, [1, C, H, W]: given this, `load` copies nothing. None while
-    there is none, or none that the host can write."""
-
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.max_batch: int = bundle.manifest.build.max_batch
@@ -79,6 +76,14 @@ class Engine(ABC):
                 the dtype that the manifest names.
             k: the segment that they go into.
         """
+
+    def load_pixels(self, pixels: NDArray[np.uint8]) -> None:
+        """Normalise images and take them as the batch, now or when segment 1 runs.
+
+        Args:
+            pixels: uint8 [n, H, W, C], scaled and cropped; not to be changed before segment 1 ran.
+        """
+        self.load(normalize(pixels, self.bundle.manifest.preprocessing))
 
     def load_frame(self, frame: Any) -> None:
         """Preprocess a frame on the device and take it as the batch, of one; wait until it is done.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mate_edge.bundle import Bundle
 from mate_edge.errors import EngineError, first_line
+from mate_edge.images import normalize
 from mate_edge.runtime.engines.blocked import (
     Blocked,
     blocked_path,
@@ -118,7 +119,7 @@ class OnnxRuntimeEngine(Engine):
             "_options": session_options(self.threads, shared_pool=False),
             "_blocked": None,
             "_features": None if self._features is None else self.features,
-            **{"_sessions": {}, "_single": {}, "_several": {}, "_rows": None, "input_memory": None},
+            **{"_sessions": {}, "_single": {}, "_several": {}, "_rows": None},
         }
         self.__dict__.update(plain)  # one step: Ctrl-C, and clones that are made meanwhile
         for earlier in range(1, k):
@@ -129,6 +130,20 @@ class OnnxRuntimeEngine(Engine):
         if (block := self._block(k)) is not None:
             inputs = to_blocks(inputs, block)
         self._features, self._rows, self._next = inputs, None, k
+
+    def load_pixels(self, pixels: NDArray[np.uint8]) -> None:
+        """See `Engine.load_pixels`.
+
+        One image is normalised where segment 1 reads it, several are part by part as they are run.
+        """
+        single = self._single.get(1)
+        if len(pixels) > 1:
+            self._features, self._rows, self._next = pixels, None, 1
+        elif single is None:
+            super().load_pixels(pixels)
+        else:
+            normalize(pixels, self.bundle.manifest.preprocessing, single.source)
+            self._features, self._rows, self._next = single.source, None, 1
 
     def run(self, k: int) -> NDArray[np.float32]:
         """See `Engine.run`."""
@@ -154,13 +169,12 @@ class OnnxRuntimeEngine(Engine):
         segment = self.bundle.manifest.segments[k - 1]
         source = self._single[k - 1].features if k - 1 in self._single else None
         in_place = None if self._blocked is None else self._blocked.segments[k - 1].in_place
-        self._several[k] = Several(self._sessions[k], segment, in_place)
+        pre = self.bundle.manifest.preprocessing if k == 1 else None
+        self._several[k] = Several(self._sessions[k], segment, in_place, pre)
         try:
             single = Single(self._sessions[k], segment, source, in_place)
         except Exception as error:  # a manifest that names other tensors than the model has
             raise self._failure(k, error) from None
-        if k == 1:
-            self.input_memory = single.source
         self._single[k] = single  # after all else: Ctrl-C
         return single
 
@@ -199,13 +213,12 @@ class OnnxRuntimeEngine(Engine):
         twin = object.__new__(OnnxRuntimeEngine)
         twin.__dict__.update(self.__dict__)
         twin._single, twin._several, twin._features, twin._rows = {}, {}, None, None
-        twin.input_memory = None
         return twin
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._sessions, self._single, self._several = {}, {}, {}
-        self._features = self._rows = self.input_memory = None
+        self._features = self._rows = None
 
 
 def check_rounding(what: str) -> None:

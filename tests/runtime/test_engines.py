@@ -136,22 +136,46 @@ def test_what_was_loaded_last_counts(
         check(engine.run(1), golden["logits"][2:3, 0])
 
 
-def test_an_image_written_where_segment_1_reads_it_is_taken_as_one_given(
-    open_engine: OpenEngine, images: np.ndarray, golden: Golden
+@pytest.mark.parametrize("rows", [[0], [2], [0, 1, 2], [1, 2], [2, 0, 1, 1, 0, 2] * 4])
+def test_pixels_are_taken_as_the_images_that_they_are_normalised_to(
+    open_engine: OpenEngine, images: np.ndarray, golden: Golden, rows: list[int]
 ) -> None:
     with open_engine() as engine:
-        for i, image in enumerate(images):
+        if isinstance(engine, TensorRTEngine):
+            rows = rows[: engine.max_batch]
+        for _ in range(2):  # the second time into memory that the first one made
             engine.load(images[-1:])
             engine.run(1)
-            memory = engine.input_memory
-            if memory is not None:
-                memory[:] = image
-            engine.load(image[None] if memory is None else memory)
+            engine.load_pixels(golden["images"][rows])
+            found = [engine.run(k) for k in range(1, engine.num_segments + 1)]
+            engine.load(images[rows])
+            for k, logits in enumerate(found, start=1):
+                assert np.array_equal(logits, engine.run(k))
+                check(logits, golden["logits"][rows, k - 1])
+
+
+def test_pixels_that_are_dropped_before_segment_1_are_not_run(
+    open_engine: OpenEngine, golden: Golden
+) -> None:
+    with open_engine() as engine:
+        for rows in (np.array([0, 2]), np.array([1])):
+            engine.load_pixels(golden["images"][:3])
+            engine.keep(rows)
             for k in range(1, engine.num_segments + 1):
-                check(engine.run(k), golden["logits"][i : i + 1, k - 1])
-        with engine.clone() as twin:  # another thread's must not be written into
-            assert twin.input_memory is None
-    assert engine.input_memory is None
+                check(engine.run(k), golden["logits"][rows, k - 1])
+
+
+def test_clones_normalise_into_memory_of_their_own(open_engine: OpenEngine, golden: Golden) -> None:
+    with open_engine() as engine:
+        engine.load_pixels(golden["images"][:1])
+        engine.run(1)
+        with engine.clone() as twin:
+            twin.load_pixels(golden["images"][1:2])
+            twin.run(1)
+            engine.load_pixels(golden["images"][2:3])
+            twin.load_pixels(golden["images"][:1])
+            check(engine.run(1), golden["logits"][2:3, 0])
+            check(twin.run(1), golden["logits"][:1, 0])
 
 
 def test_logits_are_the_callers_own(open_engine: OpenEngine, images: np.ndarray) -> None:
