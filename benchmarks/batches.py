@@ -4,10 +4,10 @@
         [--out FOLDER]
 
 Untrained resnet8 and mobilenet_v2 at 32 and resnet18 at 224 pixels, ONNX Runtime on one thread and
-on all cores. The images that leave early all do so at exit 1, or in equal parts at the early exits;
-who leaves is fixed by the place in the batch, since an untrained network knows nothing. With
-`--run` the network is a trained run's instead, whose test images leave where its operating points
-say.
+on all cores. Those that leave early all do so at exit 1, or in equal parts at the early exits. An
+untrained network knows nothing: the policy is `Confidence`, with thresholds laid between the
+confidences in the batch. With `--run` the network is a trained run's instead, whose test images
+leave where its operating points say.
 
 * ours: `Predictor.predict_batch`, on all cores with `shared_pool=True`
 * unsplit: what a user would write, one session with its default options (on one thread with
@@ -40,11 +40,12 @@ from turns import take_turns
 from untrained import make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.decide.softmax import softmax
+from mate_edge.decide.policy import HOTTEST, NEVER, Confidence, FixedExit
 from mate_edge.images import crop, from_array, normalize
 from mate_edge.machine import cpu_count
 from mate_edge.runs import read_finished_run
 from mate_edge.runtime.engines.onnxruntime import OnnxRuntimeEngine, make_session
+from mate_edge.runtime.policy import PolicyChoice
 from mate_edge.runtime.predictor import Predictor
 from mate_edge.train.data import load_dataset
 
@@ -67,29 +68,33 @@ def rules_of(bundle: Bundle) -> list[Rule]:
     return rules
 
 
-class Leave:
-    """Let a fixed share of the images leave at each early exit, whatever the logits say."""
-
-    def __init__(self, shares: tuple[float, ...]) -> None:
-        self.shares = shares
-        self.seen = 0
-
-    def decide(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        """See `Policy.decide`: the first rows of what is left leave."""
-        depth = logits.shape[1] - 1
-        if depth == 0:
-            self.seen = len(logits)
-        left = [round(sum(self.shares[:k]) * self.seen) for k in (depth, depth + 1)]
-        return np.arange(len(logits)) < left[1] - left[0], softmax(logits[:, -1])
+def thresholds(
+    predictor: Predictor, frames: list[NDArray[np.uint8]], shares: tuple[float, ...]
+) -> Confidence:
+    """Return the policy under which these shares of the images leave at the early exits."""
+    temperatures = (HOTTEST,) * (len(shares) + 1)  # where no two confidences round to 1
+    found, staying = [], np.arange(len(frames))
+    for k, share in enumerate(shares, start=1):
+        at_exit = predictor.predict_batch(frames, policy=FixedExit(k, temperatures))
+        confidences = np.array([prediction.confidence for prediction in at_exit])
+        staying = staying[confidences[staying].argsort()]
+        stay = len(staying) - round(share * len(frames))
+        lowest = confidences[staying[stay - 1 : stay + 1]]
+        found.append(float(lowest.mean()) if stay < len(staying) else NEVER)
+        staying = staying[:stay]
+    return Confidence(tuple(found), temperatures)
 
 
 def ours(bundle: Bundle, threads: int | None) -> Classify:
     engine = OnnxRuntimeEngine(bundle, threads or cpu_count(), shared_pool=threads is None)
     predictor = Predictor.warmed_up(engine, "deepest")
+    policies: dict[Rule, PolicyChoice] = {}
 
     def classify(frames: list[NDArray[np.uint8]], rule: Rule) -> list[int]:
-        policy = rule if isinstance(rule, str) else Leave(rule)
-        return [found.exit for found in predictor.predict_batch(frames, policy=policy)]
+        if rule not in policies:  # in the round that is not measured
+            shares = not isinstance(rule, str)
+            policies[rule] = thresholds(predictor, frames, rule) if shares else rule
+        return [found.exit for found in predictor.predict_batch(frames, policy=policies[rule])]
 
     return classify
 
@@ -158,7 +163,7 @@ def measure(
         rounds: measured ones.
         batch: images in each.
         data: whose test images are taken, other ones each round, with the bundle's operating
-            points; None for noise and `Leave`.
+            points; None for noise.
     """
     bundle = read_bundle(path)
     rules = rules_of(bundle) if data is None else list(bundle.manifest.operating_points)
@@ -170,7 +175,7 @@ def measure(
         own = ms["ours"]
         left = [exit_ for found in answers["ours"] for exit_ in found[i][1]]
         shares = np.bincount(left, minlength=len(bundle.manifest.exits) + 1)[1:] / len(left)
-        cells = [network, str(threads or "all"), rule if isinstance(rule, str) else "fixed"]
+        cells = [network, str(threads or "all"), rule if isinstance(rule, str) else "by confidence"]
         cells.append(" ".join(f"{100 * share:.0f}" for share in shares))
         cells += [f"{median(all_):.1f} ({quantile(all_, 0.9):.1f})" for all_ in ms.values()]
         cells += [

@@ -12,7 +12,6 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from mate_edge.bundle import Bundle, read_bundle
 from mate_edge.decide.policy import Policy
@@ -283,18 +282,15 @@ class Predictor:
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             self._check_open()
-            encoded = [read_frame(frame) for frame in frames]
-            began = self.clock()
             pre = self.manifest.preprocessing
-            images: list[NDArray[np.uint8] | Image] = []
-            for frame, name in encoded:
-                plain = ready_pixels(frame, "rgb", pre)
-                images.append(to_image(frame, name, "rgb", pre) if plain is None else plain)
+            pixels: list[Any] = [ready_pixels(frame, "rgb", pre) for frame in frames]
+            others = [i for i, ready in enumerate(pixels) if ready is None]
+            encoded = [read_frame(frames[i]) for i in others]
+            began = self.clock()
+            images = [to_image(frame, name, "rgb", pre) for frame, name in encoded]
             decoded = self.clock()
-            pixels = [
-                image if isinstance(image, np.ndarray) else crop(image, pre, name or "the image")
-                for image, (_, name) in zip(images, encoded, strict=True)
-            ]
+            for i, image, (_, name) in zip(others, images, encoded, strict=True):
+                pixels[i] = crop(image, pre, name or "the image")
             # of images one below the other, which takes half as long as to stack them
             stacked = np.concatenate(pixels).reshape(len(pixels), pre.size, pre.size, pre.channels)
             ready = self.clock()
