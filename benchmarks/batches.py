@@ -40,7 +40,8 @@ from turns import take_turns
 from untrained import make_bundle
 
 from mate_edge.bundle import Bundle, read_bundle
-from mate_edge.decide.policy import HOTTEST, NEVER, Confidence, FixedExit
+from mate_edge.decide.policy import COLDEST, HOTTEST, NEVER, Confidence
+from mate_edge.decide.softmax import largest, softmax
 from mate_edge.images import crop, from_array, normalize
 from mate_edge.machine import cpu_count
 from mate_edge.runs import read_finished_run
@@ -72,11 +73,16 @@ def thresholds(
     predictor: Predictor, frames: list[NDArray[np.uint8]], shares: tuple[float, ...]
 ) -> Confidence:
     """Return the policy under which these shares of the images leave at the early exits."""
-    temperatures = (HOTTEST,) * (len(shares) + 1)  # where no two confidences round to 1
+    passed = []
+    for frame in frames:
+        predictor.predict(frame, policy="deepest")
+        passed.append(np.concatenate(predictor.passed))
+    logits = np.stack(passed)
+    spread = logits.std(axis=-1).mean(axis=0)  # neither saturated nor all the same
+    temperatures = tuple(spread.clip(COLDEST, HOTTEST).tolist())
     found, staying = [], np.arange(len(frames))
-    for k, share in enumerate(shares, start=1):
-        at_exit = predictor.predict_batch(frames, policy=FixedExit(k, temperatures))
-        confidences = np.array([prediction.confidence for prediction in at_exit])
+    for k, share in enumerate(shares):
+        confidences = largest(softmax(logits[:, k], temperatures[k]))
         staying = staying[confidences[staying].argsort()]
         stay = len(staying) - round(share * len(frames))
         lowest = confidences[staying[stay - 1 : stay + 1]]
