@@ -282,15 +282,15 @@ class Predictor:
         chosen = self.policy if policy is None else resolve_policy(self.bundle, policy)
         with self._alone():
             self._check_open()
-            pre = self.manifest.preprocessing
-            pixels: list[Any] = [ready_pixels(frame, "rgb", pre) for frame in frames]
-            others = [i for i, ready in enumerate(pixels) if ready is None]
-            encoded = [read_frame(frames[i]) for i in others]
+            encoded = [read_frame(frame) for frame in frames]
             began = self.clock()
-            images = [to_image(frame, name, "rgb", pre) for frame, name in encoded]
+            pre = self.manifest.preprocessing
+            pixels: list[Any] = [ready_pixels(frame, "rgb", pre) for frame, _ in encoded]
+            others = [i for i, ready in enumerate(pixels) if ready is None]
+            images = [to_image(*encoded[i], "rgb", pre) for i in others]
             decoded = self.clock()
-            for i, image, (_, name) in zip(others, images, encoded, strict=True):
-                pixels[i] = crop(image, pre, name or "the image")
+            for i, image in zip(others, images, strict=True):
+                pixels[i] = crop(image, pre, encoded[i][1] or "the image")
             # of images one below the other, which takes half as long as to stack them
             stacked = np.concatenate(pixels).reshape(len(pixels), pre.size, pre.size, pre.channels)
             ready = self.clock()
