@@ -98,8 +98,8 @@ def ours(bundle: Bundle, threads: int | None) -> Classify:
 
     def classify(frames: list[NDArray[np.uint8]], rule: Rule) -> list[int]:
         if rule not in policies:  # in the round that is not measured
-            shares = not isinstance(rule, str)
-            policies[rule] = thresholds(predictor, frames, rule) if shares else rule
+            named = isinstance(rule, str)
+            policies[rule] = rule if named else thresholds(predictor, frames, rule)
         return [found.exit for found in predictor.predict_batch(frames, policy=policies[rule])]
 
     return classify
