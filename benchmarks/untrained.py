@@ -14,6 +14,7 @@ from mate_edge.export.export import export_run
 from mate_edge.images import Preprocessing, normalize
 from mate_edge.runs import Recipe, Results, Run, write_run
 from mate_edge.runtime.build_command import join_if_needed
+from mate_edge.runtime.engines import EVERYWHERE
 from mate_edge.train.data.images import REDUCING_GAP
 from mate_edge.train.evaluate import cumulative_flops
 from mate_edge.train.heads import DEFAULT_HEAD
@@ -28,7 +29,7 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
     name = f"{arch}-{size}-{classes}-{DEFAULT_HEAD}"
     bundle = folder / f"{name}.mate"
     if bundle.exists():
-        join_if_needed(read_bundle(bundle), lambda text: None)
+        join_if_needed(read_bundle(bundle), EVERYWHERE, lambda text: None)
         return bundle
     torch.manual_seed(0)
     preprocessing = Preprocessing(
@@ -82,5 +83,5 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
 def export_here(folder: Path, run: Run, bundle: Path) -> Path:
     """Export a run for the CPU and build for this one, as `mate-edge export` does."""
     export_run(folder, run, "cpu", None, None, bundle, lambda text: None)
-    join_if_needed(read_bundle(bundle), lambda text: None)
+    join_if_needed(read_bundle(bundle), EVERYWHERE, lambda text: None)
     return bundle

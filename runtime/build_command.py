@@ -17,7 +17,7 @@ import msgspec
 
 from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.errors import EngineError, EngineNotBuilt, UsageError
-from mate_edge.runtime.engines import NEEDS, Say, choose_engine
+from mate_edge.runtime.engines import EVERYWHERE, NEEDS, Say, choose_engine
 
 T = TypeVar("T")
 BAR = 30  # characters
@@ -68,18 +68,30 @@ def build_bundle(
             print(msgspec.json.encode(line).decode())
 
 
-def build_if_needed(bundle: Bundle, use: Callable[[], T], say: Say, unsplit: bool = False) -> T:
+def build_if_needed(
+    bundle: Bundle,
+    engine: str,
+    use: Callable[[], T],
+    say: Say,
+    unsplit: bool = False,
+    lazy: bool = False,
+) -> T:
     """Return `use()`; when it needs an engine that is not built yet, build them and try again.
 
     Args:
         bundle: whose engines `use` makes or opens.
+        engine: their name.
         use: called a second time, from its start, after building.
         say: told what is going on.
         unsplit: whether `use` needs the unsplit network, too.
+        lazy: build only what `use` cannot do without, see `join_if_needed`.
 
     Raises:
+        BundleError: a file of the bundle is missing or altered.
         EngineError: they cannot be built.
     """
+    if not lazy:
+        join_if_needed(bundle, engine, say)
     try:
         return use()
     except EngineNotBuilt:
@@ -88,15 +100,22 @@ def build_if_needed(bundle: Bundle, use: Callable[[], T], say: Say, unsplit: boo
         return use()
 
 
-def join_if_needed(bundle: Bundle, say: Say) -> None:
+def join_if_needed(bundle: Bundle, engine: str, say: Say) -> None:
     """Let the segments of a bundle for the CPU hand over features as this CPU computes them, once.
 
-    Only said when it fails: they run as they were exported, too.
+    What is measured of them is void when it is done later. Only said when it fails: they run as
+    they were exported, too.
+
+    Args:
+        bundle: an opened bundle.
+        engine: that will run it; there is nothing to do for others than onnxruntime.
+        say: told what is going on.
 
     Raises:
         BundleError: a file of the bundle is missing or altered.
     """
-    if bundle.manifest.build.engine in NEEDS or len(bundle.manifest.segments) < 2:
+    for_gpu = bundle.manifest.build.engine in NEEDS
+    if engine != EVERYWHERE or for_gpu or len(bundle.manifest.segments) < 2:
         return
     from mate_edge.runtime.engines.blocked import read_blocked
 
@@ -122,7 +141,7 @@ def build_at_once(bundle: Bundle, machine: str | None, say: Say) -> bool:
     """
     if machine not in (None, platform.machine()):
         return False
-    join_if_needed(bundle, say)
+    join_if_needed(bundle, EVERYWHERE, say)
     try:
         usable = choose_engine(bundle, lambda line: None) in NEEDS
     except EngineError:  # a GPU without TensorRT: no reason to fail an export

@@ -212,7 +212,7 @@ def _load(
             when_it_fails.pop_all()
         return predictor, _after(first, results)
 
-    predictor, results = build_if_needed(opened, start, say)
+    predictor, results = build_if_needed(opened, engine, start, say, lazy=run.max_ms is None)
     return predictor, results, notes
 
 

@@ -112,7 +112,7 @@ def evaluate_folder(
         return Predictor.warmed_up(make_engine(engine, opened, threads, True), DEEPEST)
 
     rows: Rows = []
-    with _saved(rows, save, say), build_if_needed(opened, start, say) as predictor:
+    with _saved(rows, save, say), build_if_needed(opened, engine, start, say) as predictor:
         say(f"{opened.folder}: {predictor.engine.device}")
         with suppress(ImageError):  # the first image that is decoded loads the decoders
             predictor.predict(labelled[0][0])

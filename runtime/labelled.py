@@ -66,7 +66,7 @@ def record_logits(
 
     found: list[tuple[Path, int, Logits]] = []
     digest = hashlib.sha256()
-    with build_if_needed(bundle, start, say) as predictor:
+    with build_if_needed(bundle, chosen, start, say) as predictor:
         for path, label in follow(labelled, f"all exits of {len(labelled)} images", say):
             try:
                 data = read_image(path)

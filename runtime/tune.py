@@ -214,7 +214,7 @@ def _latencies(
             predictor.know_latencies(say)
             return predictor.latencies_of(policy)
 
-    return build_if_needed(bundle, start, say)
+    return build_if_needed(bundle, chosen, start, say)
 
 
 def _rounds_in_time(

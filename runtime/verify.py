@@ -79,8 +79,10 @@ def verify(
         return engine
 
     with (
-        build_if_needed(opened, partial(start, opened), say, unsplit=True) as whole,
-        build_if_needed(opened, partial(start, opened.unsplit()), say, unsplit=True) as unsplit,
+        build_if_needed(opened, name, partial(start, opened), say, unsplit=True) as whole,
+        build_if_needed(
+            opened, name, partial(start, opened.unsplit()), say, unsplit=True
+        ) as unsplit,
     ):
         found = verify_engine(whole, unsplit, golden, name)
         try:

@@ -27,7 +27,7 @@ from mate_edge.runtime.bench.subjects import (
     open_all_subjects,
     open_subject,
 )
-from mate_edge.runtime.build_command import build_if_needed, join_if_needed
+from mate_edge.runtime.build_command import build_if_needed
 from mate_edge.runtime.deadline import rounds_needed
 from mate_edge.runtime.doctor.machine import Machine
 from mate_edge.runtime.engines import EVERYWHERE, Say, choose_engine
@@ -86,14 +86,12 @@ def bench(
             "yours, which take longer to decode, give --images"
         )
     name = EVERYWHERE if engines == ALL else engine or choose_engine(opened, say)
-    if name == EVERYWHERE:
-        join_if_needed(opened, say)
     with ExitStack() as stack:
         if engines == ALL:
             subjects = open_all_subjects(opened, threads, say)
         else:
             start = partial(open_subject, name, opened, threads)
-            subjects = [build_if_needed(opened, start, say, unsplit=True)]
+            subjects = [build_if_needed(opened, name, start, say, unsplit=True)]
         for subject in subjects:
             stack.callback(subject.whole.close)
             stack.callback(subject.unsplit.close)

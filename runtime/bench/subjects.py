@@ -53,7 +53,7 @@ def open_all_subjects(bundle: Bundle, threads: int | None, say: Say) -> list[Sub
             continue  # another target's
         start = partial(open_subject, name, bundle, threads)
         try:
-            found.append(build_if_needed(bundle, start, say, unsplit=True))
+            found.append(build_if_needed(bundle, name, start, say, unsplit=True))
         except (EngineError, ModuleNotFoundError) as error:
             say(f"without {name}: {error}")
     if not found:

@@ -86,10 +86,12 @@ def load_model(
         UsageError: an unknown policy or engine.
     """
     bundle = read_bundle(folder)
+    bundle.check_files()  # not all are read when it was verified and built before
     choose_policy(bundle, options.policy)
     engine = options.engine or choose_engine(bundle, say)
     with ExitStack() as when_it_fails:
-        predictor = build_if_needed(bundle, partial(_start, bundle, engine, options), say)
+        start = partial(_start, bundle, engine, options)
+        predictor = build_if_needed(bundle, engine, start, say)
         when_it_fails.enter_context(predictor)
         if not verified_before(predictor.engine):
             say(f"{name} version {version}: verifying with its golden inputs")

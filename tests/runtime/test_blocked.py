@@ -317,7 +317,7 @@ def test_a_state_that_cannot_be_written_is_said(
     (tmp_path / "file").touch()
     monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
     said: list[str] = []
-    join_if_needed(bundle, said.append)
+    join_if_needed(bundle, "onnxruntime", said.append)
     assert len(said) == 1
     assert "MATE_EDGE_STATE chooses another folder" in said[0]
 

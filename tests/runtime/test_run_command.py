@@ -17,6 +17,7 @@ import mate_edge
 from mate_edge.bundle import read_bundle
 from mate_edge.decide.simulate import simulate
 from mate_edge.runtime.classify import announce
+from mate_edge.runtime.engines.blocked import read_blocked
 from mate_edge.runtime.latencies import keep_latencies, record_latencies
 from mate_edge.runtime.policy import resolve_policy
 from mate_edge.runtime.predictor import Predictor
@@ -134,6 +135,19 @@ def test_the_likeliest_classes_are_shown_when_asked_for(
     refused = typed(*command[:-2], "0", pictures / "0.png")
     assert refused.returncode == 2
     assert "--top must be 1 or more, not 0" in refused.stderr
+
+
+def test_a_deadline_rests_on_segments_that_fit_this_cpu(
+    typed: Any, bundle_folder: Path, pictures: Path
+) -> None:
+    bundle = read_bundle(bundle_folder)
+    command = "run", "--bundle", bundle_folder, pictures / "0.png"
+    assert "blocks of" not in typed(*command).stderr
+    assert read_blocked(bundle) is None  # not worth the while for an image
+    first, second = (typed(*command, "--max-ms", "60000").stderr for _ in range(2))
+    assert read_blocked(bundle) is not None
+    assert "never measured" in first
+    assert "never measured" not in second
 
 
 def test_one_bad_image_among_many_is_reported_and_the_others_run(

@@ -16,11 +16,12 @@ import pytest
 
 pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
 
-from mate_edge.bundle import Guarantee
+from mate_edge.bundle import Guarantee, read_bundle
 from mate_edge.decide.drift import fine_bin
-from mate_edge.errors import ImageError, MateEdgeError
+from mate_edge.errors import BundleError, ImageError, MateEdgeError
 from mate_edge.runtime import verify as verifying
 from mate_edge.runtime.calibration import read_calibration
+from mate_edge.runtime.engines.blocked import read_blocked
 from mate_edge.runtime.latencies import read_latencies
 from mate_edge.runtime.metrics import Metrics
 from mate_edge.runtime.points import keep_point, kept_point
@@ -60,10 +61,21 @@ def test_what_this_device_has_accepted_is_not_verified_again(
         model.close()
         said.append(any("verifying" in line for line in lines))
     assert said == [True, False]
+    assert read_blocked(read_bundle(bundle_folder)) is not None  # as this CPU computes them
     monkeypatch.setattr(verifying, "package_versions", lambda: {"onnxruntime": "0.1"})
     model, lines = load(bundle_folder, Options(workers=1))
     model.close()
     assert any("verifying" in line for line in lines)
+
+
+def test_a_damaged_bundle_is_refused_however_often_it_was_accepted(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "MOST_ROUNDS", 10)
+    load(own_bundle, Options(workers=1))[0].close()
+    (own_bundle / "segments" / "2.onnx").write_bytes(b"cut")
+    with pytest.raises(BundleError, match=r"2\.onnx is truncated"):
+        load(own_bundle, Options(workers=1))
 
 
 def test_a_policys_file_is_told_without_its_folder(
