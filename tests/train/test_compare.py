@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from mate_edge.errors import UsageError
+from mate_edge.errors import TrainingStopped, UsageError
 from mate_edge.report.comparison import (
     Row,
     as_markdown,
@@ -27,7 +28,7 @@ from mate_edge.report.comparison import (
     result_table,
 )
 from mate_edge.runs import read_outputs, read_run
-from mate_edge.train import compare, new
+from mate_edge.train import compare, ending, new
 from mate_edge.train.compare import (
     parse_methods,
     parse_seeds,
@@ -81,6 +82,33 @@ def test_what_is_finished_is_not_trained_again_and_more_seeds_can_be_added(
     run_comparison(comparison, parse_methods("ce"), (0, 2), QUICK)
     assert kept.stat().st_mtime_ns == before
     assert {row["seed"] for row in write_results(comparison) if row["method"] == "ce"} == {0, 1, 2}
+
+
+def test_a_signal_stops_a_comparison_which_then_goes_on_where_it_was(
+    comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, contenders = tmp_path / "stopped", parse_methods("ce,mate+alpha=2")
+    real, calls = ending.compute_logits, 0
+
+    def signalled(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # of the second run; the first one looks at two splits
+            signal.raise_signal(signal.SIGTERM)
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ending, "compute_logits", signalled)
+        with pytest.raises(TrainingStopped, match="mate.alpha=2-seed0: .*type the same") as stopped:
+            run_comparison(folder, contenders, (0,), QUICK)
+    assert stopped.value.exit_code == 143
+    finished = folder / "ce-seed0" / "run.json"
+    before = finished.stat().st_mtime_ns
+    assert run_comparison(folder, contenders, (0,), QUICK) == (0, 0)
+    assert finished.stat().st_mtime_ns == before
+    for name in ("ce-seed0", "mate+alpha=2-seed0"):
+        ours, theirs = ((at / name / "model.safetensors") for at in (folder, comparison))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(comparison: Path) -> None:

@@ -174,6 +174,29 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_the_way_out(
         assert run_training(lower, out, resume=False)[1].finished
 
 
+def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_kept(
+    quick: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dataclasses.replace(quick, epochs=2, train_images=256, batch_size=128)
+    real, calls = torch.optim.SGD.step, 0
+
+    def spoil(optimizer: Any, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss = real(optimizer, *given)
+        if calls == 4:  # of two epochs with two each
+            with torch.no_grad():
+                optimizer.param_groups[0]["params"][0].view(-1)[0] = torch.nan
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", spoil)
+        with pytest.raises(Diverged, match="the last step in epoch 2 left weights that are no"):
+            run_training(options, Path("spoilt"), resume=False)
+    assert [path.name for path in Path("spoilt/state").iterdir()] == ["epoch-1"]
+    assert run_training(Options(), Path("spoilt"), resume=True)[1].finished
+
+
 def test_a_gpu_that_is_too_small_is_said_with_what_needs_less(
     quick: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
