@@ -72,8 +72,7 @@ def main() -> None:
         f"{sum(float(row['seconds']) for row in rows) / 60:.1f} minutes in all"
     )
     bundle = arguments.out / f"{run.arch}-{mark_of(folder)}.mate"
-    if not bundle.exists():
-        export_here(folder, run, bundle)
+    export_here(folder, run, bundle)
     found = compare(folder, bundle, arguments.out / "png" / Path(run.data).name)
     draw(rows, bundle, found, arguments.out / "curve.png")
 

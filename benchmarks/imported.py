@@ -30,8 +30,8 @@ from machine import describe
 from torch import nn
 from torch.nn.functional import cross_entropy
 from trained import find_or_train
+from untrained import export_here
 
-from mate_edge.export.export import export_run
 from mate_edge.report.text import percent, print_results
 from mate_edge.train.backbones import make_parts
 from mate_edge.train.data import load_dataset
@@ -82,8 +82,7 @@ def main() -> None:
         print(f"\n{way}")
         print_results(folder, run)
         bundle = arguments.out / f"{way}.mate"
-        if not bundle.exists():
-            export_run(folder, run, "cpu", None, None, bundle, lambda text: None)
+        export_here(folder, run, bundle)
         compare(folder, bundle, arguments.out / "png" / DATA)
 
 

@@ -81,7 +81,8 @@ def make_bundle(folder: Path, arch: str, size: int, classes: int) -> Path:
 
 
 def export_here(folder: Path, run: Run, bundle: Path) -> Path:
-    """Export a run for the CPU and build for this one, as `mate-edge export` does."""
-    export_run(folder, run, "cpu", None, None, bundle, lambda text: None)
+    """Export a run for the CPU, once, and build for this one, as `mate-edge export` does."""
+    if not bundle.exists():
+        export_run(folder, run, "cpu", None, None, bundle, lambda text: None)
     join_if_needed(read_bundle(bundle), EVERYWHERE, lambda text: None)
     return bundle
