@@ -58,6 +58,10 @@ class EngineNotBuilt(EngineError):  # noqa: N818 - the state of the engine, name
     """An engine that must be built on this device first."""
 
 
+BROKEN_PIPE = 141
+"""The shell's exit code of a process whose reader went away."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what somebody else's exception says, or else its kind."""
     said = str(error).strip()

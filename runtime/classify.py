@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mate_edge.bundle import Bundle, find_bundle, read_bundle
-from mate_edge.errors import ImageError, MateEdgeError, UsageError
+from mate_edge.errors import BROKEN_PIPE, ImageError, MateEdgeError, UsageError
 from mate_edge.extras import extra
 from mate_edge.files import resolved
 from mate_edge.runtime.build_command import build_if_needed
@@ -32,9 +32,6 @@ from mate_edge.stop import StopSignal
 
 if TYPE_CHECKING:
     from mate_edge.runtime.metrics import Metrics
-
-BROKEN_PIPE = 141
-"""The shell's exit code of a process whose reader went away."""
 
 
 class ClassifyOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -209,3 +209,17 @@ def test_a_bundle_whose_name_is_no_utf8_is_shown_as_well_as_can_be(
 
 def test_the_help_names_every_engine() -> None:
     assert set(ENGINES) == set(re.findall(r"\w+", ENGINE_HELP.partition(";")[0])) - {"or"}
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["verify", "BUNDLE"]])
+def test_who_stops_reading_has_not_been_refused(command: list[str], bundle_folder: Path) -> None:
+    arguments = [word.replace("BUNDLE", str(bundle_folder)) for word in command]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, "-m", "mate_edge", *arguments],
+        stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(theirs)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr

@@ -32,8 +32,19 @@ Each takes what the one before wrote, and explains itself with --help.
 """
 
 
+class PipeBroke(Exception):  # noqa: N818 - the news, not the error
+    """Stands for a BrokenPipeError, which click would end with exit code 1 as if it was refused."""
+
+
 class InOrder(TyperGroup):
     """Lists the commands under the headings of `GROUPS`, with their summaries whole."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise PipeBroke from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of `GROUPS`."""

@@ -13,8 +13,8 @@ from typing import Annotated, TextIO
 import typer
 
 from mate_edge import __version__
-from mate_edge.cli.groups import HELP, InOrder
-from mate_edge.errors import MateEdgeError, UsageError
+from mate_edge.cli.groups import HELP, InOrder, PipeBroke
+from mate_edge.errors import BROKEN_PIPE, MateEdgeError, UsageError
 from mate_edge.stop import was_interrupted
 from mate_edge.warn import MateEdgeWarning
 
@@ -61,6 +61,10 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, PipeBroke) and isinstance(error.__cause__, BrokenPipeError):
+            if not _is_of_stdout(error.__cause__):
+                raise error.__cause__ from None
+            sys.exit(_end_stdout())
         if was_interrupted(error):
             sys.exit(130)
         if hasattr(error, "format_message"):  # Typer's own usage errors
@@ -69,10 +73,17 @@ def main() -> None:
             name = error.filename if len(str(error.filename)) < 200 else f"{error.filename!s:.80}…"
             sys.exit(_complain(f"cannot use {name}: {error.strerror}"))
         if isinstance(error, OSError) and _is_of_stdout(error):
-            # what is flushed at the end must not fail again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                sys.exit(_end_stdout())
+            _end_stdout()
             sys.exit(_complain(f"cannot write to stdout: {error.strerror}"))
         raise
+
+
+def _end_stdout() -> int:
+    """Let what is flushed at the end not fail again; return the exit code if nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
 
 
 def _show_warning(

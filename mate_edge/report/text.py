@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from mate_edge.export.profile import Profile
 
 
+class _Stdout(Console):
+    """Rich's own ends the process with exit code 1, which means something else here."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on with the error: whoever read the table has read enough."""
+        raise
+
+
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is text, the others are figures."""
     table = Table(box=None, pad_edge=False)
@@ -24,7 +32,7 @@ def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(escape(header), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row))
-    console = Console()
+    console = _Stdout()
     # a terminal that is too narrow breaks the lines itself; nothing is ever cut off
     console.width = max(console.width, Console(width=1000).measure(table).maximum)
     if title:
