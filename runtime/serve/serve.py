@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import uvicorn
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -40,6 +41,7 @@ LARGEST_PORT = 65535
 LARGEST_NUMBER = 1e9
 """Of MB, or of seconds."""
 BACKLOG = 512
+MOST_WORKERS = 256
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def serve(options: ServeOptions, say: Say) -> bool:
         local = is_loopback(host)
         hosts = [name.lower() for name in options.allow_hosts]
         guard = Guard(token, hosts if local and token is None else None)
+        anyio.run(anyio.sleep, 0)  # or the first request waits 0.1 s until its backend is imported
         app = App(repository, workers, metrics, intake, guard)
         if token is None and not local:
             say(f"anybody who reaches {host} may use, load and unload models: give --token-file")
@@ -137,12 +140,10 @@ def _check(options: ServeOptions) -> None:
     check_threads(options.threads)
     if not 0 <= options.port <= LARGEST_PORT:
         raise UsageError(f"--port must lie between 0 and {LARGEST_PORT}, not {options.port}")
-    for name, value, least in (
-        ("--max-queue", options.max_queue, 0),
-        ("--workers", options.workers, 1),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"{name} must be {least} or more, not {value}")
+    if options.max_queue < 0:
+        raise UsageError(f"--max-queue must be 0 or more, not {options.max_queue}")
+    if options.workers is not None and not 1 <= options.workers <= MOST_WORKERS:
+        raise UsageError(f"--workers must lie between 1 and {MOST_WORKERS}, not {options.workers}")
     for name, number in (("--max-mb", options.max_mb), ("--read-timeout", options.read_timeout_s)):
         if not 0 < number <= LARGEST_NUMBER:
             raise UsageError(
