@@ -15,6 +15,7 @@ from PIL import Image
 
 from mate_edge.bundle import Bundle, find_bundle, read_bundle
 from mate_edge.errors import UsageError
+from mate_edge.files import shown
 from mate_edge.images import decode, read_image
 from mate_edge.report.bench import Bench
 from mate_edge.runtime.bench.load import CpuUse, busy_processes
@@ -106,7 +107,7 @@ def _frames(bundle: Bundle, images: str | None) -> tuple[list[bytes], str]:
         frames = [read_image(path) for path in paths]
         for frame, path in zip(frames, paths, strict=True):
             decode(frame, str(path))
-        return frames, f"of {images}"
+        return frames, f"of {shown(images)}"
     frames = []
     for pixels in read_golden(bundle).images:
         buffer = io.BytesIO()

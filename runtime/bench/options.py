@@ -9,6 +9,7 @@ from mate_edge.runtime.deadline import check_max_ms
 
 SLOWEST_FPS, FASTEST_FPS = 0.001, 1e6
 MOST_LOAD = 256
+MOST_ROUNDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Options:
             raise UsageError(
                 f"--fps must lie between {SLOWEST_FPS} and {FASTEST_FPS:g}, not {self.fps:g}"
             )
-        if self.rounds is not None and self.rounds < 1:
-            raise UsageError(f"--rounds must be 1 or more, not {self.rounds}")
+        if self.rounds is not None and not 1 <= self.rounds <= MOST_ROUNDS:
+            most = f"{MOST_ROUNDS:,}"
+            raise UsageError(f"--rounds must lie between 1 and {most}, not {self.rounds}")
         if not 0 <= self.load <= MOST_LOAD:
             raise UsageError(f"--load must lie between 0 and {MOST_LOAD}, not {self.load}")

@@ -225,6 +225,18 @@ def test_deadlines_then_rest_on_what_was_benched(
     assert "never measured" not in done.stderr
 
 
+def test_images_in_a_folder_of_any_name_are_measured_and_kept(
+    typed: Any, bundle_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder = pictures.rename(tmp_path / "p\udcff")
+    done = typed("bench", bundle_folder, "--images", folder, "--rounds", "199")
+    assert done.returncode == 0, done.stderr
+    with Predictor.load(bundle_folder, engine="onnxruntime") as predictor:
+        kept = read_latencies(predictor.bundle, predictor.engine)
+    assert kept is not None
+    assert kept.images == f"of {tmp_path / 'p'}\ufffd"
+
+
 def test_all_engines_that_are_here_are_compared(cli: Any, bundle_folder: Path) -> None:
     done = cli("bench", bundle_folder, "--rounds", "2", "--engines", "all", "--json")
     assert done.returncode == 0, done.stderr
@@ -241,6 +253,7 @@ def test_all_engines_that_are_here_are_compared(cli: Any, bundle_folder: Path) -
         ({"fps": 1e-10}, "--fps"),
         ({"fps": float("nan")}, "--fps"),
         ({"rounds": 0}, "--rounds"),
+        ({"rounds": 10**9}, "--rounds"),
         ({"load": -1}, "--load"),
         ({"load": 10_000}, "--load"),
         ({"max_ms": -5.0}, "deadline"),
