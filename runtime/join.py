@@ -40,7 +40,13 @@ from mate_edge.runtime.engines.onnxruntime import (
     make_session,
     session_options,
 )
-from mate_edge.runtime.state import building_alone, forget_engines, state_errors, write_state
+from mate_edge.runtime.state import (
+    VARIABLE,
+    building_alone,
+    forget_engines,
+    state_errors,
+    write_state,
+)
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -159,7 +165,13 @@ def _optimize(bundle: Bundle, k: int, pool: bool = False) -> ModelProto:
         with state_errors(), files.write_errors(blocked_folder(bundle)):
             folder = TemporaryDirectory(prefix=".optimized-", dir=blocked_folder(bundle))
             path = Path(stack.enter_context(folder)) / "segment.onnx"
-        options.optimized_model_filepath = str(path)
+        try:
+            options.optimized_model_filepath = str(path)
+        except TypeError:  # it is no UTF-8
+            where = files.shown(blocked_folder(bundle))
+            raise EngineError(
+                f"onnxruntime cannot write into {where}: {VARIABLE} chooses another folder"
+            ) from None
         make_session(data, options, f"segment {k} of {bundle.folder}")
         model: ModelProto = onnx.load(path)
     return model

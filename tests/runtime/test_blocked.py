@@ -322,6 +322,17 @@ def test_a_state_that_cannot_be_written_is_said(
     assert "MATE_EDGE_STATE chooses another folder" in said[0]
 
 
+def test_a_state_whose_name_onnxruntime_cannot_take_is_said(
+    built: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "\udcff"))
+    said: list[str] = []
+    join_if_needed(built, "onnxruntime", said.append)
+    assert len(said) == 1
+    assert "onnxruntime cannot write into" in said[0]
+    assert "MATE_EDGE_STATE chooses another folder" in said[0]
+
+
 def test_the_reference_of_verify_is_what_was_exported(built: Bundle) -> None:
     with Predictor.load(built.folder, engine="onnxruntime") as predictor:
         assert predictor.engine.device_key.endswith("-blocked")
