@@ -34,7 +34,10 @@ def check_name(bundle: Bundle, name: str) -> None:
         UsageError: with the name.
     """
     if not POINT_NAME.fullmatch(name):
-        raise UsageError(f"--name takes up to 64 letters, digits, -, _ and ., not {name!r}")
+        raise UsageError(
+            "--name takes up to 64 letters, digits, -, _ and ., without .json at the end, not "
+            f"{name!r}"
+        )
     if name in bundle.manifest.operating_points:
         raise UsageError(f"--name {name} is one of the bundle's own: choose another")
     if TAKEN_NAME.fullmatch(name):

@@ -128,6 +128,8 @@ def tune(
         print_tuned(found, opened.manifest)
         if stored is not None:
             print(f"stored: mate-edge run --policy {stored}")
+    if stored is None:  # which was said
+        raise typer.Exit(2)
 
 
 def _points(given: str | None) -> float | None:

@@ -241,6 +241,7 @@ def test_a_deadline_certified_with_the_policy_holds_and_so_does_a_longer_one(
         (("--max-drop", "1", "--name", "exit-3"), "means a policy or the unsplit network"),
         (("--max-drop", "1", "--name", "unsplit"), "means a policy or the unsplit network"),
         (("--max-drop", "1", "--name", "../mine"), "--name takes up to 64 letters"),
+        (("--max-drop", "1", "--name", "a.json"), "without .json at the end, not 'a.json'"),
         (("--max-drop", "1", "--out", "p.txt"), "ends in .json, not p.txt"),
         (("--max-drop", "1", "--out", "BUNDLE/manifest.json"), "and is no operating point"),
         (("--max-drop", "1", "--engine", "openvino"), "go with --budget-ms, --max-ms or --images"),
@@ -357,16 +358,15 @@ def test_what_was_found_is_printed_where_it_cannot_be_kept(
     monkeypatch.setenv("MATE_EDGE_STATE", str(tmp_path / "file"))
     goal, out = ("--max-drop", "1", "--name", "mine"), tmp_path / "p.json"
     done = typed("tune", bundle_folder, *goal, "--json")
-    assert done.returncode == 0
+    assert done.returncode == 2  # what comes next in a script would miss it
     assert json.loads(done.stdout)["name"] == "mine"
     assert "mine is not kept on this device: cannot make the folder" in done.stderr
     plain = typed("tune", bundle_folder, *goal)
     assert "validation images held back: accuracy" in plain.stdout
     assert "stored:" not in plain.stdout
-    assert (
-        f"stored: mate-edge run --policy {out}"
-        in typed("tune", bundle_folder, *goal, "--out", out).stdout
-    )
+    written = typed("tune", bundle_folder, *goal, "--out", out)
+    assert written.returncode == 0
+    assert f"stored: mate-edge run --policy {out}" in written.stdout
 
 
 def calibrate_on(bundle: Path, logits: np.ndarray, labels: np.ndarray) -> None:
