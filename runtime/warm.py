@@ -12,7 +12,11 @@ KINDS = ("JPEG", "PNG")
 
 
 def load_decoders(preprocessing: Preprocessing) -> None:
-    """Decode and scale a small picture of each of `KINDS`: Pillow's first takes 20 ms."""
+    """Decode and scale a small picture of each of `KINDS`: Pillow's first takes 20 ms.
+
+    The first of any other kind would wait 50 ms until Pillow has imported them all.
+    """
+    Image.init()
     for kind in KINDS:
         buffer = io.BytesIO()
         Image.new("RGB", (64, 64)).save(buffer, kind)
