@@ -38,6 +38,12 @@ def check_name(bundle: Bundle, name: str) -> None:
             "--name takes up to 64 letters, digits, -, _ and ., without .json at the end, not "
             f"{name!r}"
         )
+    try:
+        float(name)
+    except ValueError:
+        pass
+    else:
+        raise UsageError(f"--name {name} would be taken for a threshold: choose one with letters")
     if name in bundle.manifest.operating_points:
         raise UsageError(f"--name {name} is one of the bundle's own: choose another")
     if TAKEN_NAME.fullmatch(name):
