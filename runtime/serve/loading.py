@@ -86,14 +86,15 @@ def load_model(
         UsageError: an unknown policy or engine.
     """
     bundle = read_bundle(folder)
-    bundle.check_files()  # not all are read when it was verified and built before
     choose_policy(bundle, options.policy)
     engine = options.engine or choose_engine(bundle, say)
     with ExitStack() as when_it_fails:
         start = partial(_start, bundle, engine, options)
         predictor = build_if_needed(bundle, engine, start, say)
         when_it_fails.enter_context(predictor)
-        if not verified_before(predictor.engine):
+        if verified_before(predictor.engine):
+            bundle.check_files()  # some were not read: what was built of them is run
+        else:
             say(f"{name} version {version}: verifying with its golden inputs")
             _verify(folder, bundle, engine, options, say)
         table = predictor.know_latencies(say, keep=not beside)
